@@ -1,0 +1,170 @@
+package api
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// Object is what the store keeps. Implementations are pointers to the structs
+// of this package; they are immutable once stored.
+type Object interface {
+	*Cluster | *Node | *Service | *Task | *Network | *Secret | *Config
+}
+
+// Cluster is the swarm itself; there is exactly one. Written by package
+// manager/control and, for root rotation, by the leader's CA loop.
+type Cluster struct {
+	swarm.ClusterInfo
+	JoinTokens swarm.JoinTokens
+
+	// RootCA is the certificate authority that signs node certificates.
+	RootCA RootCA
+	// UnlockKey unlocks managers' data at rest; empty when autolock is off.
+	UnlockKey []byte
+	// Removed lists the nodes that were removed from the cluster, by id, with
+	// the time at which their certificates expire: until then they are refused.
+	Removed map[string]time.Time
+}
+
+// RootCA is a cluster's signing root. Cert and Key are PEM; Key is empty with
+// an external CA. CrossSigned is set while a rotation is under way.
+type RootCA struct {
+	Cert        []byte
+	Key         []byte
+	Digest      string // of Cert, as join tokens carry it
+	CrossSigned []byte
+	NextCert    []byte
+	NextKey     []byte
+	// LastForced is the Spec.CAConfig.ForceRotate that was last acted on.
+	LastForced uint64
+}
+
+// Node is a member of the cluster. Spec is written by users, Description and
+// Status by the dispatcher, ManagerStatus is never stored: it is filled in by
+// control from raft's membership when the node is read.
+type Node struct {
+	swarm.Node
+
+	// Role is the role that the node has now; Spec.Role is the one wanted.
+	Role swarm.NodeRole
+	// Certificate is what the node was last issued.
+	Certificate Certificate
+	// RaftID is the manager's number in raft, 0 for workers.
+	RaftID uint64
+	// ManagerAddr is the address (host:port) at which other managers reach it.
+	ManagerAddr string
+}
+
+// CertificateState is where a node's certificate request stands.
+type CertificateState string
+
+// The states of a certificate. The numbers on the wire are in package swarmpb.
+const (
+	CertificatePending CertificateState = "pending"
+	CertificateIssued  CertificateState = "issued"
+	CertificateRenew   CertificateState = "renew"
+	CertificateRotate  CertificateState = "rotate"
+	CertificateFailed  CertificateState = "failed"
+)
+
+// Certificate is a node's request for a certificate and what came of it.
+type Certificate struct {
+	Role  swarm.NodeRole
+	CSR   []byte // PEM
+	State CertificateState
+	Err   string
+	Cert  []byte // PEM, the leaf and its chain
+	CN    string // the node's id
+}
+
+// Service is a wanted workload. Spec is written by users through
+// manager/control, UpdateStatus by the update orchestrator, Endpoint by the
+// allocator.
+type Service struct {
+	swarm.Service
+
+	// SpecVersion is the Version.Index of the write that last changed
+	// Spec.TaskTemplate or anything else that makes its tasks differ. Tasks
+	// remember the one they were made from.
+	SpecVersion uint64
+	// PreviousSpecVersion belongs to PreviousSpec; 0 when there is none.
+	PreviousSpecVersion uint64
+	// RegistryAuth and PreviousRegistryAuth are the encoded registry logins that
+	// belong to Spec and PreviousSpec.
+	RegistryAuth         string
+	PreviousRegistryAuth string
+}
+
+// Task is one run of a service's spec in a slot (or on a node, for global
+// services). It runs at most once: to restart is to replace.
+//
+// Spec, SpecVersion, Slot, ServiceID and DesiredState are written by the
+// orchestrator, Networks and Ports by the allocator, NodeID and
+// GenericResources by the scheduler, Status by the agent through the
+// dispatcher (by managers only before ASSIGNED, and for ORPHANED).
+type Task struct {
+	ID string
+	swarm.Meta
+
+	ServiceID string
+	Slot      int
+	NodeID    string
+	// SpecVersion names the version of the service's spec; 0 with a task that
+	// has no service.
+	SpecVersion uint64
+	// Spec is shared by all tasks of the same service and spec version. In the
+	// log and in snapshots it is stored once per (ServiceID, SpecVersion).
+	Spec *TaskSpec
+
+	Status       swarm.TaskStatus
+	DesiredState swarm.TaskState
+
+	Networks         []NetworkAttachment
+	Ports            []swarm.PortConfig // published ports, as allocated
+	GenericResources []swarm.GenericResource
+	JobIteration     *swarm.Version
+	Volumes          []swarm.VolumeAttachment
+}
+
+// TaskSpec is all that tasks of one version of a service have in common.
+type TaskSpec struct {
+	swarm.TaskSpec
+	// ServiceName and ServiceLabels are the service's annotations at this
+	// version; they name the task and its container.
+	ServiceName   string
+	ServiceLabels map[string]string
+	// Global is set for tasks of global services and global jobs, which are
+	// named after their node, not their slot.
+	Global bool
+	// Endpoint is the endpoint spec of the service at this version.
+	Endpoint *swarm.EndpointSpec
+	// RegistryAuth is the encoded login for the image's registry, as it came in
+	// the X-Registry-Auth header; empty for none.
+	RegistryAuth string
+}
+
+// NetworkAttachment is a task's place in one network.
+type NetworkAttachment struct {
+	NetworkID  string
+	Addresses  []netip.Prefix
+	Aliases    []string
+	DriverOpts map[string]string
+}
+
+// Network is a cluster-wide network. DriverState and IPAMOptions are written
+// by the allocator.
+type Network struct {
+	swarm.Network
+	// Predefined is set for networks that exist on every node without being
+	// created (bridge, host, none): they can be attached to but not removed.
+	Predefined bool
+}
+
+// Secret is sensitive data for containers. Spec.Data never leaves the managers
+// except to the nodes that run a user of it.
+type Secret struct{ swarm.Secret }
+
+// Config is non-sensitive data for containers.
+type Config struct{ swarm.Config }

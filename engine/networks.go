@@ -1,0 +1,37 @@
+package engine
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/moby/moby/api/types/network"
+)
+
+// Networks gives containers their network namespaces. Package node implements
+// it on package network; engine and network do not know each other.
+type Networks interface {
+	// Join makes the container's namespace with an interface in each network
+	// that is wanted. Idempotent for a container id. Which endpoints: names or
+	// ids of networks to settings; "bridge" for the default one. An empty map
+	// gives a namespace with loopback only.
+	Join(ctx context.Context, containerID string, endpoints map[string]*network.EndpointSettings, ports network.PortMap) (*Sandbox, error)
+	// Leave removes the namespace and its interfaces. Unknown ids are no error.
+	Leave(ctx context.Context, containerID string) error
+	// Connect and Disconnect change a running container's networks.
+	Connect(ctx context.Context, containerID, net string, e *network.EndpointSettings) (*network.EndpointSettings, error)
+	Disconnect(ctx context.Context, containerID, net string, force bool) error
+	// Keep tells at start which containers still exist; all else is removed.
+	Keep(ctx context.Context, containerIDs []string) error
+}
+
+// Sandbox is a container's network namespace.
+type Sandbox struct {
+	// Path of the namespace, for the OCI spec; also NetworkSettings.SandboxKey.
+	Path string
+	// Endpoints by network name, filled in: addresses, gateway, MAC, ids.
+	Endpoints map[string]*network.EndpointSettings
+	Ports     network.PortMap
+	// DNS is what goes in resolv.conf unless the container says otherwise;
+	// empty means the host's.
+	DNS []netip.Addr
+}
