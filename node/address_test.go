@@ -1,0 +1,68 @@
+package node
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestResolveAdvertise(t *testing.T) {
+	one := []iface{
+		{"lo", []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}},
+		{"eth0", []netip.Addr{netip.MustParseAddr("192.168.1.5"), netip.MustParseAddr("fd00::5")}},
+		{"docker0", []netip.Addr{netip.MustParseAddr("172.17.0.1")}},
+	}
+	two := append(one[:2:2], iface{"eth1", []netip.Addr{netip.MustParseAddr("10.1.1.5")}})
+	double := []iface{{"eth0", []netip.Addr{netip.MustParseAddr("10.1.1.5"), netip.MustParseAddr("10.1.1.6")}}}
+	const all = "0.0.0.0:2377"
+	for _, c := range []struct {
+		name, spec, fallback, listen string
+		host                         []iface
+		want, err                    string
+	}{
+		{"address", "127.0.0.1", "", all, one, "127.0.0.1:2377", ""},
+		{"address and port", "10.0.0.1:4000", "", all, one, "10.0.0.1:4000", ""},
+		{"port follows the listen address", "10.0.0.1", "", "0.0.0.0:5000", one, "10.0.0.1:5000", ""},
+		{"interface", "eth0", "", all, one, "192.168.1.5:2377", ""},
+		{"interface and port", "eth0:99", "", all, one, "192.168.1.5:99", ""},
+		{"IPv6", "fd00::5", "", all, one, "[fd00::5]:2377", ""},
+		{"IPv6 and port", "[fd00::5]:1", "", all, one, "[fd00::5]:1", ""},
+		{"the daemon's default", "", "eth0", all, one, "192.168.1.5:2377", ""},
+		{"the listen address", "", "", "10.9.9.9:2377", two, "10.9.9.9:2377", ""},
+		{"the only address", "", "", all, one, "192.168.1.5:2377", ""},
+		{"several interfaces", "", "", all, two, "", "specify one with --advertise-addr"},
+		{"several addresses", "", "", all, double, "", "multiple addresses on interface eth0"},
+		{"several on the interface", "eth0", "", all, double, "", "more than one address"},
+		{"no address", "", "", all, nil, "", "could not find"},
+		{"unknown interface", "eth7", "", all, one, "", "neither an IP address nor a network interface"},
+		{"zero", "0.0.0.0", "", all, one, "", "non-zero"},
+		{"bad port", "10.0.0.1:70000", "", all, one, "", "not a port number"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := resolveAdvertise(c.spec, c.fallback, c.listen, c.host)
+			if c.err == "" && (err != nil || got != c.want) {
+				t.Fatalf("got %q, %v; want %q", got, err, c.want)
+			}
+			if c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+				t.Fatalf("got %q, error %v; want an error with %q", got, err, c.err)
+			}
+		})
+	}
+}
+
+func TestLockRootRefusesASecondDaemon(t *testing.T) {
+	dir := t.TempDir()
+	unlock, err := lockRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockRoot(dir); err == nil || !strings.Contains(err.Error(), "in use by another daemon") {
+		t.Fatalf("second lock: %v", err)
+	}
+	unlock()
+	again, err := lockRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}
