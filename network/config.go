@@ -1,0 +1,220 @@
+package network
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// Config says all that a node's data plane should be. It is a value: once
+// given to a Dataplane it is never changed, and neither is what it points to,
+// so that configs can share what they have in common.
+type Config struct {
+	// Rules4 and Rules6 allow packet filter rules of the address family. Without
+	// them nothing is translated, masqueraded or filtered.
+	Rules4, Rules6 bool
+	// Forward allows the data plane to turn on forwarding in the kernel when a
+	// bridge needs it.
+	Forward bool
+	// UserProxy has connections to published ports that no rule translates
+	// (to [::1], or to an IPv4-only container from IPv6) relayed by the daemon.
+	UserProxy bool
+	// Bridges by device name.
+	Bridges map[string]*Bridge
+	// Sandboxes by id.
+	Sandboxes map[string]*Sandbox
+	// Ports published on the host.
+	Ports map[PortKey]*Port
+}
+
+// Bridge is a node-local bridge.
+type Bridge struct {
+	Device string
+	// Addresses of the bridge itself with the length of their subnet; the
+	// containers' gateways.
+	Addresses []netip.Prefix
+	MTU       int // bytes, 0: the kernel's default
+	// Masquerade what leaves the subnet through another device.
+	Masquerade bool
+	// Internal networks reach nothing but themselves and the host.
+	Internal bool
+	// Isolated keeps ports of the bridge from talking to each other.
+	Isolated bool
+	// External bridges are made by somebody else: they are used, and never made,
+	// changed or removed.
+	External bool
+}
+
+// Sandbox is a network namespace with its interfaces.
+type Sandbox struct {
+	ID string
+	// Interfaces in the order in which they are made.
+	Interfaces []Interface
+	// Gateway4 and Gateway6 are the default routes' next hops; zero: none.
+	Gateway4, Gateway6 netip.Addr
+}
+
+// Interface is an interface of a sandbox on a bridge.
+type Interface struct {
+	Name string // in the sandbox
+	// HostName is the name of the other end, on the host. Unique for ever: an
+	// interface with the same HostName is the same interface.
+	HostName  string
+	Bridge    string // device
+	MAC       string // as net.HardwareAddr prints it
+	Addresses []netip.Prefix
+	MTU       int // bytes, 0: the kernel's default
+	// Sysctls as "net.ipv4.conf.IFNAME.log_martians=1", where IFNAME stands for
+	// Name. Written before the interface is up.
+	Sysctls []string
+}
+
+// Protocol of a published port: "tcp", "udp" or "sctp".
+type Protocol string
+
+// The protocols that a port can be published for.
+const (
+	TCP  Protocol = "tcp"
+	UDP  Protocol = "udp"
+	SCTP Protocol = "sctp"
+)
+
+// PortKey is where a port is published. Host's address may be unspecified:
+// all addresses of its family.
+type PortKey struct {
+	Protocol Protocol
+	Host     netip.AddrPort
+}
+
+func (k PortKey) String() string { return string(k.Protocol) + " " + k.Host.String() }
+
+func (k PortKey) compare(o PortKey) int {
+	if k.Protocol != o.Protocol {
+		if k.Protocol < o.Protocol {
+			return -1
+		}
+		return 1
+	}
+	if c := int(k.Host.Port()) - int(o.Host.Port()); c != 0 {
+		return c
+	}
+	return k.Host.Addr().Compare(o.Host.Addr())
+}
+
+// overlaps reports whether the two can't both be published on one host.
+func (k PortKey) overlaps(o PortKey) bool {
+	a, b := k.Host.Addr(), o.Host.Addr()
+	return k.Protocol == o.Protocol && k.Host.Port() == o.Host.Port() && a.Is4() == b.Is4() &&
+		(a == b || a.IsUnspecified() || b.IsUnspecified())
+}
+
+// Port is a published port.
+type Port struct {
+	PortKey
+	// Target is where connections go. If its family isn't the host address's,
+	// only UserProxy can serve it.
+	Target netip.AddrPort
+	// Sandbox that has the target's address.
+	Sandbox string
+}
+
+// Equal reports whether the two mean the same.
+func (b *Bridge) Equal(o *Bridge) bool {
+	return b == o || b.Device == o.Device && slices.Equal(b.Addresses, o.Addresses) && b.MTU == o.MTU &&
+		b.Masquerade == o.Masquerade && b.Internal == o.Internal && b.Isolated == o.Isolated && b.External == o.External
+}
+
+// Equal reports whether the two mean the same.
+func (i *Interface) Equal(o *Interface) bool {
+	return i.Name == o.Name && i.HostName == o.HostName && i.Bridge == o.Bridge && i.MAC == o.MAC &&
+		slices.Equal(i.Addresses, o.Addresses) && i.MTU == o.MTU && slices.Equal(i.Sysctls, o.Sysctls)
+}
+
+// Equal reports whether the two mean the same.
+func (s *Sandbox) Equal(o *Sandbox) bool {
+	return s == o || s.ID == o.ID && s.Gateway4 == o.Gateway4 && s.Gateway6 == o.Gateway6 &&
+		slices.EqualFunc(s.Interfaces, o.Interfaces, func(a, b Interface) bool { return a.Equal(&b) })
+}
+
+// Interface returns the interface with that HostName, or nil.
+func (s *Sandbox) Interface(hostName string) *Interface {
+	for i := range s.Interfaces {
+		if s.Interfaces[i].HostName == hostName {
+			return &s.Interfaces[i]
+		}
+	}
+	return nil
+}
+
+// maxDeviceName is IFNAMSIZ less the terminating zero.
+const maxDeviceName = 15
+
+// Validate reports the first thing that no data plane could do.
+func (c *Config) Validate() error {
+	hosts := map[string]string{}
+	for name, b := range c.Bridges {
+		if err := b.validate(name); err != nil {
+			return err
+		}
+		hosts[name] = "bridge " + name
+	}
+	for id, s := range c.Sandboxes {
+		if id == "" || id != s.ID {
+			return fmt.Errorf("sandbox %q is listed as %q", s.ID, id)
+		}
+		for i := range s.Interfaces {
+			f := &s.Interfaces[i]
+			if other, ok := hosts[f.HostName]; ok {
+				return fmt.Errorf("sandbox %s: host device %s is already that of %s", id, f.HostName, other)
+			}
+			hosts[f.HostName] = "sandbox " + id
+			if err := c.validateInterface(f); err != nil {
+				return fmt.Errorf("sandbox %s: interface %s: %w", id, f.Name, err)
+			}
+		}
+	}
+	for k, p := range c.Ports {
+		if k != p.PortKey || k.Host.Port() == 0 || !p.Target.IsValid() || p.Target.Port() == 0 {
+			return fmt.Errorf("port %s to %s is not complete", k, p.Target)
+		}
+	}
+	return nil
+}
+
+func (b *Bridge) validate(name string) error {
+	if name != b.Device || !validDevice(name) {
+		return fmt.Errorf("bridge %q: not a name for a device (1 to %d characters, no space, slash or colon)", b.Device, maxDeviceName)
+	}
+	for _, a := range b.Addresses {
+		if !a.IsValid() {
+			return fmt.Errorf("bridge %s: invalid address", name)
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateInterface(f *Interface) error {
+	switch {
+	case !validDevice(f.Name) || !validDevice(f.HostName):
+		return fmt.Errorf("%q and %q: not names for devices (1 to %d characters, no space, slash or colon)", f.Name, f.HostName, maxDeviceName)
+	case c.Bridges[f.Bridge] == nil:
+		return fmt.Errorf("there is no bridge %q", f.Bridge)
+	}
+	if _, err := net.ParseMAC(f.MAC); err != nil {
+		return err
+	}
+	return nil
+}
+
+func validDevice(name string) bool {
+	if name == "" || len(name) > maxDeviceName || name == "." || name == ".." {
+		return false
+	}
+	for _, r := range name {
+		if r <= ' ' || r > '~' || r == '/' || r == ':' {
+			return false
+		}
+	}
+	return true
+}

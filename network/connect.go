@@ -1,0 +1,165 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	dnet "github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// Connect puts a container that has joined in one more network.
+func (n *Networks) Connect(ctx context.Context, id, name string, e *dnet.EndpointSettings) (*dnet.EndpointSettings, error) {
+	old, a, added, err := n.prepareConnect(id, name, e)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.realize(ctx, a, true); err != nil {
+		n.restore(context.WithoutCancel(ctx), old, []endpoint{added})
+		return nil, err
+	}
+	return added.Settings.Copy(), nil
+}
+
+func (n *Networks) prepareConnect(id, name string, asked *dnet.EndpointSettings) (old, a *attachment, added endpoint, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b, w, err := n.boxAnd(id, name)
+	if err != nil {
+		return nil, nil, added, err
+	}
+	switch {
+	case w.Device == "" || b.sandbox == nil:
+		return nil, nil, added, api.Errorf(api.Invalid, "container cannot be connected to multiple networks with one of the networks in host or none mode; container %s stays as it is", id)
+	case slices.ContainsFunc(b.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID }):
+		return nil, nil, added, api.Errorf(api.PermissionDenied, "endpoint with name %s already exists in network %s", id, w.Network.Name)
+	case len(b.Endpoints) >= maxEndpoints:
+		return nil, nil, added, api.Errorf(api.Invalid, "a container can't be in more than %d networks", maxEndpoints)
+	}
+	if added, err = n.newEndpoint(w, asked); err != nil {
+		return nil, nil, added, err
+	}
+	// A container without a network is in "none" until it is given one.
+	l := slices.DeleteFunc(slices.Clone(b.Endpoints), func(e endpoint) bool { return e.HostName == "" })
+	if a, err = n.rearranged(b.attachment, append(l, added)); err != nil {
+		w.releaseEndpoint(added.Settings)
+		return nil, nil, added, err
+	}
+	i := slices.IndexFunc(a.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID })
+	n.install(a)
+	return b.attachment, a, a.Endpoints[i], nil
+}
+
+// boxAnd finds a container and a network. Callers hold mu.
+func (n *Networks) boxAnd(id, name string) (*box, *netw, error) {
+	if n.closed {
+		return nil, nil, errClosed
+	}
+	w, err := n.lookup(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	b := n.boxes[id]
+	if b == nil {
+		return nil, nil, api.Errorf(api.NotFound, "container %s has no network: it isn't running", id)
+	}
+	return b, w, nil
+}
+
+// rearranged returns an attachment with other endpoints. Host ports stay; where
+// they lead may change.
+func (n *Networks) rearranged(old *attachment, endpoints []endpoint) (*attachment, error) {
+	a := *old
+	a.Endpoints = endpoints
+	n.sortEndpoints(a.Endpoints)
+	if err := n.nameInterfaces(a.Endpoints); err != nil {
+		return nil, err
+	}
+	var err error
+	a.Published, _, err = n.publish(a.ID, old.settled(), n.targetsOf(a.Endpoints), nil)
+	return &a, err
+}
+
+// settled is Asked with the host ports that were chosen, so that publishing
+// again chooses the same.
+func (a *attachment) settled() dnet.PortMap {
+	if len(a.Published) == 0 {
+		return a.Asked
+	}
+	return a.portMap()
+}
+
+// portMap renders Published, with ports that were only exposed.
+func (a *attachment) portMap() dnet.PortMap {
+	m := dnet.PortMap{}
+	for p, l := range a.Asked {
+		if len(l) == 0 {
+			m[p] = nil
+		}
+	}
+	for _, p := range a.Published {
+		k, _ := dnet.PortFrom(p.Target.Port(), dnet.IPProtocol(p.Protocol))
+		m[k] = append(m[k], dnet.PortBinding{HostIP: p.Host.Addr(), HostPort: strconv.Itoa(int(p.Host.Port()))})
+	}
+	return m
+}
+
+// restore puts an attachment back in place of one that could not be made.
+func (n *Networks) restore(ctx context.Context, old *attachment, failed []endpoint) {
+	n.mu.Lock()
+	if n.boxes[old.ID] != nil {
+		n.install(old)
+	}
+	n.mu.Unlock()
+	if err := n.realize(ctx, old, true); err != nil {
+		n.log.Error("network: a container's network can't be put back as it was", "container", old.ID, "error", err)
+	}
+	n.mu.Lock()
+	n.release(failed)
+	n.mu.Unlock()
+}
+
+// Disconnect takes a container out of a network. With force, a container that
+// isn't in it is no error.
+func (n *Networks) Disconnect(ctx context.Context, id, name string, force bool) error {
+	a, removed, err := n.prepareDisconnect(id, name)
+	if err != nil {
+		if force && api.Is(err, api.NotFound) {
+			return nil
+		}
+		return err
+	}
+	err = n.realize(ctx, a, true)
+	n.mu.Lock()
+	n.release([]endpoint{removed})
+	n.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("disconnect from network %s: %w", name, err)
+	}
+	return nil
+}
+
+func (n *Networks) prepareDisconnect(id, name string) (a *attachment, removed endpoint, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b, w, err := n.boxAnd(id, name)
+	if err != nil {
+		return nil, removed, err
+	}
+	i := slices.IndexFunc(b.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID })
+	if i < 0 {
+		return nil, removed, api.Errorf(api.NotFound, "container %s is not connected to network %s", id, w.Network.Name)
+	}
+	if w.Network.Driver == "host" {
+		return nil, removed, api.Errorf(api.Conflict, "container cannot be disconnected from host network or connected to host network")
+	}
+	removed = b.Endpoints[i]
+	if a, err = n.rearranged(b.attachment, slices.Delete(slices.Clone(b.Endpoints), i, i+1)); err != nil {
+		return nil, removed, err
+	}
+	n.install(a)
+	return a, removed, nil
+}

@@ -1,0 +1,158 @@
+package network
+
+import (
+	"context"
+	"maps"
+	"strings"
+
+	dnet "github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+const (
+	// maxNetworks bounds the networks of a node: a bridge holds 1,024 ports, and
+	// a kernel's patience with bridges ends somewhere, too.
+	maxNetworks = 4096
+	// maxName bounds a name in bytes, maxLabels the options and the labels.
+	maxName, maxLabels = 255, 1000
+)
+
+// Create makes a node-local bridge network as Docker's network create does.
+// Errors: Invalid, PermissionDenied (a predefined name, a subnet that is in
+// use), Exists, ResourceExhausted.
+func (n *Networks) Create(ctx context.Context, q *dnet.CreateRequest) (*dnet.CreateResponse, error) {
+	host, err := n.plane.Host(ctx)
+	if err != nil {
+		return nil, api.Errorf(api.Internal, "network %s: look at the host's network: %w", q.Name, err)
+	}
+	r, release, err := n.draft(q, host)
+	if err != nil {
+		return nil, err
+	}
+	if err := saveDurably(n.o.Dir, r.Network.ID, r); err != nil {
+		release()
+		return nil, api.Errorf(api.Internal, "network %s: write it to %s: %w", q.Name, n.o.Dir, err)
+	}
+	n.mu.Lock()
+	err = n.add(r)
+	n.mu.Unlock()
+	release()
+	if err == nil {
+		err = itemsFailed(n.set.commit(ctx, n.config), BridgeItem(r.Device), RulesItem)
+	}
+	if err != nil {
+		if w, lost := n.take(r.Network.ID, func(*netw) error { return nil }); lost == nil {
+			_ = n.dispose(context.WithoutCancel(ctx), w) // what stays behind is logged, and removed later
+		}
+		return nil, api.Errorf(classOr(err, api.Internal), "network %s: %w", q.Name, err)
+	}
+	return &dnet.CreateResponse{ID: r.Network.ID}, nil
+}
+
+func classOr(err error, c api.Class) api.Class {
+	if k := api.ClassOf(err); k != api.Internal {
+		return k
+	}
+	return c
+}
+
+// draft decides on all of a new network and reserves its name and subnets until
+// release is called.
+func (n *Networks) draft(q *dnet.CreateRequest, host *Host) (*record, func(), error) {
+	if err := checkRequest(q); err != nil {
+		return nil, nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return nil, nil, errClosed
+	}
+	if len(n.nets)+len(n.creating) >= maxNetworks {
+		return nil, nil, api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have; remove some (docker network prune)", len(n.nets))
+	}
+	if n.named(q.Name) {
+		return nil, nil, api.Errorf(api.Exists, "network with name %s already exists", q.Name)
+	}
+	r := &record{Network: dnet.Network{
+		Name: q.Name, ID: newID(), Created: n.o.Now().UTC(), Scope: "local", Driver: "bridge",
+		Internal: q.Internal, Attachable: q.Attachable,
+		Options: orEmpty(q.Options), Labels: orEmpty(q.Labels),
+	}}
+	if err := n.draftDevice(r, host); err != nil {
+		return nil, nil, err
+	}
+	if err := n.draftAddresses(r, q, host); err != nil {
+		return nil, nil, err
+	}
+	n.creating[r.Network.Name] = r
+	return r, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.creating, r.Network.Name)
+	}, nil
+}
+
+// named reports whether a network has or is about to have the name.
+func (n *Networks) named(name string) bool {
+	for _, w := range n.nets {
+		if w.Network.Name == name {
+			return true
+		}
+	}
+	_, ok := n.creating[name]
+	return ok
+}
+
+func orEmpty(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return maps.Clone(m)
+}
+
+func validName(s string) bool {
+	for i := range len(s) {
+		c := s[i] | 0x20 // lower case
+		alnum := c >= 'a' && c <= 'z' || s[i] >= '0' && s[i] <= '9'
+		if !alnum && (i == 0 || s[i] != '_' && s[i] != '.' && s[i] != '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxName
+}
+
+// checkRequest refuses what can be refused by reading the request alone.
+func checkRequest(q *dnet.CreateRequest) error {
+	switch {
+	case q.Name == "" || strings.TrimSpace(q.Name) == "":
+		return api.Errorf(api.Invalid, "invalid network name: name is empty")
+	case !validName(q.Name):
+		return api.Errorf(api.Invalid, "invalid network name %q: only letters, digits, _ . and - are allowed, at most %d, beginning with a letter or digit", q.Name, maxName)
+	case predefined(q.Name):
+		return api.Errorf(api.PermissionDenied, "operation is not permitted on predefined %s network", q.Name)
+	case q.Driver != "" && q.Driver != "bridge" && q.Driver != "default":
+		return checkDriver(q.Driver)
+	case q.Scope != "" && q.Scope != "local":
+		return api.Errorf(api.Invalid, "network %s: a bridge network's scope is local, not %q", q.Name, q.Scope)
+	case q.Ingress:
+		return api.Errorf(api.Invalid, "network %s: the ingress network must have the overlay driver", q.Name)
+	case q.ConfigOnly || q.ConfigFrom != nil && q.ConfigFrom.Network != "":
+		return api.Errorf(api.Unimplemented, "network %s: bridge networks are not made from configuration networks here (--config-only, --config-from); give the options themselves", q.Name)
+	case q.EnableIPv4 != nil && !*q.EnableIPv4 && (q.EnableIPv6 == nil || !*q.EnableIPv6):
+		return api.Errorf(api.Invalid, "network %s: IPv4 or IPv6 must be enabled", q.Name)
+	case len(q.Options) > maxLabels || len(q.Labels) > maxLabels:
+		return api.Errorf(api.Invalid, "network %s: more than %d options or labels", q.Name, maxLabels)
+	case q.IPAM != nil && q.IPAM.Driver != "" && q.IPAM.Driver != "default":
+		return api.Errorf(api.NotFound, "network %s: IPAM driver %q not found; there is only \"default\"", q.Name, q.IPAM.Driver)
+	}
+	_, err := parseSettings(q.Options)
+	return err
+}
+
+func checkDriver(driver string) error {
+	if driver == "host" || driver == "null" {
+		return api.Errorf(api.PermissionDenied, "only one instance of %q network is allowed", driver)
+	}
+	return api.Errorf(api.NotFound, "network driver %q not found; node-local networks have the driver bridge", driver)
+}

@@ -1,0 +1,122 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Dataplane makes a node's network. Package network/linux has the real one,
+// package networktest one in memory; both pass networktest.Dataplane.
+//
+// Calls of Set are made one after the other; everything else may be called at
+// any time from any goroutine.
+type Dataplane interface {
+	// Set makes the data plane what c says, touching only what differs, and
+	// removes what it made before and c doesn't have. It does all it can: what
+	// failed is in the *SetError it returns, and is tried again by the next Set,
+	// with what is pending removal. An error of another type means that nothing
+	// was done.
+	Set(ctx context.Context, c *Config) error
+	// Watch calls changed when what is there may no longer be what was last set;
+	// the next Set then looks at what is really there. It blocks until ctx ends
+	// or the data plane can't be watched.
+	Watch(ctx context.Context, changed func()) error
+	// Host looks at the node's own network.
+	Host(ctx context.Context) (*Host, error)
+	// Counters returns what a sandbox's interfaces have carried; NotFound for a
+	// sandbox that was not set.
+	Counters(ctx context.Context, sandbox string) ([]Counters, error)
+	// Path of the file that a sandbox's namespace is (or would be) bound to.
+	Path(sandbox string) string
+}
+
+// Host is the node's own network, as far as the choice of subnets and devices
+// depends on it.
+type Host struct {
+	// MTU of the device that the default route leaves by; 0 without one.
+	MTU int
+	// Prefixes that are routed, other than by the data plane's own devices, and
+	// other than the default route.
+	Prefixes []netip.Prefix
+	// Devices by name.
+	Devices map[string]Device
+	// IPv6 is false when the host has no IPv6 at all.
+	IPv6 bool
+}
+
+// Device is a device of the host.
+type Device struct {
+	Bridge bool
+	// Own devices were made by this data plane.
+	Own bool
+	// Owner describes who made it, when another node of this product did.
+	Owner     string
+	Addresses []netip.Prefix
+}
+
+// Counters are an interface's, as its container sees them.
+type Counters struct {
+	Interface                               string
+	RxBytes, RxPackets, RxErrors, RxDropped uint64
+	TxBytes, TxPackets, TxErrors, TxDropped uint64
+}
+
+// ErrPortInUse is wrapped by what Set reports for a port that another process
+// of the host has.
+var ErrPortInUse = errors.New("address already in use")
+
+// Item names a part of a Config: "bridge legion0", "sandbox ID", "port tcp
+// 0.0.0.0:80", or "rules" for packet filter rules as a whole.
+type Item string
+
+// BridgeItem names a bridge.
+func BridgeItem(device string) Item { return Item("bridge " + device) }
+
+// SandboxItem names a sandbox.
+func SandboxItem(id string) Item { return Item("sandbox " + id) }
+
+// PortItem names a published port.
+func PortItem(k PortKey) Item { return Item("port " + k.String()) }
+
+// RulesItem names the packet filter rules and kernel settings.
+const RulesItem Item = "rules"
+
+// SetError says which parts of a Config could not be made so.
+type SetError struct{ Items map[Item]error }
+
+// maxReported bounds how many items an error's text names.
+const maxReported = 3
+
+func (e *SetError) Error() string {
+	items := make([]Item, 0, len(e.Items))
+	for it := range e.Items {
+		items = append(items, it)
+	}
+	slices.Sort(items)
+	var b strings.Builder
+	b.WriteString("network: ")
+	for i, it := range items {
+		if i == maxReported {
+			fmt.Fprintf(&b, "; and %d more", len(items)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "%s: %v", it, e.Items[it])
+	}
+	return b.String()
+}
+
+// Unwrap returns all items' errors.
+func (e *SetError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Items))
+	for _, err := range e.Items {
+		errs = append(errs, err)
+	}
+	return errs
+}

@@ -1,0 +1,109 @@
+package network
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Changes is what leads from one Config to another. Lists are sorted, so that
+// the same two configs always give the same changes.
+type Changes struct {
+	// Options is set when a switch (Rules4, Rules6, Forward, UserProxy) differs;
+	// To has the new ones.
+	Options bool
+	To      *Config
+
+	DropBridges   []string
+	PutBridges    []*Bridge // new or different
+	DropSandboxes []string
+	PutSandboxes  []*Sandbox // new or different
+	DropPorts     []PortKey
+	PutPorts      []*Port // new or different
+}
+
+// Diff returns what leads from one config to another. A nil config is an empty
+// one.
+func Diff(from, to *Config) *Changes {
+	if from == nil {
+		from = &Config{}
+	}
+	if to == nil {
+		to = &Config{}
+	}
+	ch := &Changes{To: to, Options: from.Rules4 != to.Rules4 || from.Rules6 != to.Rules6 ||
+		from.Forward != to.Forward || from.UserProxy != to.UserProxy}
+	ch.DropBridges, ch.PutBridges = diff(from.Bridges, to.Bridges, (*Bridge).Equal)
+	ch.DropSandboxes, ch.PutSandboxes = diff(from.Sandboxes, to.Sandboxes, (*Sandbox).Equal)
+	ch.DropPorts, ch.PutPorts = diff(from.Ports, to.Ports, func(a, b *Port) bool { return a == b || *a == *b })
+	slices.Sort(ch.DropBridges)
+	slices.Sort(ch.DropSandboxes)
+	slices.SortFunc(ch.DropPorts, PortKey.compare)
+	slices.SortFunc(ch.PutBridges, func(a, b *Bridge) int { return strings.Compare(a.Device, b.Device) })
+	slices.SortFunc(ch.PutSandboxes, func(a, b *Sandbox) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(ch.PutPorts, func(a, b *Port) int { return a.PortKey.compare(b.PortKey) })
+	return ch
+}
+
+func diff[K comparable, V any](from, to map[K]*V, equal func(a, b *V) bool) (drop []K, put []*V) {
+	for k := range from {
+		if to[k] == nil {
+			drop = append(drop, k)
+		}
+	}
+	for k, v := range to {
+		if old := from[k]; old == nil || !equal(old, v) {
+			put = append(put, v)
+		}
+	}
+	return drop, put
+}
+
+// Empty reports whether there is nothing to do.
+func (ch *Changes) Empty() bool {
+	return !ch.Options && len(ch.DropBridges)+len(ch.PutBridges)+len(ch.DropSandboxes)+len(ch.PutSandboxes)+
+		len(ch.DropPorts)+len(ch.PutPorts) == 0
+}
+
+// Apply returns the config that results from making the changes to from.
+func (ch *Changes) Apply(from *Config) *Config {
+	c := from.Clone()
+	c.Rules4, c.Rules6, c.Forward, c.UserProxy = ch.To.Rules4, ch.To.Rules6, ch.To.Forward, ch.To.UserProxy
+	for _, n := range ch.DropBridges {
+		delete(c.Bridges, n)
+	}
+	for _, b := range ch.PutBridges {
+		c.Bridges[b.Device] = b
+	}
+	for _, id := range ch.DropSandboxes {
+		delete(c.Sandboxes, id)
+	}
+	for _, s := range ch.PutSandboxes {
+		c.Sandboxes[s.ID] = s
+	}
+	for _, k := range ch.DropPorts {
+		delete(c.Ports, k)
+	}
+	for _, p := range ch.PutPorts {
+		c.Ports[p.PortKey] = p
+	}
+	return c
+}
+
+// Clone returns a config with maps of its own that share their values with c's.
+// A nil config gives an empty one.
+func (c *Config) Clone() *Config {
+	n := &Config{}
+	if c != nil {
+		*n = *c
+	}
+	n.Bridges, n.Sandboxes, n.Ports = clone(n.Bridges), clone(n.Sandboxes), clone(n.Ports)
+	return n
+}
+
+func clone[K comparable, V any](m map[K]V) map[K]V {
+	if m == nil {
+		return map[K]V{}
+	}
+	return maps.Clone(m)
+}

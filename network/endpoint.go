@@ -1,0 +1,240 @@
+package network
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	dnet "github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+const (
+	hostNamePrefix = "veth"
+	// maxEndpoints bounds a container's networks.
+	maxEndpoints = 256
+)
+
+// newEndpoint takes what a container needs to be in a network. Callers hold mu.
+func (n *Networks) newEndpoint(w *netw, asked *dnet.EndpointSettings) (endpoint, error) {
+	s := asked.Copy()
+	if s == nil {
+		s = &dnet.EndpointSettings{}
+	}
+	forgetOperational(s)
+	s.NetworkID, s.EndpointID = w.Network.ID, newID()
+	e := endpoint{NetworkID: w.Network.ID, Settings: s}
+	if w.Device == "" {
+		return e, nil
+	}
+	if w.Network.Name == dnet.NetworkBridge && s.IPAMConfig != nil && (s.IPAMConfig.IPv4Address.IsValid() || s.IPAMConfig.IPv6Address.IsValid()) {
+		return e, api.Errorf(api.Invalid, "network bridge: user specified IP address is supported on user defined networks only")
+	}
+	if _, _, err := parseEndpointOptions(s.DriverOpts); err != nil {
+		return e, err
+	}
+	if len(s.MacAddress) != 0 && (len(s.MacAddress) != 6 || s.MacAddress[0]&1 != 0) {
+		return e, api.Errorf(api.Invalid, "network %s: %s is not a MAC address of a single host", w.Network.Name, s.MacAddress)
+	}
+	if err := w.takeAddresses(s); err != nil {
+		return e, err
+	}
+	if len(s.MacAddress) == 0 {
+		s.MacAddress = macOf(s.IPAddress, s.GlobalIPv6Address)
+	}
+	e.HostName = hostNamePrefix + s.EndpointID[:maxDeviceName-len(hostNamePrefix)]
+	return e, nil
+}
+
+// forgetOperational clears what an earlier attachment filled in. A MAC address
+// is kept if it was asked for, which one that was made from an address was not.
+func forgetOperational(s *dnet.EndpointSettings) {
+	if s.EndpointID != "" && slices.Equal(s.MacAddress, macOf(s.IPAddress, s.GlobalIPv6Address)) {
+		s.MacAddress = nil
+	}
+	s.NetworkID, s.EndpointID, s.IPPrefixLen, s.GlobalIPv6PrefixLen = "", "", 0, 0
+	s.IPAddress, s.Gateway, s.GlobalIPv6Address, s.IPv6Gateway = netip.Addr{}, netip.Addr{}, netip.Addr{}, netip.Addr{}
+}
+
+// takeAddresses fills in addresses and gateways: those asked for or the next.
+func (w *netw) takeAddresses(s *dnet.EndpointSettings) (err error) {
+	var want4, want6 netip.Addr
+	if s.IPAMConfig != nil {
+		want4, want6 = s.IPAMConfig.IPv4Address, s.IPAMConfig.IPv6Address
+	}
+	if s.IPAddress, err = w.takeFrom(w.v4, want4); err != nil {
+		return err
+	}
+	if s.GlobalIPv6Address, err = w.takeFrom(w.v6, want6); err != nil {
+		w.releaseEndpoint(s)
+		return err
+	}
+	for _, c := range w.Network.IPAM.Config {
+		gw := c.Gateway
+		if w.Network.Internal {
+			gw = netip.Addr{}
+		}
+		if c.Subnet.Addr().Is4() {
+			s.IPPrefixLen, s.Gateway = c.Subnet.Bits(), gw
+		} else {
+			s.GlobalIPv6PrefixLen, s.IPv6Gateway = c.Subnet.Bits(), gw
+		}
+	}
+	return nil
+}
+
+func (w *netw) takeFrom(p *pool, want netip.Addr) (netip.Addr, error) {
+	switch {
+	case p == nil && want.IsValid():
+		return netip.Addr{}, api.Errorf(api.Invalid, "network %s has no subnet for address %s", w.Network.Name, want)
+	case p == nil:
+		return netip.Addr{}, nil
+	case want.IsValid():
+		return want, p.claim(want)
+	}
+	return p.take()
+}
+
+// claimEndpoint takes the addresses that an endpoint already has.
+func (w *netw) claimEndpoint(s *dnet.EndpointSettings) error {
+	if s == nil {
+		return api.Errorf(api.Internal, "network %s: an endpoint without settings", w.Network.Name)
+	}
+	if s.IPAddress.IsValid() {
+		if _, err := w.takeFrom(w.v4, s.IPAddress); err != nil {
+			return err
+		}
+	}
+	if s.GlobalIPv6Address.IsValid() {
+		if _, err := w.takeFrom(w.v6, s.GlobalIPv6Address); err != nil {
+			if w.v4 != nil {
+				w.v4.release(s.IPAddress)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// releaseEndpoint gives an endpoint's addresses back.
+func (w *netw) releaseEndpoint(s *dnet.EndpointSettings) {
+	if w.v4 != nil && s.IPAddress.IsValid() {
+		w.v4.release(s.IPAddress)
+	}
+	if w.v6 != nil && s.GlobalIPv6Address.IsValid() {
+		w.v6.release(s.GlobalIPv6Address)
+	}
+}
+
+// release gives the addresses of endpoints back. Callers hold mu.
+func (n *Networks) release(endpoints []endpoint) {
+	for _, e := range endpoints {
+		if w := n.nets[e.NetworkID]; w != nil {
+			w.releaseEndpoint(e.Settings)
+		}
+	}
+}
+
+// macOf derives a MAC address from an endpoint's address, so that the two
+// change together and nobody has a stale neighbour: 02:42 and the four bytes of
+// an IPv4 address, or the last four of an IPv6 one.
+func macOf(v4, v6 netip.Addr) dnet.HardwareAddr {
+	b := v4.AsSlice()
+	if b == nil {
+		if b = v6.AsSlice(); b == nil {
+			return nil
+		}
+		b = b[12:]
+	}
+	return dnet.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}
+}
+
+// nameInterfaces gives interfaces without a name one that is free.
+func (n *Networks) nameInterfaces(endpoints []endpoint) error {
+	used := map[string]bool{}
+	for i := range endpoints {
+		e := &endpoints[i]
+		if e.HostName == "" {
+			continue
+		}
+		name := e.Interface
+		if asked, _, err := parseEndpointOptions(e.Settings.DriverOpts); name == "" && err == nil {
+			name = asked
+		}
+		if name != "" && used[name] || name == "lo" {
+			return api.Errorf(api.Invalid, "interface name %s is taken in the container", name)
+		}
+		e.Interface = name
+		used[name] = true
+	}
+	for i := range endpoints {
+		e := &endpoints[i]
+		for k := 0; e.HostName != "" && e.Interface == ""; k++ {
+			if name := n.nets[e.NetworkID].ifPrefix + strconv.Itoa(k); !used[name] {
+				e.Interface, used[name] = name, true
+			}
+		}
+	}
+	return nil
+}
+
+// sortEndpoints puts the one that gives the default route first: the highest
+// priority, then the network's name.
+func (n *Networks) sortEndpoints(l []endpoint) {
+	slices.SortStableFunc(l, func(a, b endpoint) int {
+		return cmp.Or(cmp.Compare(b.Settings.GwPriority, a.Settings.GwPriority),
+			strings.Compare(n.nets[a.NetworkID].Network.Name, n.nets[b.NetworkID].Network.Name))
+	})
+}
+
+// gatewayEndpoints returns the endpoints, sorted as they are, that have the
+// default routes.
+func gatewayEndpoints(l []endpoint) (v4, v6 *endpoint) {
+	for i := range l {
+		if v4 == nil && l[i].Settings.Gateway.IsValid() {
+			v4 = &l[i]
+		}
+		if v6 == nil && l[i].Settings.IPv6Gateway.IsValid() {
+			v6 = &l[i]
+		}
+	}
+	return v4, v6
+}
+
+// sandboxOf returns the sandbox of an attachment; nil if it shares the host's.
+func (n *Networks) sandboxOf(a *attachment) *Sandbox {
+	s := &Sandbox{ID: a.ID}
+	for _, e := range a.Endpoints {
+		w := n.nets[e.NetworkID]
+		if w.Network.Driver == "host" {
+			return nil
+		}
+		if w.Device == "" {
+			continue
+		}
+		f := Interface{
+			Name: e.Interface, HostName: e.HostName, Bridge: w.Device, MTU: w.mtuOr(n.mtu),
+			MAC: net.HardwareAddr(e.Settings.MacAddress).String(),
+		}
+		_, f.Sysctls, _ = parseEndpointOptions(e.Settings.DriverOpts)
+		if e.Settings.IPAddress.IsValid() {
+			f.Addresses = append(f.Addresses, netip.PrefixFrom(e.Settings.IPAddress, e.Settings.IPPrefixLen))
+		}
+		if e.Settings.GlobalIPv6Address.IsValid() {
+			f.Addresses = append(f.Addresses, netip.PrefixFrom(e.Settings.GlobalIPv6Address, e.Settings.GlobalIPv6PrefixLen))
+		}
+		s.Interfaces = append(s.Interfaces, f)
+	}
+	e4, e6 := gatewayEndpoints(a.Endpoints)
+	if e4 != nil {
+		s.Gateway4 = e4.Settings.Gateway
+	}
+	if e6 != nil {
+		s.Gateway6 = e6.Settings.IPv6Gateway
+	}
+	return s
+}

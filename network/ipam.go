@@ -1,0 +1,160 @@
+package network
+
+import (
+	"crypto/sha256"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	dnet "github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// draftDevice names a new network's bridge. Callers hold mu.
+func (n *Networks) draftDevice(r *record, host *Host) error {
+	s, err := parseSettings(r.Network.Options)
+	if err != nil {
+		return err
+	}
+	if r.Device = s.device; r.Device == "" {
+		r.Device = "br-" + r.Network.ID[:12]
+		return nil
+	}
+	for _, w := range n.nets {
+		if w.Device == r.Device {
+			return api.Errorf(api.PermissionDenied, "network %s: device %s is already that of network %s: networks have same bridge name", r.Network.Name, r.Device, w.Network.Name)
+		}
+	}
+	for _, c := range n.creating {
+		if c.Device == r.Device {
+			return api.Errorf(api.PermissionDenied, "network %s: device %s is already that of network %s: networks have same bridge name", r.Network.Name, r.Device, c.Network.Name)
+		}
+	}
+	d, there := host.Devices[r.Device]
+	switch {
+	case !there || d.Own:
+	case !d.Bridge:
+		return api.Errorf(api.Invalid, "network %s: device %s exists and is not a bridge", r.Network.Name, r.Device)
+	case d.Owner != "":
+		return api.Errorf(api.Conflict, "network %s: bridge %s belongs to another node on this host (%s)", r.Network.Name, r.Device, d.Owner)
+	default:
+		r.External = true
+	}
+	return nil
+}
+
+// draftAddresses decides on a new network's subnets and gateways. Callers hold
+// mu.
+func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) error {
+	v4, v6 := q.EnableIPv4 == nil || *q.EnableIPv4, q.EnableIPv6 != nil && *q.EnableIPv6
+	if v6 && !host.IPv6 {
+		return api.Errorf(api.Invalid, "network %s: IPv6 is switched off on this host", q.Name)
+	}
+	r.Network.EnableIPv4, r.Network.EnableIPv6 = v4, v6
+	ipam := dnet.IPAM{Driver: "default", Options: map[string]string{}}
+	var asked []dnet.IPAMConfig
+	if q.IPAM != nil {
+		ipam.Options = orEmpty(q.IPAM.Options)
+		asked = q.IPAM.Config
+	}
+	for _, c := range asked {
+		c, err := n.checkSubnet(q.Name, c, v4, v6)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(ipam.Config, func(o dnet.IPAMConfig) bool { return o.Subnet.Addr().Is4() == c.Subnet.Addr().Is4() }) {
+			return api.Errorf(api.Invalid, "network %s: a bridge network has one subnet of each family; %s is one too many", q.Name, c.Subnet)
+		}
+		ipam.Config = append(ipam.Config, c)
+	}
+	for _, family := range []struct {
+		wanted, ipv6 bool
+		pools        []AddressPool
+	}{{v4, false, n.o.Pools}, {v6, true, n.pools6()}} {
+		has := slices.ContainsFunc(ipam.Config, func(c dnet.IPAMConfig) bool { return c.Subnet.Addr().Is6() == family.ipv6 })
+		if !family.wanted || has {
+			continue
+		}
+		s, err := freeSubnet(family.pools, family.ipv6, n.busy(host))
+		if err != nil {
+			return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
+		}
+		ipam.Config = append(ipam.Config, dnet.IPAMConfig{Subnet: s})
+	}
+	for i := range ipam.Config {
+		if err := defaultGateway(q.Name, &ipam.Config[i]); err != nil {
+			return err
+		}
+	}
+	r.Network.IPAM = ipam
+	return nil
+}
+
+// pools6 returns the blocks that IPv6 subnets are cut from. Callers hold mu.
+func (n *Networks) pools6() []AddressPool {
+	if slices.ContainsFunc(n.o.Pools, func(p AddressPool) bool { return p.Base.Addr().Is6() }) {
+		return n.o.Pools
+	}
+	var seed [5]byte
+	if w, err := n.lookup(dnet.NetworkHost); err == nil { // its id stays as it is as long as the node does
+		sum := sha256.Sum256([]byte(w.Network.ID))
+		copy(seed[:], sum[:])
+	}
+	return []AddressPool{ulaPool(seed)}
+}
+
+// checkSubnet checks a subnet that a user gave.
+func (n *Networks) checkSubnet(name string, c dnet.IPAMConfig, v4, v6 bool) (dnet.IPAMConfig, error) {
+	bad := func(format string, args ...any) (dnet.IPAMConfig, error) {
+		return c, api.Errorf(api.Invalid, "network "+strings.ReplaceAll(name, "%", "%%")+": "+format, args...)
+	}
+	s := c.Subnet
+	switch {
+	case !s.IsValid():
+		return bad("an IPAM configuration has no subnet; a gateway, range or auxiliary address needs one")
+	case s != s.Masked():
+		return bad("invalid subnet %s: it should be %s", s, s.Masked())
+	case s.Addr().Is4In6() || s.Addr().IsLoopback() || s.Addr().IsMulticast() || s.Addr().IsUnspecified():
+		return bad("invalid subnet %s: containers can't have such addresses", s)
+	case s.Addr().Is4() && !v4:
+		return bad("subnet %s, but IPv4 is not enabled", s)
+	case s.Addr().Is6() && !v6:
+		return bad("subnet %s, but IPv6 is not enabled (--ipv6)", s)
+	case s.Addr().BitLen()-s.Bits() < 1:
+		return bad("subnet %s has no room for a gateway and a container", s)
+	case c.Gateway.IsValid() && !s.Contains(c.Gateway):
+		return bad("invalid gateway %s: parent subnet %s doesn't contain this address", c.Gateway, s)
+	case c.IPRange.IsValid() && (c.IPRange != c.IPRange.Masked() || !within(c.IPRange, s)):
+		return bad("invalid ip-range %s: it must be a block inside subnet %s", c.IPRange, s)
+	}
+	for _, k := range slices.Sorted(maps.Keys(c.AuxAddress)) {
+		if !s.Contains(c.AuxAddress[k]) {
+			return bad("invalid auxiliary address %s=%s: parent subnet %s doesn't contain this address", k, c.AuxAddress[k], s)
+		}
+	}
+	for _, busy := range n.busy(&Host{}) {
+		if busy.Overlaps(s) {
+			return c, api.Errorf(api.PermissionDenied, "network %s: invalid pool request: Pool overlaps with other one on this address space: %s and %s", name, s, busy)
+		}
+	}
+	return c, nil
+}
+
+// defaultGateway gives a subnet without a gateway the first address that is
+// not reserved, and checks that all reserved addresses can be.
+func defaultGateway(name string, c *dnet.IPAMConfig) error {
+	p := newPool(name, c.Subnet, netip.Prefix{})
+	for _, k := range slices.Sorted(maps.Keys(c.AuxAddress)) {
+		if err := p.claim(c.AuxAddress[k]); err != nil {
+			return err
+		}
+	}
+	if c.Gateway.IsValid() {
+		return p.claim(c.Gateway)
+	}
+	var err error
+	c.Gateway, err = p.take()
+	return err
+}

@@ -1,0 +1,214 @@
+package network
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	dnet "github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// Host ports that are given out when none is asked for: the range that IANA
+// leaves for it (RFC 6335), less its first, as Docker does.
+const (
+	firstDynamicPort = 49153
+	lastDynamicPort  = 65535
+)
+
+// maxPublished bounds a container's published ports.
+const maxPublished = 10_000
+
+// binding is a container port that is to be published once.
+type binding struct {
+	port   dnet.Port
+	hosts  []netip.Addr // published on each, with one port number
+	lo, hi uint16       // acceptable host ports
+	any    bool         // lo to hi are the dynamic range
+}
+
+// targets are the addresses that a container's published ports lead to.
+type targets struct {
+	v4, v6 netip.Addr
+	// hostIP is where ports go that name no address; zero: everywhere.
+	hostIP netip.Addr
+}
+
+// targetsOf returns where a container's ports lead: to the endpoints that have
+// its default routes.
+func (n *Networks) targetsOf(endpoints []endpoint) targets {
+	var t targets
+	e4, e6 := gatewayEndpoints(endpoints)
+	if e4 != nil {
+		t.v4, t.hostIP = e4.Settings.IPAddress, n.nets[e4.NetworkID].hostIP
+	}
+	if e6 != nil {
+		t.v6 = e6.Settings.GlobalIPv6Address
+	}
+	if !t.hostIP.IsValid() {
+		t.hostIP = n.o.HostIP
+	}
+	return t
+}
+
+// target returns where a port published on a host address leads; zero if it
+// can't be published there.
+func (t targets) target(host netip.Addr, proxy bool) netip.Addr {
+	same, other := t.v4, t.v6
+	if host.Is6() {
+		same, other = t.v6, t.v4
+	}
+	if same.IsValid() || !proxy {
+		return same
+	}
+	return other
+}
+
+// publish chooses host ports for what was asked; avoid has those that turned
+// out to be another process's. Callers hold mu. Nothing is taken yet.
+func (n *Networks) publish(id string, asked dnet.PortMap, t targets, avoid map[PortKey]bool) ([]Port, dnet.PortMap, error) {
+	result := dnet.PortMap{}
+	var ports []Port
+	if !t.v4.IsValid() && !t.v6.IsValid() {
+		return nil, result, nil // nothing leads out of its networks, so nothing in
+	}
+	mine := map[PortKey]string{}
+	for _, p := range slices.SortedFunc(maps.Keys(asked), comparePorts) {
+		result[p] = nil
+		for _, pb := range asked[p] {
+			b, err := n.parseBinding(p, pb, t)
+			if err != nil {
+				return nil, nil, err
+			}
+			host, err := n.choose(id, b, mine, avoid)
+			if err != nil {
+				return nil, nil, err
+			}
+			for _, a := range b.hosts {
+				k := PortKey{Protocol(p.Proto()), netip.AddrPortFrom(a, host)}
+				mine[k] = id
+				ports = append(ports, Port{PortKey: k, Sandbox: id, Target: netip.AddrPortFrom(t.target(a, !n.o.NoUserProxy), p.Num())})
+				result[p] = append(result[p], dnet.PortBinding{HostIP: a, HostPort: strconv.Itoa(int(host))})
+			}
+			if len(ports) > maxPublished {
+				return nil, nil, api.Errorf(api.Invalid, "more than %d published ports", maxPublished)
+			}
+		}
+	}
+	return ports, result, nil
+}
+
+func comparePorts(a, b dnet.Port) int {
+	return cmp.Or(cmp.Compare(a.Num(), b.Num()), cmp.Compare(a.Proto(), b.Proto()))
+}
+
+func (n *Networks) parseBinding(p dnet.Port, pb dnet.PortBinding, t targets) (binding, error) {
+	b := binding{port: p, lo: firstDynamicPort, hi: lastDynamicPort, any: true}
+	if !slices.Contains([]dnet.IPProtocol{dnet.TCP, dnet.UDP, dnet.SCTP}, p.Proto()) || p.Num() == 0 {
+		return b, api.Errorf(api.Invalid, "port %s: must be 1 to 65535 and tcp, udp or sctp", p)
+	}
+	if s := pb.HostPort; s != "" && s != "0" {
+		lo, hi, isRange := strings.Cut(s, "-")
+		x, err := strconv.ParseUint(lo, 10, 16)
+		y := x
+		if isRange && err == nil {
+			y, err = strconv.ParseUint(hi, 10, 16)
+		}
+		if err != nil || x == 0 || y < x {
+			return b, api.Errorf(api.Invalid, "port %s: host port %q must be a number from 1 to 65535 or a range of them", p, s)
+		}
+		b.lo, b.hi, b.any = uint16(x), uint16(y), false
+	}
+	host := pb.HostIP.Unmap().WithZone("")
+	if !host.IsValid() {
+		host = t.hostIP
+	}
+	b.hosts = []netip.Addr{host}
+	if !host.IsValid() {
+		b.hosts = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	}
+	b.hosts = slices.DeleteFunc(b.hosts, func(a netip.Addr) bool {
+		return a.Is6() && !n.ipv6 || !t.target(a, !n.o.NoUserProxy).IsValid()
+	})
+	if len(b.hosts) == 0 {
+		return b, api.Errorf(api.Invalid, "port %s can't be published on %s: the container has no address of that family, and relaying to the other is switched off or the host has no IPv6", p, host)
+	}
+	return b, nil
+}
+
+// choose returns the first host port of the binding that nobody has.
+func (n *Networks) choose(id string, b binding, mine map[PortKey]string, avoid map[PortKey]bool) (uint16, error) {
+	size := int(b.hi-b.lo) + 1
+	start := int(b.lo)
+	if b.any {
+		start = int(n.next)
+	}
+	var blocked error
+	for i := range size {
+		port := uint16(int(b.lo) + (start-int(b.lo)+i)%size)
+		err := n.taken(id, b, port, mine, avoid)
+		if err == nil {
+			if b.any {
+				n.next = port + 1
+				if port == lastDynamicPort {
+					n.next = firstDynamicPort
+				}
+			}
+			return port, nil
+		}
+		if blocked == nil {
+			blocked = err
+		}
+	}
+	if size > 1 {
+		return 0, api.Errorf(api.Conflict, "no host port from %d to %d is free for %s: %w", b.lo, b.hi, b.port, blocked)
+	}
+	return 0, blocked
+}
+
+// taken says why a host port can't be had; nil if it can.
+func (n *Networks) taken(id string, b binding, port uint16, mine map[PortKey]string, avoid map[PortKey]bool) error {
+	for _, a := range b.hosts {
+		k := PortKey{Protocol(b.port.Proto()), netip.AddrPortFrom(a, port)}
+		if avoid[k] {
+			return errPortTaken(k, "a process of this host")
+		}
+		if who := holder(n.ports, k); who != "" && who != id {
+			return errPortTaken(k, "container "+who)
+		}
+		if who := holder(mine, k); who != "" {
+			return errPortTaken(k, "this container, twice")
+		}
+	}
+	return nil
+}
+
+func errPortTaken(k PortKey, by string) error {
+	return api.Errorf(api.Conflict, "Bind for %s failed: port is already allocated (%s, by %s)", k.Host, k.Protocol, by)
+}
+
+// holder returns who has a port that can't be had beside k.
+func holder(ports map[PortKey]string, k PortKey) string {
+	any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	unspecified := any4
+	if k.Host.Addr().Is6() {
+		unspecified = any6
+	}
+	for _, a := range []netip.Addr{k.Host.Addr(), unspecified} {
+		if who, ok := ports[PortKey{k.Protocol, netip.AddrPortFrom(a, k.Host.Port())}]; ok {
+			return who
+		}
+	}
+	if k.Host.Addr().IsUnspecified() {
+		for o, who := range ports {
+			if o.overlaps(k) {
+				return who
+			}
+		}
+	}
+	return ""
+}

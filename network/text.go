@@ -1,0 +1,74 @@
+package network
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// String renders the config, one thing a line, in a stable order, for logs and
+// for comparison in tests.
+func (c *Config) String() string {
+	var b strings.Builder
+	b.WriteString("rules" + flag(c.Rules4, "ipv4") + flag(c.Rules6, "ipv6") + flag(c.Forward, "forward") + flag(c.UserProxy, "proxy") + "\n")
+	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
+		b.WriteString(c.Bridges[name].String())
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.Sandboxes)) {
+		b.WriteString(c.Sandboxes[id].String())
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(c.Ports), PortKey.compare) {
+		p := c.Ports[k]
+		fmt.Fprintf(&b, "port %s -> %s in %s\n", k, p.Target, p.Sandbox)
+	}
+	return b.String()
+}
+
+func (b *Bridge) String() string {
+	var s strings.Builder
+	s.WriteString("bridge " + b.Device)
+	for _, a := range b.Addresses {
+		s.WriteString(" " + a.String())
+	}
+	if b.MTU != 0 {
+		fmt.Fprintf(&s, " mtu %d", b.MTU)
+	}
+	s.WriteString(flag(b.Masquerade, "masquerade") + flag(b.Internal, "internal") + flag(b.Isolated, "isolated") + flag(b.External, "external") + "\n")
+	return s.String()
+}
+
+func (s *Sandbox) String() string {
+	var b strings.Builder
+	b.WriteString("sandbox " + s.ID)
+	if s.Gateway4.IsValid() {
+		b.WriteString(" via " + s.Gateway4.String())
+	}
+	if s.Gateway6.IsValid() {
+		b.WriteString(" via " + s.Gateway6.String())
+	}
+	b.WriteString("\n")
+	for i := range s.Interfaces {
+		f := &s.Interfaces[i]
+		fmt.Fprintf(&b, "  %s %s", f.Name, f.MAC)
+		for _, a := range f.Addresses {
+			b.WriteString(" " + a.String())
+		}
+		fmt.Fprintf(&b, " on %s as %s", f.Bridge, f.HostName)
+		if f.MTU != 0 {
+			fmt.Fprintf(&b, " mtu %d", f.MTU)
+		}
+		for _, y := range f.Sysctls {
+			b.WriteString(" " + y)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+func flag(on bool, name string) string {
+	if on {
+		return " " + name
+	}
+	return ""
+}
