@@ -24,6 +24,8 @@ type Executor interface {
 	// its methods are called. It must find again what an earlier daemon started.
 	Controller(t *api.Task, deps Dependencies) (Controller, error)
 	// Adopted lists the ids of tasks for which the node still holds something.
+	// The agent ends those that no manager knows: it makes a Controller for a
+	// Task that has an ID and an empty Spec, and calls Shutdown and Remove.
 	Adopted(ctx context.Context) ([]string, error)
 }
 
@@ -31,6 +33,8 @@ type Executor interface {
 type Dependencies interface {
 	Secret(id string) (*api.Secret, bool)
 	Config(id string) (*api.Config, bool)
+	// Network returns a network that the task is attached to, by its id.
+	Network(id string) (*api.Network, bool)
 }
 
 // Controller runs one task. Methods are called from one goroutine, except
