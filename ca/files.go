@@ -1,0 +1,180 @@
+package ca
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/sys/atomicwriter"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// The files in a certificates folder.
+const (
+	certFile = "swarm-node.crt"
+	keyFile  = "swarm-node.key"
+	rootFile = "swarm-root-ca.crt"
+)
+
+// ErrLocked says that the node's key is encrypted and that the given key does
+// not open it.
+var ErrLocked = errors.New("swarm is encrypted and needs to be unlocked")
+
+// Keys is a node's identity: its key, certificate and the root it trusts.
+// Immutable.
+type Keys struct {
+	Root *Root
+	Cert []byte // PEM, the leaf first
+	Key  []byte // PEM, in the clear
+
+	leaf *x509.Certificate
+	id   Identity
+}
+
+// NewKeys checks that the parts belong together: the leaf is the root's and the
+// key is the leaf's. An expired leaf is accepted here; now is only for its
+// beginning.
+func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
+	leaf, _, err := parseChain(certPEM)
+	if err != nil {
+		return nil, err
+	}
+	if leaf.NotAfter.Before(now) {
+		now = leaf.NotAfter
+	}
+	leaf, id, err := root.Verify(certPEM, now)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "node key: %w", err)
+	}
+	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(leaf.PublicKey) {
+		return nil, api.Errorf(api.Invalid, "node key: it does not belong to the node's certificate")
+	}
+	return &Keys{Root: root, Cert: certPEM, Key: keyPEM, leaf: leaf, id: id}, nil
+}
+
+// Identity returns who the certificate says the node is.
+func (k *Keys) Identity() Identity { return k.id }
+
+// Leaf returns the node's certificate.
+func (k *Keys) Leaf() *x509.Certificate { return k.leaf }
+
+// TLS returns certificate and key for crypto/tls.
+func (k *Keys) TLS() (tls.Certificate, error) { return tls.X509KeyPair(k.Cert, k.Key) }
+
+// Files keeps a node's Keys in a folder (mode 0700, the key 0600). Writes are
+// atomic file by file, the key before the certificate. Not for concurrent use.
+type Files struct {
+	// Dir is the folder, as <data-root>/swarm/certificates.
+	Dir string
+}
+
+// Load reads the keys. kek opens an encrypted key and may be nil. The error
+// wraps fs.ErrNotExist when there are none, ErrLocked when kek does not open
+// the key; otherwise it names the file at fault.
+func (f Files) Load(kek []byte, now time.Time) (*Keys, error) {
+	rootPEM, err := os.ReadFile(filepath.Join(f.Dir, rootFile))
+	if err != nil {
+		return nil, err
+	}
+	root, err := ParseRoot(rootPEM, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(f.Dir, rootFile), err)
+	}
+	cert, err := os.ReadFile(filepath.Join(f.Dir, certFile))
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := os.ReadFile(filepath.Join(f.Dir, keyFile))
+	if err != nil {
+		return nil, err
+	}
+	key, err := open(sealed, kek)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(f.Dir, keyFile), err)
+	}
+	keys, err := NewKeys(root, cert, key, now)
+	if err != nil {
+		return f.loadPending(root, cert, kek, now, fmt.Errorf("%s: %w", f.Dir, err))
+	}
+	return keys, nil
+}
+
+// loadPending helps after a crash between the writes of key and certificate: the
+// key of before is still there under another name.
+func (f Files) loadPending(root *Root, cert, kek []byte, now time.Time, cause error) (*Keys, error) {
+	sealed, err := os.ReadFile(filepath.Join(f.Dir, keyFile+".old"))
+	if err != nil {
+		return nil, cause
+	}
+	key, err := open(sealed, kek)
+	if err != nil {
+		return nil, cause
+	}
+	keys, err := NewKeys(root, cert, key, now)
+	if err != nil {
+		return nil, cause
+	}
+	return keys, nil
+}
+
+// Save writes the keys, the private one encrypted with kek unless that is empty.
+func (f Files) Save(k *Keys, kek []byte) error {
+	if err := os.MkdirAll(f.Dir, 0o700); err != nil {
+		return err
+	}
+	sealed, err := seal(k.Key, kek)
+	if err != nil {
+		return err
+	}
+	if err := f.keepOld(); err != nil {
+		return err
+	}
+	for _, w := range []struct {
+		name string
+		data []byte
+		mode os.FileMode
+	}{
+		{rootFile, k.Root.CertPEM(), 0o644},
+		{keyFile, sealed, 0o600},
+		{certFile, k.Cert, 0o644},
+	} {
+		if err := write(filepath.Join(f.Dir, w.name), w.data, w.mode); err != nil {
+			return err
+		}
+	}
+	err = os.Remove(filepath.Join(f.Dir, keyFile+".old"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (f Files) keepOld() error {
+	old, err := os.ReadFile(filepath.Join(f.Dir, keyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return write(filepath.Join(f.Dir, keyFile+".old"), old, 0o600)
+}
+
+func write(path string, data []byte, mode os.FileMode) error {
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
+	return atomicwriter.WriteFile(path, data, mode)
+}

@@ -1,0 +1,213 @@
+package ca
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"slices"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// Names that stand in certificates, and by which clients know what they talk to.
+const (
+	ManagerOU = "swarm-manager"
+	WorkerOU  = "swarm-worker"
+	// AuthorityName is a further name of managers' certificates: that of whoever
+	// answers requests for certificates.
+	AuthorityName = rootName
+)
+
+const (
+	// DefaultExpiry is how long node certificates are valid when the cluster's
+	// spec does not say.
+	DefaultExpiry = 90 * 24 * time.Hour
+	// MinExpiry is the shortest that a cluster may ask for.
+	MinExpiry = time.Hour
+
+	maxRequest = 16 << 10
+	minRSABits = 2048
+)
+
+// Identity is who a certificate says its holder is.
+type Identity struct {
+	NodeID  string         // CN
+	Role    swarm.NodeRole // OU
+	Cluster string         // O, the cluster's id
+}
+
+// OU returns the organizational unit that stands for the role.
+func OU(r swarm.NodeRole) string {
+	if r == swarm.NodeRoleManager {
+		return ManagerOU
+	}
+	return WorkerOU
+}
+
+// IdentityOf reads the identity in a verified certificate. False when its names
+// are not those of a node.
+func IdentityOf(cert *x509.Certificate) (Identity, bool) {
+	s := cert.Subject
+	if s.CommonName == "" || len(s.Organization) != 1 || len(s.OrganizationalUnit) != 1 {
+		return Identity{}, false
+	}
+	id := Identity{NodeID: s.CommonName, Cluster: s.Organization[0]}
+	switch s.OrganizationalUnit[0] {
+	case ManagerOU:
+		id.Role = swarm.NodeRoleManager
+	case WorkerOU:
+		id.Role = swarm.NodeRoleWorker
+	default:
+		return Identity{}, false
+	}
+	return id, id.Cluster != ""
+}
+
+// NewRequest makes a key and a request for a certificate of it, both PEM. Names
+// are the manager's to give: the request has none that count.
+func NewRequest() (keyPEM, csrPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, nil, err
+	}
+	if keyPEM, err = encodeKey(key); err != nil {
+		return nil, nil, err
+	}
+	return keyPEM, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+// CheckRequest says what is wrong with a request for a certificate; Invalid.
+func CheckRequest(csrPEM []byte) error {
+	_, err := parseRequest(csrPEM)
+	return err
+}
+
+func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
+	if len(csrPEM) > maxRequest {
+		return nil, api.Errorf(api.Invalid, "certificate request: %d bytes, at most %d are accepted", len(csrPEM), maxRequest)
+	}
+	block, _ := pem.Decode(csrPEM)
+	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") {
+		return nil, api.Errorf(api.Invalid, "certificate request: no PEM certificate request")
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "certificate request: %w", err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, api.Errorf(api.Invalid, "certificate request: %w", err)
+	}
+	switch key := csr.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+	case *rsa.PublicKey:
+		if key.N.BitLen() < minRSABits {
+			return nil, api.Errorf(api.Invalid, "certificate request: RSA key of %d bits, at least %d are needed", key.N.BitLen(), minRSABits)
+		}
+	default:
+		return nil, api.Errorf(api.Invalid, "certificate request: key of type %T is not accepted, use ECDSA", key)
+	}
+	return csr, nil
+}
+
+// Issue signs a request: the key is the request's, all else is given here. It
+// returns the leaf in PEM. Unavailable when the root has no key.
+func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.Time) ([]byte, error) {
+	if r.key == nil {
+		return nil, api.Errorf(api.Unavailable, "this manager does not have the root CA's key")
+	}
+	csr, err := parseRequest(csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	if id.NodeID == "" || id.Cluster == "" {
+		return nil, api.Errorf(api.Internal, "certificate without node or cluster id")
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	if expiry < MinExpiry {
+		expiry = DefaultExpiry
+	}
+	ou := OU(id.Role)
+	names := []string{ou, id.NodeID}
+	if id.Role == swarm.NodeRoleManager {
+		names = append(names, AuthorityName)
+	}
+	notAfter := now.Add(expiry)
+	if notAfter.After(r.cert.NotAfter) {
+		notAfter = r.cert.NotAfter
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: id.NodeID, OrganizationalUnit: []string{ou}, Organization: []string{id.Cluster}},
+		DNSNames:              names,
+		NotBefore:             now.Add(-Backdate),
+		NotAfter:              notAfter,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, r.cert, csr.PublicKey, r.key)
+	if err != nil {
+		return nil, err
+	}
+	return encodeCert(der), nil
+}
+
+// Verify checks that a leaf (PEM, its chain may follow) is of this root, valid
+// now, and names a node.
+func (r *Root) Verify(certPEM []byte, now time.Time) (*x509.Certificate, Identity, error) {
+	leaf, rest, err := parseChain(certPEM)
+	if err != nil {
+		return nil, Identity{}, err
+	}
+	_, err = leaf.Verify(x509.VerifyOptions{
+		Roots: r.pool, Intermediates: rest, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return nil, Identity{}, api.Errorf(api.Invalid, "node certificate: %w", err)
+	}
+	id, ok := IdentityOf(leaf)
+	if !ok || !slices.Contains(leaf.DNSNames, OU(id.Role)) {
+		return nil, Identity{}, api.Errorf(api.Invalid, "node certificate: its names are not those of a swarm node")
+	}
+	return leaf, id, nil
+}
+
+func parseChain(certPEM []byte) (*x509.Certificate, *x509.CertPool, error) {
+	var leaf *x509.Certificate
+	pool := x509.NewCertPool()
+	for {
+		var block *pem.Block
+		block, certPEM = pem.Decode(certPEM)
+		if block == nil {
+			break
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, nil, api.Errorf(api.Invalid, "node certificate: %w", err)
+		}
+		if leaf == nil {
+			leaf = cert
+		} else {
+			pool.AddCert(cert)
+		}
+	}
+	if leaf == nil {
+		return nil, nil, api.Errorf(api.Invalid, "node certificate: no PEM certificate")
+	}
+	return leaf, pool, nil
+}

@@ -1,0 +1,174 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"time"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+const (
+	rootName     = "swarm-ca"
+	rootLifetime = 20 * 365 * 24 * time.Hour
+	// Backdate is how far before now a certificate begins, so that nodes whose
+	// clocks are behind accept it.
+	Backdate = time.Hour
+
+	serialBits = 127
+)
+
+// Root is a signing root, or without key one that only verifies. Immutable and
+// safe for concurrent use.
+type Root struct {
+	cert *x509.Certificate
+	pem  []byte
+	key  crypto.Signer // nil: can't sign
+	pool *x509.CertPool
+}
+
+// NewRoot makes a root, valid from now.
+func NewRoot(now time.Time) (*Root, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: rootName},
+		NotBefore:             now.Add(-Backdate),
+		NotAfter:              now.Add(rootLifetime),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return newRoot(cert, encodeCert(der), key), nil
+}
+
+func newRoot(cert *x509.Certificate, certPEM []byte, key crypto.Signer) *Root {
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	return &Root{cert: cert, pem: certPEM, key: key, pool: pool}
+}
+
+// ParseRoot reads a root from PEM. Without key the root only verifies. Invalid
+// when either is malformed, when they don't belong together, or when the
+// certificate is no authority.
+func ParseRoot(certPEM, keyPEM []byte) (*Root, error) {
+	block, _ := pem.Decode(certPEM)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, api.Errorf(api.Invalid, "root CA: no PEM certificate")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "root CA: %w", err)
+	}
+	if !cert.IsCA {
+		return nil, api.Errorf(api.Invalid, "root CA: certificate of %q is not a certificate authority", cert.Subject.CommonName)
+	}
+	if len(keyPEM) == 0 {
+		return newRoot(cert, certPEM, nil), nil
+	}
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "root CA: %w", err)
+	}
+	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(cert.PublicKey) {
+		return nil, api.Errorf(api.Invalid, "root CA: key and certificate do not belong together")
+	}
+	return newRoot(cert, certPEM, key), nil
+}
+
+// CertPEM returns the root's certificate. The caller must not change it.
+func (r *Root) CertPEM() []byte { return r.pem }
+
+// KeyPEM returns the root's key in PKCS #8, and nil for a root without key.
+func (r *Root) KeyPEM() ([]byte, error) {
+	if r.key == nil {
+		return nil, nil
+	}
+	return encodeKey(r.key)
+}
+
+// CanSign reports whether the root has its key.
+func (r *Root) CanSign() bool { return r.key != nil }
+
+// Digest returns the hexadecimal SHA-256 of the certificate's PEM, as join
+// tokens carry it.
+func (r *Root) Digest() string {
+	sum := sha256.Sum256(r.pem)
+	return hex.EncodeToString(sum[:])
+}
+
+// Pool returns the pool that verifies leaves of this root.
+func (r *Root) Pool() *x509.CertPool { return r.pool }
+
+// Subject and PublicKey return the root's raw subject and public key, as
+// Docker's API shows them.
+func (r *Root) Subject() []byte { return r.cert.RawSubject }
+
+// PublicKey returns the root's raw public key.
+func (r *Root) PublicKey() []byte { return r.cert.RawSubjectPublicKeyInfo }
+
+func newSerial() (*big.Int, error) {
+	return rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), serialBits))
+}
+
+func encodeCert(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func encodeKey(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// parseKey reads PKCS #8 or SEC 1, which Docker wrote once.
+func parseKey(keyPEM []byte) (crypto.Signer, error) {
+	block, _ := pem.Decode(keyPEM)
+	if block == nil {
+		return nil, errors.New("no PEM key")
+	}
+	var key any
+	var err error
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	default:
+		return nil, errors.New("PEM block " + block.Type + " is no private key")
+	}
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, errors.New("key cannot sign")
+	}
+	return signer, nil
+}
