@@ -1,0 +1,247 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/network"
+)
+
+// observe looks at what is there, and tells it in the terms of what was last
+// set and of what is wanted: what is intact is taken to be as wanted, what is
+// not is left out, and what nobody wants is named so that it is removed. What
+// is inside a sandbox is its container's business and not looked at.
+func (p *Plane) observe(was, want *network.Config) (*network.Config, error) {
+	h, err := p.handle()
+	if err != nil {
+		return nil, err
+	}
+	defer p.put(h)
+	links, err := list(h)
+	if err != nil {
+		return nil, err
+	}
+	now := was.Clone()
+	if was == nil {
+		now.Rules4, now.Rules6, now.Forward, now.UserProxy = want.Rules4, want.Rules6, !want.Forward, want.UserProxy
+	}
+	now.Forward = !want.Forward // looked at by every repair
+	if now.Bridges, err = p.observeBridges(h, links, want); err != nil {
+		return nil, err
+	}
+	if now.Sandboxes, err = p.observeSandboxes(links, was, want); err != nil {
+		return nil, err
+	}
+	p.rules.check(p)
+	return now, nil
+}
+
+// list returns the host's links by name.
+func list(h *netlink.Handle) (map[string]netlink.Link, error) {
+	l, err := h.LinkList()
+	for range 3 { // the list changed while it was read
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+		l, err = h.LinkList()
+	}
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	m := make(map[string]netlink.Link, len(l))
+	for _, k := range l {
+		m[k.Attrs().Name] = k
+	}
+	return m, nil
+}
+
+func (p *Plane) observeBridges(h *netlink.Handle, links map[string]netlink.Link, want *network.Config) (map[string]*network.Bridge, error) {
+	now := map[string]*network.Bridge{}
+	for name, l := range links {
+		owner, kind, _ := ours(l.Attrs().Alias)
+		w := want.Bridges[name]
+		switch {
+		case w != nil && w.External:
+			now[name] = w
+			continue
+		case owner != p.owner || kind != "bridge":
+			continue
+		}
+		now[name] = &network.Bridge{Device: name}
+		if w == nil || l.Attrs().Flags&net.FlagUp == 0 || w.MTU != 0 && w.MTU != l.Attrs().MTU {
+			continue
+		}
+		have, err := addresses(h, l)
+		if err != nil {
+			return nil, err
+		}
+		if len(have) == len(w.Addresses) && !slices.ContainsFunc(w.Addresses, func(a netip.Prefix) bool { return !slices.Contains(have, a) }) &&
+			portsIntact(links, l, want) {
+			now[name] = w
+		}
+	}
+	return now, nil
+}
+
+// portsIntact reports whether all veths that should be on a bridge and are
+// there at all are its ports, and up.
+func portsIntact(links map[string]netlink.Link, bridge netlink.Link, want *network.Config) bool {
+	for _, s := range want.Sandboxes {
+		for i := range s.Interfaces {
+			l := links[s.Interfaces[i].HostName]
+			if l != nil && s.Interfaces[i].Bridge == bridge.Attrs().Name &&
+				(l.Attrs().MasterIndex != bridge.Attrs().Index || l.Attrs().Flags&net.FlagUp == 0) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (p *Plane) observeSandboxes(links map[string]netlink.Link, was, want *network.Config) (map[string]*network.Sandbox, error) {
+	entries, err := os.ReadDir(p.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list namespaces: %w", err)
+	}
+	veths := map[string][]string{} // by sandbox
+	for name, l := range links {
+		if owner, kind, id := ours(l.Attrs().Alias); owner == p.owner && kind == "sandbox" {
+			veths[id] = append(veths[id], name)
+		}
+	}
+	now := map[string]*network.Sandbox{}
+	for _, e := range entries {
+		id := e.Name()
+		w := want.Sandboxes[id]
+		if w == nil || !bound(p.Path(id)) {
+			if w == nil {
+				now[id] = &network.Sandbox{ID: id}
+			}
+			continue
+		}
+		s := &network.Sandbox{ID: id, Gateway4: w.Gateway4, Gateway6: w.Gateway6}
+		if was != nil && was.Sandboxes[id] != nil {
+			s.Gateway4, s.Gateway6 = was.Sandboxes[id].Gateway4, was.Sandboxes[id].Gateway6
+		}
+		for i := range w.Interfaces {
+			if slices.Contains(veths[id], w.Interfaces[i].HostName) {
+				s.Interfaces = append(s.Interfaces, w.Interfaces[i])
+			}
+		}
+		for _, name := range veths[id] {
+			if w.Interface(name) == nil {
+				s.Interfaces = append(s.Interfaces, network.Interface{HostName: name})
+			}
+		}
+		if s.Equal(w) {
+			s = w
+		} else if len(s.Interfaces) < len(w.Interfaces) {
+			s.Gateway4, s.Gateway6 = netip.Addr{}, netip.Addr{} // went with the interface
+		}
+		now[id] = s
+	}
+	return now, nil
+}
+
+// Host implements network.Dataplane.
+func (p *Plane) Host(context.Context) (*network.Host, error) {
+	h, err := p.handle()
+	if err != nil {
+		return nil, err
+	}
+	defer p.put(h)
+	links, err := list(h)
+	if err != nil {
+		return nil, err
+	}
+	r := &network.Host{Devices: make(map[string]network.Device, len(links))}
+	own := map[int]bool{}
+	byIndex := make(map[int]netlink.Link, len(links))
+	for name, l := range links {
+		owner, kind, _ := ours(l.Attrs().Alias)
+		d := network.Device{Bridge: l.Type() == "bridge", Own: owner == p.owner}
+		if owner != p.owner {
+			d.Owner = owner
+		}
+		if kind == "" || kind == "bridge" {
+			if d.Addresses, err = addresses(h, l); err != nil {
+				return nil, err
+			}
+		}
+		own[l.Attrs().Index] = d.Own
+		byIndex[l.Attrs().Index] = l
+		r.Devices[name] = d
+	}
+	if err := routed(h, r, own, byIndex); err != nil {
+		return nil, err
+	}
+	return r, p.inHost(func() error {
+		v, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		r.IPv6 = err == nil && len(v) > 0 && v[0] == '0'
+		return nil
+	})
+}
+
+// routed fills in the prefixes that are routed and the default route's MTU.
+func routed(h *netlink.Handle, r *network.Host, own map[int]bool, links map[int]netlink.Link) error {
+	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	best := -1
+	for _, t := range routes {
+		d := prefix(t.Dst)
+		if d.IsValid() && d.Bits() > 0 {
+			if !own[t.LinkIndex] && !d.Addr().IsLinkLocalUnicast() && !d.Addr().IsMulticast() {
+				r.Prefixes = append(r.Prefixes, d.Masked())
+			}
+			continue
+		}
+		if l := links[t.LinkIndex]; l != nil && (best < 0 || t.Priority < best) {
+			best, r.MTU = t.Priority, l.Attrs().MTU
+		}
+	}
+	return nil
+}
+
+// Counters implements network.Dataplane. They are read at the host's ends of
+// the pairs: what those have sent, the sandbox has received.
+func (p *Plane) Counters(_ context.Context, sandbox string) ([]network.Counters, error) {
+	have := p.believed()
+	if have == nil || have.Sandboxes[sandbox] == nil {
+		return nil, api.Errorf(api.NotFound, "no network namespace for %s", sandbox)
+	}
+	h, err := p.handle()
+	if err != nil {
+		return nil, err
+	}
+	defer p.put(h)
+	var r []network.Counters
+	for _, f := range have.Sandboxes[sandbox].Interfaces {
+		l, err := h.LinkByName(f.HostName)
+		if err != nil {
+			return nil, fmt.Errorf("counters of %s: %w", f.Name, err)
+		}
+		if s := l.Attrs().Statistics; s != nil {
+			r = append(r, network.Counters{
+				Interface: f.Name,
+				RxBytes:   s.TxBytes, RxPackets: s.TxPackets, RxErrors: s.TxErrors, RxDropped: s.TxDropped,
+				TxBytes: s.RxBytes, TxPackets: s.RxPackets, TxErrors: s.RxErrors, TxDropped: s.RxDropped,
+			})
+		}
+	}
+	return r, nil
+}

@@ -1,0 +1,291 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network"
+)
+
+// Config is for New.
+type Config struct {
+	// Dir has a file for each sandbox's namespace (<exec-root>/netns). Required,
+	// absolute, and no other data plane's.
+	Dir string
+	// Owner tells this data plane's devices and tables from those of others in
+	// the same host namespace: 1 to 16 of a-z, 0-9. Empty: the table is plainly
+	// "legion" and the owner "node".
+	Owner string
+	// HostNetNS is the namespace that plays the host; empty: the process's own.
+	HostNetNS string
+	// Log is required.
+	Log *slog.Logger
+}
+
+const defaultOwner = "node"
+
+// Plane is the data plane of one node. See network.Dataplane for what may be
+// called when.
+type Plane struct {
+	dir     string
+	owner   string
+	table   string
+	log     *slog.Logger
+	host    *os.File // namespace of the host
+	own     *os.File // namespace of this process
+	same    bool     // they are one
+	workers int
+
+	turn    chan struct{} // held by Set
+	stale   atomic.Bool   // have may not be what is there
+	gen     atomic.Uint32 // of the rule set, after our last change
+	sockets *sockets      // owned by Set
+	rules   ruleState     // owned by Set
+
+	mu      sync.Mutex
+	have    *network.Config            // what is believed to be there; nil: not known
+	making  map[string]*network.Bridge // of the Set that is under way
+	handles []*netlink.Handle
+	closed  bool
+}
+
+var _ network.Dataplane = (*Plane)(nil)
+
+// New returns a data plane; it changes nothing until Set.
+func New(c Config) (*Plane, error) {
+	switch {
+	case c.Log == nil:
+		return nil, errors.New("network: Log is required")
+	case !filepath.IsAbs(c.Dir):
+		return nil, fmt.Errorf("network: folder %q for namespaces must be an absolute path", c.Dir)
+	case len(c.Owner) > 16 || strings.Trim(c.Owner, "abcdefghijklmnopqrstuvwxyz0123456789") != "":
+		return nil, fmt.Errorf("network: owner %q must be at most 16 of a-z and 0-9", c.Owner)
+	}
+	p := &Plane{
+		dir: c.Dir, owner: c.Owner, table: "legion", log: c.Log, workers: max(4, 2*runtime.GOMAXPROCS(0)),
+		turn: make(chan struct{}, 1),
+	}
+	if p.owner == "" {
+		p.owner = defaultOwner
+	} else {
+		p.table += "_" + p.owner
+	}
+	var err error
+	if p.own, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return nil, fmt.Errorf("network: open this process's namespace: %w", err)
+	}
+	path := c.HostNetNS
+	if path == "" {
+		path = "/proc/thread-self/ns/net"
+	}
+	if p.host, err = os.Open(path); err != nil {
+		p.own.Close()
+		return nil, fmt.Errorf("network: open the host's namespace: %w", err)
+	}
+	if err := p.prepare(); err != nil {
+		p.own.Close()
+		p.host.Close()
+		return nil, err
+	}
+	p.sockets = newSockets(p)
+	p.stale.Store(true)
+	return p, nil
+}
+
+func (p *Plane) prepare() error {
+	var a, b unix.Stat_t
+	if err := unix.Fstat(int(p.host.Fd()), &a); err != nil {
+		return fmt.Errorf("network: look at the host's namespace: %w", err)
+	}
+	if err := unix.Fstat(int(p.own.Fd()), &b); err != nil {
+		return fmt.Errorf("network: look at this process's namespace: %w", err)
+	}
+	p.same = a.Dev == b.Dev && a.Ino == b.Ino
+	if err := os.MkdirAll(p.dir, 0o755); err != nil {
+		return fmt.Errorf("network: folder for namespaces: %w", err)
+	}
+	return nil
+}
+
+// Path of the file that a sandbox's namespace is bound to.
+func (p *Plane) Path(sandbox string) string { return filepath.Join(p.dir, sandbox) }
+
+// Close frees what the process holds: sockets of published ports (which stay
+// published) and netlink sockets. What is in the kernel stays. No other method
+// may be under way.
+func (p *Plane) Close() error {
+	p.turn <- struct{}{}
+	p.sockets.close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, h := range p.handles {
+		h.Close()
+	}
+	p.handles = nil
+	return errors.Join(p.host.Close(), p.own.Close())
+}
+
+// handle lends a netlink socket in the host's namespace; give it back with put.
+func (p *Plane) handle() (*netlink.Handle, error) {
+	p.mu.Lock()
+	if n := len(p.handles); n > 0 {
+		h := p.handles[n-1]
+		p.handles = p.handles[:n-1]
+		p.mu.Unlock()
+		return h, nil
+	}
+	p.mu.Unlock()
+	h, err := netlink.NewHandleAt(netns.NsHandle(p.host.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	return h, nil
+}
+
+func (p *Plane) put(h *netlink.Handle) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || len(p.handles) >= p.workers+1 {
+		h.Close()
+		return
+	}
+	p.handles = append(p.handles, h)
+}
+
+func (p *Plane) believed() *network.Config {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have
+}
+
+func (p *Plane) believe(c *network.Config) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.have = c
+}
+
+// failures gathers what went wrong, by item. Safe for concurrent use.
+type failures struct {
+	mu    sync.Mutex
+	items map[network.Item]error
+}
+
+func (f *failures) add(it network.Item, err error) {
+	if err == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.items == nil {
+		f.items = map[network.Item]error{}
+	}
+	f.items[it] = errors.Join(f.items[it], err)
+}
+
+func (f *failures) err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.items) == 0 {
+		return nil
+	}
+	return &network.SetError{Items: f.items}
+}
+
+// Set implements network.Dataplane.
+func (p *Plane) Set(ctx context.Context, want *network.Config) error {
+	if err := want.Validate(); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	have := p.believed()
+	if p.stale.Swap(false) || have == nil {
+		var err error
+		if have, err = p.observe(have, want); err != nil {
+			p.stale.Store(true)
+			return fmt.Errorf("network: look at what is there: %w", err)
+		}
+	}
+	var f failures
+	p.believe(p.apply(ctx, have, want, &f))
+	return f.err()
+}
+
+// apply makes the changes and returns what is there then.
+func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failures) *network.Config {
+	ch := network.Diff(have, want)
+	now := have.Clone()
+	now.Rules4, now.Rules6, now.Forward, now.UserProxy = want.Rules4, want.Rules6, want.Forward, want.UserProxy
+	if len(want.Bridges) > 0 && want.Forward && (ch.Options || len(ch.PutBridges) > 0) {
+		f.add(network.RulesItem, p.enableForwarding(want))
+	}
+	p.putBridges(ch, now, f)
+	p.setPorts(ch, now, f)
+	f.add(network.RulesItem, p.setRules(now))
+	p.setSandboxes(ctx, ch, now, f)
+	p.dropBridges(ch, now, f)
+	return now
+}
+
+// setSandboxes makes and removes sandboxes, several at a time.
+func (p *Plane) setSandboxes(ctx context.Context, ch *network.Changes, now *network.Config, f *failures) {
+	type job struct {
+		drop string
+		put  *network.Sandbox
+	}
+	jobs := make(chan job)
+	var mu sync.Mutex // guards now.Sandboxes
+	work := func() {
+		for j := range jobs {
+			if j.put == nil {
+				err := p.dropSandbox(j.drop)
+				f.add(network.SandboxItem(j.drop), err)
+				mu.Lock()
+				if err == nil {
+					delete(now.Sandboxes, j.drop)
+				}
+				mu.Unlock()
+				continue
+			}
+			mu.Lock()
+			old := now.Sandboxes[j.put.ID]
+			mu.Unlock()
+			got, err := p.putSandbox(ctx, old, j.put)
+			f.add(network.SandboxItem(j.put.ID), err)
+			mu.Lock()
+			if delete(now.Sandboxes, j.put.ID); got != nil {
+				now.Sandboxes[j.put.ID] = got
+			}
+			mu.Unlock()
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(p.workers, len(ch.DropSandboxes)+len(ch.PutSandboxes)) {
+		wg.Go(work)
+	}
+	for _, s := range ch.PutSandboxes {
+		jobs <- job{put: s}
+	}
+	for _, id := range ch.DropSandboxes {
+		jobs <- job{drop: id}
+	}
+	close(jobs)
+	wg.Wait()
+}

@@ -1,0 +1,241 @@
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	mnl "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network"
+)
+
+// Priorities of our chains. Translation is where everybody's is; our verdict on
+// what may be forwarded comes before that of others.
+const (
+	priorityRaw     = -300
+	priorityDstNAT  = -100
+	priorityForward = -10
+	prioritySrcNAT  = 100
+)
+
+// socketBuffer is what a large transaction takes.
+const socketBuffer = 8 << 20
+
+// Names of maps from a published port to its target: on all addresses of the
+// host, and on one.
+const (
+	anyMap  = "ports"
+	addrMap = "addr-ports"
+)
+
+// ruleState is what is believed to be in our tables, by family.
+type ruleState struct {
+	families map[nftables.TableFamily]*ruleset
+	cleaned  bool // tables that should not be there were removed
+}
+
+// ruleset is the contents of a table.
+type ruleset struct {
+	bridges []*network.Bridge // with addresses of the family, by name
+	ports   map[network.PortKey]netip.AddrPort
+}
+
+// wantedRules returns the contents of a family's table; nil for no table.
+func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
+	v6 := f == nftables.TableFamilyIPv6
+	if v6 && !c.Rules6 || !v6 && !c.Rules4 {
+		return nil
+	}
+	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}}
+	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
+		b := c.Bridges[name]
+		if slices.ContainsFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() == v6 }) {
+			r.bridges = append(r.bridges, b)
+		}
+	}
+	if len(r.bridges) == 0 {
+		return nil
+	}
+	for k, p := range c.Ports {
+		if k.Host.Addr().Is6() == v6 && p.Target.Addr().Is6() == v6 {
+			r.ports[k] = p.Target
+		}
+	}
+	return r
+}
+
+func (r *ruleset) sameBridges(o *ruleset) bool {
+	return slices.EqualFunc(r.bridges, o.bridges, (*network.Bridge).Equal)
+}
+
+// setRules makes the packet filter what the config says. Each family's change
+// is one transaction: connections never meet half a table.
+func (p *Plane) setRules(c *network.Config) error {
+	if p.rules.families == nil {
+		p.rules.families = map[nftables.TableFamily]*ruleset{}
+	}
+	var errs []error
+	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		want, have := wantedRules(c, f), p.rules.families[f]
+		err := p.setFamily(f, have, want)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s packet filter rules (table %s): %w", familyName(f), p.table, err))
+			delete(p.rules.families, f)
+			continue
+		}
+		p.rules.families[f] = want
+	}
+	p.rules.cleaned = len(errs) == 0
+	return errors.Join(errs...)
+}
+
+func familyName(f nftables.TableFamily) string {
+	if f == nftables.TableFamilyIPv6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// setFamily changes one family's table.
+func (p *Plane) setFamily(f nftables.TableFamily, have, want *ruleset) error {
+	switch {
+	case want == nil && have == nil && p.rules.cleaned:
+		return nil
+	case want == nil:
+		return p.dropTable(f)
+	case have != nil && have.sameBridges(want):
+		return p.setPortElements(f, have.ports, want.ports)
+	}
+	return p.transact(func(c *nftables.Conn) error {
+		b := &tableBuilder{c: c, family: f, t: &nftables.Table{Family: f, Name: p.table}}
+		c.AddTable(b.t) // so that there is one to delete
+		c.DelTable(b.t)
+		c.AddTable(b.t)
+		return b.fill(want)
+	})
+}
+
+func (p *Plane) dropTable(f nftables.TableFamily) error {
+	return p.transact(func(c *nftables.Conn) error {
+		t := &nftables.Table{Family: f, Name: p.table}
+		c.AddTable(t)
+		c.DelTable(t)
+		return nil
+	})
+}
+
+// setPortElements changes what ports lead where, and nothing else.
+func (p *Plane) setPortElements(f nftables.TableFamily, have, want map[network.PortKey]netip.AddrPort) error {
+	if maps.Equal(have, want) {
+		return nil
+	}
+	return p.transact(func(c *nftables.Conn) error {
+		b := &tableBuilder{c: c, family: f, t: &nftables.Table{Family: f, Name: p.table}}
+		if err := b.declareMaps(); err != nil {
+			return err
+		}
+		for k, old := range have {
+			if want[k] != old {
+				if err := c.SetDeleteElements(b.mapFor(k), []nftables.SetElement{b.element(k, old)}); err != nil {
+					return err
+				}
+			}
+		}
+		for k, target := range want {
+			if have[k] != target {
+				if err := c.SetAddElements(b.mapFor(k), []nftables.SetElement{b.element(k, target)}); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// connect opens a netlink socket for rules in the host's namespace.
+func (p *Plane) connect() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithNetNSFd(int(p.host.Fd())), nftables.WithSockOptions(func(c *mnl.Conn) error {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return err
+		}
+		return raw.Control(func(fd uintptr) {
+			// Without the right to force it the default must do.
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer)
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer)
+		})
+	}))
+}
+
+// transact makes what f builds one transaction, and remembers the generation
+// that it led to.
+func (p *Plane) transact(f func(c *nftables.Conn) error) error {
+	c, err := p.connect()
+	if err != nil {
+		return err
+	}
+	if err := f(c); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		return err
+	}
+	gen, err := p.generation()
+	if err == nil {
+		p.gen.Store(gen)
+	}
+	return err
+}
+
+// generation asks for the number of the rule set, which grows with every change
+// by anybody.
+func (p *Plane) generation() (uint32, error) {
+	c, err := mnl.Dial(unix.NETLINK_NETFILTER, &mnl.Config{NetNS: int(p.host.Fd())})
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	answer, err := c.Execute(mnl.Message{
+		Header: mnl.Header{Type: nftMessages | unix.NFT_MSG_GETGEN, Flags: mnl.Request},
+		Data:   make([]byte, 4), // nfgenmsg
+	})
+	if err != nil || len(answer) == 0 || len(answer[0].Data) < 4 {
+		return 0, errors.Join(err, errors.New("ask for the generation of the rule set"))
+	}
+	d, err := mnl.NewAttributeDecoder(answer[0].Data[4:])
+	if err != nil {
+		return 0, err
+	}
+	d.ByteOrder = binary.BigEndian
+	for d.Next() {
+		if d.Type() == nftaGenID {
+			return d.Uint32(), nil
+		}
+	}
+	return 0, errors.New("the kernel told no generation of the rule set")
+}
+
+// check forgets what is believed of tables that are not as we left them, so
+// that they are made anew.
+func (r *ruleState) check(p *Plane) {
+	gen, err := p.generation()
+	if err == nil && gen == p.gen.Load() {
+		return
+	}
+	r.cleaned = false
+	for f, want := range r.families {
+		if want != nil && p.intact(f, want) {
+			continue
+		}
+		delete(r.families, f)
+	}
+	if err == nil && len(r.families) > 0 {
+		p.gen.Store(gen)
+	}
+}

@@ -1,0 +1,303 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network"
+)
+
+const loopback = 1 // lo's index, in every namespace
+
+// putSandbox makes a sandbox, or changes the one that is there. It returns what
+// is there afterwards, nil for nothing.
+func (p *Plane) putSandbox(ctx context.Context, have, want *network.Sandbox) (*network.Sandbox, error) {
+	if err := ctx.Err(); err != nil {
+		return have, err
+	}
+	path := p.Path(want.ID)
+	var got *network.Sandbox
+	err := p.onThread(func() (err error) {
+		if have == nil {
+			got, err = p.makeSandbox(path, want)
+		} else {
+			got, err = p.changeSandbox(path, have, want)
+		}
+		return err
+	})
+	return got, err
+}
+
+// makeSandbox makes the namespace and all that is in it. The thread is in it
+// afterwards. On error nothing is left.
+func (p *Plane) makeSandbox(path string, want *network.Sandbox) (_ *network.Sandbox, err error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("make a network namespace: %w", err)
+	}
+	if err := bindNamespace(path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unbindNamespace(path))
+		}
+	}()
+	for _, s := range []struct{ file, value string }{
+		{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+		{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
+	} {
+		if err := writeSysctl(s.file, s.value); err != nil {
+			return nil, err
+		}
+	}
+	n, err := p.enter(path)
+	if err != nil {
+		return nil, err
+	}
+	defer n.close()
+	if err := n.h.LinkSetUp(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: loopback}}); err != nil {
+		return nil, fmt.Errorf("set lo up: %w", err)
+	}
+	for i := range want.Interfaces {
+		if err := n.addInterface(want.ID, &want.Interfaces[i]); err != nil {
+			return nil, err
+		}
+	}
+	return want, n.setGateways(&network.Sandbox{}, want)
+}
+
+// changeSandbox enters a sandbox's namespace and makes the differences.
+func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*network.Sandbox, error) {
+	ns, err := os.Open(path)
+	if err != nil {
+		return have, err
+	}
+	defer ns.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return have, fmt.Errorf("enter namespace %s: %w", path, err)
+	}
+	n, err := p.enter(path)
+	if err != nil {
+		return have, err
+	}
+	defer n.close()
+	now := &network.Sandbox{ID: want.ID, Gateway4: have.Gateway4, Gateway6: have.Gateway6}
+	for i := range have.Interfaces {
+		f := &have.Interfaces[i]
+		if w := want.Interface(f.HostName); w != nil && w.Equal(f) {
+			now.Interfaces = append(now.Interfaces, *f)
+		} else if err := n.dropInterface(f.HostName); err != nil {
+			return have, err
+		}
+	}
+	for i := range want.Interfaces {
+		if f := &want.Interfaces[i]; now.Interface(f.HostName) == nil {
+			if err := n.addInterface(want.ID, f); err != nil {
+				return now, err
+			}
+			now.Interfaces = append(now.Interfaces, *f)
+			// What was routed through an interface went with it.
+			now.Gateway4, now.Gateway6 = netip.Addr{}, netip.Addr{}
+		}
+	}
+	if len(now.Interfaces) < len(have.Interfaces) {
+		now.Gateway4, now.Gateway6 = netip.Addr{}, netip.Addr{}
+	}
+	if err := n.setGateways(now, want); err != nil {
+		return now, err
+	}
+	return want, nil
+}
+
+// inside is a sandbox that the thread is in.
+type inside struct {
+	p    *Plane
+	h    *netlink.Handle // in the namespace
+	host *netlink.Handle
+	ns   *os.File
+}
+
+func (p *Plane) enter(path string) (*inside, error) {
+	n := &inside{p: p}
+	var err error
+	if n.ns, err = os.Open(path); err != nil {
+		return nil, err
+	}
+	if n.h, err = netlink.NewHandle(unix.NETLINK_ROUTE); err == nil {
+		n.host, err = p.handle()
+	}
+	if err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *inside) close() {
+	n.ns.Close()
+	if n.h != nil {
+		n.h.Close()
+	}
+	if n.host != nil {
+		n.p.put(n.host)
+	}
+}
+
+// addInterface makes a veth pair with one end in the sandbox. The alias, set
+// last, marks it as complete.
+func (n *inside) addInterface(id string, f *network.Interface) error {
+	bridge, err := n.host.LinkByName(f.Bridge)
+	if err != nil {
+		return fmt.Errorf("interface %s: bridge %s: %w", f.Name, f.Bridge, err)
+	}
+	mac, err := net.ParseMAC(f.MAC)
+	if err != nil {
+		return err
+	}
+	a := netlink.NewLinkAttrs()
+	a.Name, a.MTU, a.MasterIndex, a.Flags = f.HostName, f.MTU, bridge.Attrs().Index, net.FlagUp
+	v := &netlink.Veth{LinkAttrs: a, PeerName: f.Name, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(n.ns.Fd())}
+	err = n.host.LinkAdd(v)
+	if errors.Is(err, unix.EEXIST) { // left half-made by a daemon that was killed
+		if err = n.dropInterface(f.HostName); err == nil {
+			err = n.host.LinkAdd(v)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("interface %s: make veth %s on %s: %w", f.Name, f.HostName, f.Bridge, err)
+	}
+	if err := n.configure(f); err != nil {
+		return fmt.Errorf("interface %s: %w", f.Name, err)
+	}
+	return n.complete(id, f)
+}
+
+// complete sets what only a bridge's port has, and the mark.
+func (n *inside) complete(id string, f *network.Interface) error {
+	l, err := n.host.LinkByName(f.HostName)
+	if err != nil {
+		return fmt.Errorf("interface %s: veth %s: %w", f.Name, f.HostName, err)
+	}
+	if b := n.p.bridgeOf(f.Bridge); b != nil && b.Isolated {
+		if err := n.host.LinkSetIsolated(l, true); err != nil {
+			return fmt.Errorf("interface %s: isolate %s: %w", f.Name, f.HostName, err)
+		}
+	}
+	if err := n.host.LinkSetAlias(l, n.p.alias("sandbox", id)); err != nil {
+		return fmt.Errorf("interface %s: mark %s: %w", f.Name, f.HostName, err)
+	}
+	return nil
+}
+
+// configure sets up the sandbox's end.
+func (n *inside) configure(f *network.Interface) error {
+	l, err := n.h.LinkByName(f.Name)
+	if err != nil {
+		return err
+	}
+	v6 := false
+	for _, a := range f.Addresses {
+		v6 = v6 || a.Addr().Is6()
+	}
+	if !v6 {
+		// No IPv6 there: no link-local address either. Kernels without IPv6 have no such file.
+		if err := writeSysctl("/proc/sys/net/ipv6/conf/"+f.Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	for _, s := range f.Sysctls {
+		k, v, _ := strings.Cut(s, "=")
+		path := strings.ReplaceAll(k, ".", "/")
+		if err := writeSysctl("/proc/sys/"+strings.Replace(path, "/IFNAME/", "/"+f.Name+"/", 1), v); err != nil {
+			return err
+		}
+	}
+	for _, a := range f.Addresses {
+		if err := n.h.AddrAdd(l, address(a)); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+	}
+	return n.h.LinkSetUp(l)
+}
+
+// address is how netlink wants one. IPv6 ones are not probed for duplicates:
+// the pool sees to that, and probing would take a second.
+func address(a netip.Prefix) *netlink.Addr {
+	r := &netlink.Addr{IPNet: ipNet(a)}
+	if a.Addr().Is6() {
+		r.Flags = unix.IFA_F_NODAD
+	}
+	return r
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// setGateways makes the default routes what they should be.
+func (n *inside) setGateways(have, want *network.Sandbox) error {
+	for _, g := range []struct {
+		have, want netip.Addr
+		all        *net.IPNet
+	}{
+		{have.Gateway4, want.Gateway4, &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}},
+		{have.Gateway6, want.Gateway6, &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}},
+	} {
+		var err error
+		switch {
+		case g.have == g.want:
+			continue
+		case g.want.IsValid():
+			err = n.h.RouteReplace(&netlink.Route{Dst: g.all, Gw: g.want.AsSlice()})
+		default:
+			if err = n.h.RouteDel(&netlink.Route{Dst: g.all}); errors.Is(err, unix.ESRCH) {
+				err = nil
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("default route via %s: %w", g.want, err)
+		}
+	}
+	return nil
+}
+
+// dropInterface deletes a pair. It takes some 30 ms of waiting in the kernel,
+// so it's only for interfaces of sandboxes that go on.
+func (n *inside) dropInterface(hostName string) error {
+	l, err := n.host.LinkByName(hostName)
+	if err == nil {
+		err = n.host.LinkDel(l)
+	}
+	if err != nil && !isNotFound(err) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove veth %s: %w", hostName, err)
+	}
+	return nil
+}
+
+func isNotFound(err error) bool {
+	var nf netlink.LinkNotFoundError
+	return errors.As(err, &nf)
+}
+
+// dropSandbox removes a sandbox by its name. Its veths go with the namespace.
+func (p *Plane) dropSandbox(id string) error { return unbindNamespace(p.Path(id)) }
+
+func writeSysctl(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	return err
+}

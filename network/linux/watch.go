@@ -1,0 +1,174 @@
+package linux
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	watchBuffer = 1 << 20
+	nftMessages = unix.NFNL_SUBSYS_NFTABLES << 8
+	// nftaGenID is the attribute of a NEWGEN message with the generation.
+	nftaGenID = 1
+)
+
+// Watch implements network.Dataplane: it listens to the kernel's own reports,
+// and costs nothing while nothing happens.
+func (p *Plane) Watch(ctx context.Context, changed func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	route, err := p.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+	if err != nil {
+		return err
+	}
+	filter, err := p.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		route.Close()
+		return err
+	}
+	alarm := func() {
+		p.stale.Store(true)
+		changed()
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(receive(route, alarm, p.routeDrift)) })
+	wg.Go(func() { cancel(receive(filter, alarm, p.rulesDrift)) })
+	<-ctx.Done()
+	route.Close()
+	filter.Close()
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// subscribe opens a netlink socket in the host's namespace that hears groups.
+func (p *Plane) subscribe(family int, groups ...int) (f *os.File, err error) {
+	fd := -1
+	err = p.inHost(func() error {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, family)
+		if err != nil {
+			return err
+		}
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuffer) // a smaller one will do
+		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return err
+		}
+		for _, g := range groups {
+			if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return nil, fmt.Errorf("watch the kernel's network: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// receive reads messages until the socket is closed, and raises the alarm for
+// those that say that something is not as it should be, or when some were lost.
+func receive(f *os.File, alarm func(), drift func(syscall.NetlinkMessage) bool) error {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(buf)
+		if errors.Is(err, unix.ENOBUFS) {
+			alarm()
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("watch the kernel's network: %w", err)
+		}
+		messages, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			alarm()
+			continue
+		}
+		for _, m := range messages {
+			if drift(m) {
+				alarm()
+			}
+		}
+	}
+}
+
+// routeDrift reports whether a message tells of a device of ours that is gone,
+// down, off its bridge or without an address.
+func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
+	switch m.Header.Type {
+	case unix.RTM_DELADDR:
+		return true
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+	default:
+		return false
+	}
+	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
+		return false
+	}
+	up := binary.NativeEndian.Uint32(m.Data[8:])&unix.IFF_UP != 0
+	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+	if err != nil {
+		return true
+	}
+	name, master := "", false
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.IFLA_IFNAME:
+			name = strings.TrimRight(string(a.Value), "\x00")
+		case unix.IFLA_MASTER:
+			master = true
+		}
+	}
+	bridge, veth := p.knows(name)
+	return bridge && (m.Header.Type == unix.RTM_DELLINK || !up) ||
+		veth && (m.Header.Type == unix.RTM_DELLINK || !up || !master)
+}
+
+// knows reports what a device is to us.
+func (p *Plane) knows(name string) (bridge, veth bool) {
+	have := p.believed()
+	if have == nil {
+		return false, false
+	}
+	if have.Bridges[name] != nil {
+		return true, false
+	}
+	if strings.HasPrefix(name, "veth") {
+		for _, s := range have.Sandboxes {
+			if s.Interface(name) != nil {
+				return false, true
+			}
+		}
+	}
+	return false, false
+}
+
+// rulesDrift reports whether a message tells of a change of rules that we did
+// not make.
+func (p *Plane) rulesDrift(m syscall.NetlinkMessage) bool {
+	const header = 4 // nfgenmsg
+	if m.Header.Type != nftMessages|unix.NFT_MSG_NEWGEN || len(m.Data) < header {
+		return false
+	}
+	for d := m.Data[header:]; len(d) >= 8; {
+		size := int(binary.NativeEndian.Uint16(d))
+		if binary.NativeEndian.Uint16(d[2:])&0x3fff == nftaGenID && size == 8 {
+			return binary.BigEndian.Uint32(d[4:]) != p.gen.Load()
+		}
+		if size < 4 || (size+3)&^3 > len(d) {
+			break
+		}
+		d = d[(size+3)&^3:]
+	}
+	return true
+}
