@@ -122,8 +122,9 @@ func newBridge(b *network.Bridge) *netlink.Bridge {
 }
 
 // bridgeSysctls: replies to what came from 127.0.0.1 to a published port are
-// let in (packets that came with such an address are dropped by a rule), and no
-// router's advertisement is believed.
+// let in (packets that came with such an address are dropped by a rule); no router's
+// advertisement is believed; and the bridge's own addresses, which nobody else
+// can have, are of use at once.
 func (p *Plane) bridgeSysctls(b *network.Bridge) error {
 	v6 := slices.ContainsFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
 	return p.inHost(func() error {
@@ -134,7 +135,7 @@ func (p *Plane) bridgeSysctls(b *network.Bridge) error {
 		if v6 {
 			disable = "0"
 		}
-		for _, s := range [][2]string{{"accept_ra", "0"}, {"disable_ipv6", disable}} {
+		for _, s := range [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}, {"disable_ipv6", disable}} {
 			if err := writeSysctl("/proc/sys/net/ipv6/conf/"+b.Device+"/"+s[0], s[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}

@@ -186,6 +186,11 @@ func (n *inside) complete(id string, f *network.Interface) error {
 	if err != nil {
 		return fmt.Errorf("interface %s: veth %s: %w", f.Name, f.HostName, err)
 	}
+	// Where frames on a bridge pass the IP packet filter (br_netfilter), a
+	// container reaches its own published port by the port it came from.
+	if err := n.host.LinkSetHairpin(l, true); err != nil {
+		return fmt.Errorf("interface %s: hairpin mode of %s: %w", f.Name, f.HostName, err)
+	}
 	if b := n.p.bridgeOf(f.Bridge); b != nil && b.Isolated {
 		if err := n.host.LinkSetIsolated(l, true); err != nil {
 			return fmt.Errorf("interface %s: isolate %s: %w", f.Name, f.HostName, err)

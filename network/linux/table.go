@@ -133,6 +133,10 @@ func (b *tableBuilder) raw() {
 // translate leads published ports to their targets: those on one address first.
 func (b *tableBuilder) translate(name string, hook *nftables.ChainHook) {
 	c := b.chain(name, nftables.ChainTypeNAT, hook, priorityDstNAT)
+	if b.v6() {
+		// What comes from ::1 can't leave by another device: the sockets relay it.
+		b.rule(c, b.daddr(netip.MustParsePrefix("::1/128")), verdict(expr.VerdictReturn))
+	}
 	local := []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},

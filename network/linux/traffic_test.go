@@ -78,7 +78,7 @@ func (w *world) serve(ns, addr string) {
 func (w *world) ask(ns, addr string) (seen string) {
 	w.t.Helper()
 	w.in(ns, func() {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
+		c, err := net.DialTimeout("tcp", addr, 3*time.Second)
 		if err != nil {
 			seen = "error"
 			return

@@ -68,6 +68,7 @@ func (w *world) link(name string) netlink.Link {
 func (w *world) address(device string, prefixes ...string) {
 	w.t.Helper()
 	l := w.link(device)
+	w.ok(writeSysctl("/proc/sys/net/ipv6/conf/"+device+"/accept_dad", "0")) // no second of waiting
 	for _, p := range prefixes {
 		w.ok(netlink.AddrAdd(l, address(netip.MustParsePrefix(p))))
 	}
