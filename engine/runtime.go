@@ -16,7 +16,8 @@ import (
 type Runtime interface {
 	// Create makes the writable root file system for id from the image and the container's init process, which waits for Start.
 	// rootfs-independent parts of the spec are the engine's; Runtime fills in
-	// Root and Linux.CgroupsPath. On error nothing is left behind.
+	// Root.Path and Linux.CgroupsPath, which the engine leaves empty or sets to
+	// the parent cgroup. On error nothing is left behind.
 	Create(ctx context.Context, c RuntimeContainer) (*Streams, error)
 	// Start lets the init process run. Returns its pid on the host.
 	Start(ctx context.Context, id string) (pid int, err error)
@@ -97,6 +98,9 @@ type Exit struct {
 	Pid        int
 	Code       int // 128+n when killed by signal n
 	At         time.Time
+	// Reason says why when it was not the process's doing, as when its shim
+	// died; usually empty.
+	Reason string
 }
 
 // RuntimeState is what is known of a container at start.

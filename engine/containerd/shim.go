@@ -1,0 +1,188 @@
+package containerd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// shim is one shim process and the connection to it.
+type shim struct {
+	id   string
+	dir  string // State/shims/<id>
+	task taskapi.TTRPCTaskService
+
+	client *ttrpc.Client
+	log    *os.File
+	gone   chan struct{} // closed when the connection is
+
+	// ready is closed when the start is over; err is its outcome.
+	ready chan struct{}
+	err   error
+
+	// Guarded by shims.mu.
+	refs     int  // containers that it has or will have
+	creating int  // Create calls under way
+	leaving  bool // told to end: not to be used any more
+}
+
+// shimEnv makes a shim small: few threads, and a heap that is collected early,
+// since most of what it allocates is garbage of single calls.
+func shimEnv(events string) []string {
+	env := []string{"GOGC=50", "GOMAXPROCS=2", "GODEBUG=madvdontneed=1", "TTRPC_ADDRESS=" + events}
+	for _, e := range os.Environ() {
+		switch name, _, _ := strings.Cut(e, "="); name {
+		case "PATH", "XDG_RUNTIME_DIR", "TMPDIR":
+			env = append(env, e)
+		}
+	}
+	return env
+}
+
+// start executes the shim and connects to it.
+func (s *shim) start(ctx context.Context, p *shims) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	// The shim's start command reads its group from the bundle in its working
+	// folder; without one the group is the id.
+	if err := os.WriteFile(filepath.Join(s.dir, "config.json"), []byte(`{"annotations":{}}`), 0o600); err != nil {
+		return err
+	}
+	if err := s.openLog(p); err != nil {
+		return err
+	}
+	address, err := s.boot(ctx, p)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "address.new"), []byte(address), 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(filepath.Join(s.dir, "address.new"), filepath.Join(s.dir, "address")); err != nil {
+		return err
+	}
+	return s.connect(ctx, address)
+}
+
+// boot runs the shim's start command, which leaves the shim behind, and
+// returns the address of its socket.
+func (s *shim) boot(ctx context.Context, p *shims) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, shimStartTimeout)
+	defer cancel()
+	params := &bootapi.BootstrapParams{
+		InstanceID:             s.id,
+		Namespace:              p.namespace,
+		ContainerdTtrpcAddress: p.events,
+		SocketDir:              &p.sockets,
+	}
+	in, err := proto.Marshal(params)
+	if err != nil {
+		return "", err
+	}
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, p.binary, "-namespace", p.namespace, "-id", s.id, "-address", "", "start")
+	cmd.Dir, cmd.Env = s.dir, shimEnv(p.events)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &errs
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s start: %w: %s", p.binary, err, strings.TrimSpace(errs.String()))
+	}
+	var result bootapi.BootstrapResult
+	if err := proto.Unmarshal(out.Bytes(), &result); err != nil || result.Version != 3 || result.Protocol != "ttrpc" {
+		return "", fmt.Errorf("%s speaks another shim protocol (version %d, %q); version 2.3 of containerd's runc shim or a later one is needed", p.binary, result.Version, result.Protocol)
+	}
+	return result.Address, nil
+}
+
+func (s *shim) connect(ctx context.Context, address string) error {
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
+	if err != nil {
+		return err
+	}
+	s.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(sync.OnceFunc(func() { close(s.gone) })))
+	s.task = taskapi.NewTTRPCTaskClient(s.client)
+	return nil
+}
+
+// openLog makes the FIFO that the shim logs to.
+func (s *shim) openLog(p *shims) error {
+	path := filepath.Join(s.dir, "log")
+	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("mkfifo %s: %w", path, err)
+	}
+	// Open for writing too, so that the shim's end of it never blocks or breaks
+	// while this process lives.
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	s.log = f
+	p.wg.Go(func() { forwardLog(f, p.log.With("shim", s.id)) })
+	return nil
+}
+
+// forwardLog logs a shim's lines until f is closed.
+func forwardLog(f io.Reader, log *slog.Logger) {
+	r := bufio.NewReaderSize(f, 1024) // longer lines come in pieces
+	for {
+		line, err := r.ReadSlice('\n')
+		if len(line) > 0 {
+			level := slog.LevelDebug
+			if bytes.Contains(line, []byte("level=error")) || bytes.Contains(line, []byte("level=fatal")) {
+				level = slog.LevelWarn
+			}
+			log.Log(context.Background(), level, "runc shim", "line", string(bytes.TrimSpace(line)))
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return
+		}
+	}
+}
+
+// disconnect leaves the shim running.
+func (s *shim) disconnect() {
+	if s.client != nil {
+		_ = s.client.Close()
+	}
+	if s.log != nil {
+		_ = s.log.Close()
+	}
+}
+
+// stop ends the shim, which has no container left, and removes its folder.
+func (s *shim) stop(ctx context.Context) error {
+	if s.task != nil {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		_, err := s.task.Shutdown(ctx, &taskapi.ShutdownRequest{ID: s.id})
+		if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+			return err
+		}
+		select {
+		case <-s.gone:
+		case <-ctx.Done():
+			return fmt.Errorf("shim %s does not end: %w", s.id, ctx.Err())
+		}
+	}
+	s.disconnect()
+	return os.RemoveAll(s.dir)
+}
