@@ -110,10 +110,11 @@ func (p *Plane) checkOwn(l netlink.Link) error {
 }
 
 // newBridge has an address of its own that does not change as ports come and
-// go: 02:42 and the four last bytes of its first address.
+// go: 02:42 and the four last bytes of its first address. Its MTU is set
+// afterwards: one that a bridge is made with is forgotten with its last port.
 func newBridge(b *network.Bridge) *netlink.Bridge {
 	a := netlink.NewLinkAttrs()
-	a.Name, a.MTU = b.Device, b.MTU
+	a.Name = b.Device
 	if len(b.Addresses) > 0 {
 		s := b.Addresses[0].Addr().AsSlice()
 		a.HardwareAddr = append(net.HardwareAddr{0x02, 0x42}, s[len(s)-4:]...)
@@ -169,7 +170,7 @@ func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Prefix) error 
 }
 
 func addresses(h *netlink.Handle, l netlink.Link) ([]netip.Prefix, error) {
-	list, err := h.AddrList(l, netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

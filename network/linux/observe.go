@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -46,16 +47,28 @@ func (p *Plane) observe(was, want *network.Config) (*network.Config, error) {
 	return now, nil
 }
 
+const (
+	// listTries bounds how often a list that changed while it was read is read
+	// again, and listPause is how long to wait before.
+	listTries = 20
+	listPause = 5 * time.Millisecond
+)
+
+// whole reads a list until it is whole: one that changed while it was read may
+// lack things, and who takes a device for missing makes another.
+func whole[T any](read func() (T, error)) (T, error) {
+	l, err := read()
+	for i := 0; i < listTries && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
+		time.Sleep(listPause)
+		l, err = read()
+	}
+	return l, err
+}
+
 // list returns the host's links by name.
 func list(h *netlink.Handle) (map[string]netlink.Link, error) {
-	l, err := h.LinkList()
-	for range 3 { // the list changed while it was read
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-		l, err = h.LinkList()
-	}
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	l, err := whole(h.LinkList)
+	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
 	m := make(map[string]netlink.Link, len(l))
@@ -197,8 +210,10 @@ func (p *Plane) Host(context.Context) (*network.Host, error) {
 
 // routed fills in the prefixes that are routed and the default route's MTU.
 func routed(h *netlink.Handle, r *network.Host, own map[int]bool, links map[int]netlink.Link) error {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	best := -1

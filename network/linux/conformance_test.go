@@ -1,0 +1,146 @@
+package linux
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/networktest"
+)
+
+func TestConformance(t *testing.T) {
+	networktest.Dataplane(t, func(t *testing.T) *networktest.Harness {
+		w := newWorld(t)
+		p := w.plane("")
+		h := &networktest.Harness{Plane: p}
+		h.Reopen = func() network.Dataplane {
+			p.sockets.close() // as the kernel does for a killed process
+			p = w.plane("")
+			return p
+		}
+		h.Observe = func() *network.Config { return w.observe(p) }
+		h.Occupy = func(k network.PortKey) func() {
+			var l net.Listener
+			w.in(w.host, func() {
+				var err error
+				l, err = net.Listen(string(k.Protocol), k.Host.String())
+				w.ok(err)
+			})
+			return func() { w.ok(l.Close()) }
+		}
+		h.Damage = func(device string) {
+			w.in(w.host, func() {
+				if l, err := netlink.LinkByName(device); err == nil {
+					w.ok(netlink.LinkDel(l))
+				}
+			})
+		}
+		h.Identity = func(id string) string {
+			var s unix.Stat_t
+			w.ok(unix.Stat(p.Path(id), &s))
+			return fmt.Sprint(s.Ino)
+		}
+		return h
+	})
+}
+
+// observe reads all that networktest.Visible keeps, from the kernel alone.
+func (w *world) observe(p *Plane) *network.Config {
+	w.t.Helper()
+	c := (*network.Config)(nil).Clone()
+	bridges := map[int]string{}
+	w.in(w.host, func() {
+		h, err := netlink.NewHandle()
+		w.ok(err)
+		defer h.Close()
+		links, err := list(h)
+		w.ok(err)
+		for _, l := range links {
+			if owner, kind, _ := ours(l.Attrs().Alias); owner == p.owner && kind == "bridge" && l.Attrs().Flags&net.FlagUp != 0 {
+				b := &network.Bridge{Device: l.Attrs().Name, MTU: l.Attrs().MTU, Addresses: w.addresses(l)}
+				c.Bridges[b.Device], bridges[l.Attrs().Index] = b, b.Device
+			}
+		}
+	})
+	entries, err := os.ReadDir(p.dir)
+	w.ok(err)
+	for _, e := range entries {
+		c.Sandboxes[e.Name()] = w.observeSandbox(p, e.Name(), bridges)
+	}
+	w.observePorts(p, c)
+	return c
+}
+
+func (w *world) addresses(l netlink.Link) []netip.Prefix {
+	w.t.Helper()
+	h, err := netlink.NewHandle()
+	w.ok(err)
+	defer h.Close()
+	a, err := addresses(h, l)
+	w.ok(err)
+	return a
+}
+
+func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *network.Sandbox {
+	w.t.Helper()
+	s := &network.Sandbox{ID: id}
+	peers := map[string]int{}
+	w.in(p.Path(id), func() {
+		links, err := netlink.LinkList()
+		w.ok(err)
+		for _, l := range links {
+			if l.Type() != "veth" || l.Attrs().Flags&net.FlagUp == 0 {
+				continue
+			}
+			s.Interfaces = append(s.Interfaces, network.Interface{
+				Name: l.Attrs().Name, MAC: l.Attrs().HardwareAddr.String(), MTU: l.Attrs().MTU, Addresses: w.addresses(l),
+			})
+			peers[l.Attrs().Name] = l.Attrs().ParentIndex
+		}
+		routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+		w.ok(err)
+		for _, r := range routes {
+			if gw, ok := netip.AddrFromSlice(r.Gw); ok && gw.Unmap().Is4() {
+				s.Gateway4 = gw.Unmap()
+			} else if ok {
+				s.Gateway6 = gw
+			}
+		}
+	})
+	w.in(w.host, func() {
+		for i := range s.Interfaces {
+			l, err := netlink.LinkByIndex(peers[s.Interfaces[i].Name])
+			w.ok(err)
+			s.Interfaces[i].HostName, s.Interfaces[i].Bridge = l.Attrs().Name, bridges[l.Attrs().MasterIndex]
+		}
+	})
+	return s
+}
+
+func (w *world) observePorts(p *Plane, c *network.Config) {
+	w.t.Helper()
+	conn, err := p.connect()
+	w.ok(err)
+	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		b := &tableBuilder{c: conn, family: f, t: &nftables.Table{Family: f, Name: p.table}}
+		w.ok(b.declareMaps())
+		elements, err := conn.GetSetElements(b.byPort)
+		if err != nil {
+			continue // no table
+		}
+		any4 := netip.IPv4Unspecified()
+		for _, e := range elements {
+			size := len(e.Val) - 4
+			target, _ := netip.AddrFromSlice(e.Val[:size])
+			k := network.PortKey{Protocol: network.TCP, Host: netip.AddrPortFrom(any4, uint16(e.Key[4])<<8|uint16(e.Key[5]))}
+			c.Ports[k] = &network.Port{PortKey: k, Target: netip.AddrPortFrom(target, uint16(e.Val[size])<<8|uint16(e.Val[size+1]))}
+		}
+	}
+}
