@@ -1,13 +1,12 @@
 package ca
 
 import (
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/pem"
 	"fmt"
-	"io"
 
-	"golang.org/x/crypto/hkdf"
 	"golang.org/x/crypto/nacl/secretbox"
 )
 
@@ -65,7 +64,9 @@ func open(sealed, kek []byte) ([]byte, error) {
 }
 
 func derive(kek, salt []byte) (*[boxKey]byte, error) {
-	var key [boxKey]byte
-	_, err := io.ReadFull(hkdf.New(sha256.New, kek, salt, []byte("legion node key")), key[:])
-	return &key, err
+	b, err := hkdf.Key(sha256.New, kek, salt, "legion node key", boxKey)
+	if err != nil {
+		return nil, err
+	}
+	return (*[boxKey]byte)(b), nil
 }

@@ -1,0 +1,216 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"reflect"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/swarmpb"
+)
+
+const (
+	callTimeout      = 5 * time.Second
+	minHeartbeat     = 100 * time.Millisecond
+	maxHeartbeat     = time.Hour
+	defaultHeartbeat = 5 * time.Second
+)
+
+var errDescription = errors.New("the node's description changed")
+
+type session struct {
+	*Agent
+	id          string
+	dispatcher  swarmpb.DispatcherClient
+	logs        swarmpb.LogBrokerClient
+	description *swarm.NodeDescription
+}
+
+// runSession keeps one session until it breaks. began reports whether a manager
+// took the node in.
+func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	description, err := a.describe(ctx)
+	if err != nil {
+		return false, err
+	}
+	conn, err := a.cfg.Dial(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing to do about it
+	s := &session{
+		Agent: a, description: description,
+		dispatcher: swarmpb.NewDispatcherClient(conn), logs: swarmpb.NewLogBrokerClient(conn),
+	}
+	tooLong := time.AfterFunc(callTimeout, func() {
+		cancel(api.Errorf(api.DeadlineExceeded, "the manager does not answer"))
+	})
+	defer tooLong.Stop()
+	stream, err := s.dispatcher.Session(ctx, &swarmpb.SessionRequest{
+		Description: swarmpb.NewNodeDescription(description), SessionId: a.session,
+	})
+	if err != nil {
+		return false, first(context.Cause(ctx), err)
+	}
+	m, err := stream.Recv()
+	if err != nil {
+		return false, first(context.Cause(ctx), err)
+	}
+	if !tooLong.Stop() {
+		return false, context.Cause(ctx)
+	}
+	s.id, a.session = m.GetSessionId(), m.GetSessionId()
+	if err := s.told(ctx, m); err != nil {
+		return false, err
+	}
+	a.cfg.Log.Debug("session with a manager", "session", s.id)
+	return true, s.run(ctx, stream, cancel)
+}
+
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run serves the session until one of its parts fails.
+func (s *session) run(ctx context.Context, stream interface {
+	Recv() (*swarmpb.SessionMessage, error)
+}, cancel context.CancelCauseFunc) error {
+	g, ctx := errgroup.WithContext(ctx)
+	// The stream lives in the outer context: end that with the first failure.
+	defer context.AfterFunc(ctx, func() { cancel(nil) })()
+	g.Go(func() error {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				return ended(err)
+			}
+			if err := s.told(ctx, m); err != nil {
+				return err
+			}
+		}
+	})
+	g.Go(func() error { return s.heartbeat(ctx) })
+	g.Go(func() error { return s.assignments(ctx) })
+	g.Go(func() error { return s.reporter.run(ctx, s.report) })
+	g.Go(func() error { return s.watchDescription(ctx) })
+	g.Go(func() error { return s.serveLogs(ctx) })
+	return g.Wait()
+}
+
+func ended(err error) error {
+	if errors.Is(err, io.EOF) {
+		return api.Errorf(api.Unavailable, "the manager ended the session")
+	}
+	return err
+}
+
+func (a *Agent) describe(ctx context.Context) (*swarm.NodeDescription, error) {
+	d, err := a.cfg.Executor.Describe(ctx)
+	if err != nil || a.cfg.TLSInfo == nil {
+		return d, err
+	}
+	whole := *d
+	whole.TLSInfo = a.cfg.TLSInfo()
+	return &whole, nil
+}
+
+// told takes a message of the session.
+func (s *session) told(ctx context.Context, m *swarmpb.SessionMessage) error {
+	n := Notice{RootCert: m.GetRootCA()}
+	for _, w := range m.GetManagers() {
+		n.Managers = append(n.Managers, swarm.Peer{NodeID: w.GetPeer().GetNodeId(), Addr: w.GetPeer().GetAddr()})
+	}
+	if m.GetNode() != nil {
+		n.Node = m.GetNode().API()
+		if err := s.cfg.Executor.Configure(ctx, n.Node); err != nil {
+			return err
+		}
+	}
+	s.cfg.Notify(n)
+	return nil
+}
+
+func (s *session) heartbeat(ctx context.Context) error {
+	for {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		r, err := s.dispatcher.Heartbeat(call, &swarmpb.HeartbeatRequest{SessionId: s.id})
+		cancel()
+		if err != nil {
+			return err
+		}
+		period := r.GetPeriod().AsDuration()
+		if period <= 0 {
+			period = defaultHeartbeat
+		}
+		if !sleep(ctx, min(max(period, minHeartbeat), maxHeartbeat)) {
+			return ctx.Err()
+		}
+	}
+}
+
+// assignments hands the manager's assignments to the worker.
+func (s *session) assignments(ctx context.Context) error {
+	stream, err := s.dispatcher.Assignments(ctx, &swarmpb.AssignmentsRequest{SessionId: s.id})
+	if err != nil {
+		return err
+	}
+	at := ""
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return ended(err)
+		}
+		switch m.GetType() {
+		case swarmpb.AssignmentsMessage_COMPLETE:
+			s.worker.replace(ctx, m.GetChanges())
+		case swarmpb.AssignmentsMessage_INCREMENTAL:
+			if m.GetAppliesTo() != at {
+				return api.Errorf(api.Internal, "assignments: an increment to %q came after %q", m.GetAppliesTo(), at)
+			}
+			s.worker.change(m.GetChanges())
+		default:
+			return api.Errorf(api.Internal, "assignments: message of unknown type %d", m.GetType())
+		}
+		at = m.GetResultsIn()
+	}
+}
+
+func (s *session) report(ctx context.Context, batch []taskStatus) error {
+	r := &swarmpb.UpdateTaskStatusRequest{SessionId: s.id}
+	for _, b := range batch {
+		r.Updates = append(r.Updates, &swarmpb.UpdateTaskStatusRequest_TaskStatusUpdate{
+			TaskId: b.id, Status: swarmpb.NewTaskStatus(b.status),
+		})
+	}
+	_, err := s.dispatcher.UpdateTaskStatus(ctx, r)
+	return err
+}
+
+// watchDescription ends the session when the node's description changed: a new
+// one tells the managers.
+func (s *session) watchDescription(ctx context.Context) error {
+	for sleep(ctx, s.cfg.DescribeEvery) {
+		d, err := s.describe(ctx)
+		if err != nil {
+			s.cfg.Log.Warn("describing the node", "err", err)
+			continue
+		}
+		if !reflect.DeepEqual(d, s.description) {
+			s.session = ""
+			return errDescription
+		}
+	}
+	return ctx.Err()
+}

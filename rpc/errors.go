@@ -1,0 +1,132 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/swarmpb"
+)
+
+// codeOf returns the gRPC code of a class. This and classOf are the only places
+// that know both.
+func codeOf(c api.Class) codes.Code {
+	switch c {
+	case api.Invalid:
+		return codes.InvalidArgument
+	case api.NotFound:
+		return codes.NotFound
+	case api.Exists:
+		return codes.AlreadyExists
+	case api.Conflict, api.NotLeader:
+		return codes.FailedPrecondition
+	case api.OutOfSequence:
+		return codes.Aborted
+	case api.Unavailable:
+		return codes.Unavailable
+	case api.PermissionDenied:
+		return codes.PermissionDenied
+	case api.Unauthenticated:
+		return codes.Unauthenticated
+	case api.Unimplemented:
+		return codes.Unimplemented
+	case api.DeadlineExceeded:
+		return codes.DeadlineExceeded
+	case api.ResourceExhausted:
+		return codes.ResourceExhausted
+	case api.Internal:
+	}
+	return codes.Internal
+}
+
+// classOf returns the class of a code that came without the class itself: from
+// gRPC or from another implementation.
+func classOf(c codes.Code) api.Class {
+	switch c {
+	case codes.InvalidArgument, codes.OutOfRange:
+		return api.Invalid
+	case codes.NotFound:
+		return api.NotFound
+	case codes.AlreadyExists:
+		return api.Exists
+	case codes.FailedPrecondition:
+		return api.Conflict
+	case codes.Aborted:
+		return api.OutOfSequence
+	case codes.Unavailable, codes.Canceled:
+		return api.Unavailable
+	case codes.PermissionDenied:
+		return api.PermissionDenied
+	case codes.Unauthenticated:
+		return api.Unauthenticated
+	case codes.Unimplemented:
+		return api.Unimplemented
+	case codes.DeadlineExceeded:
+		return api.DeadlineExceeded
+	case codes.ResourceExhausted:
+		return api.ResourceExhausted
+	}
+	return api.Internal
+}
+
+// toStatus makes of a handler's error what goes over the wire.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+	var classed *api.Error
+	if !errors.As(err, &classed) {
+		switch {
+		case errors.Is(err, context.Canceled):
+			return status.Error(codes.Canceled, text)
+		case errors.Is(err, context.DeadlineExceeded):
+			return status.Error(codes.DeadlineExceeded, text)
+		}
+	}
+	class := api.ClassOf(err)
+	st := status.New(codeOf(class), text)
+	if detailed, err := st.WithDetails(&swarmpb.ErrorDetail{Class: uint32(class)}); err == nil {
+		st = detailed
+	}
+	return st.Err()
+}
+
+// Error makes of what a call returned an error with a class of package api; nil
+// of nil. io.EOF and the like, which no server sent, stay as they are.
+func Error(err error) error {
+	if err == nil {
+		return nil
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	class := classOf(st.Code())
+	for _, d := range st.Details() {
+		if d, ok := d.(*swarmpb.ErrorDetail); ok && d.Class <= uint32(api.ResourceExhausted) {
+			class = api.Class(d.Class)
+		}
+	}
+	if cause := contextCause(st.Code()); cause != nil {
+		return api.Errorf(class, "%s (%w)", st.Message(), cause)
+	}
+	return api.Errorf(class, "%s", st.Message())
+}
+
+func contextCause(c codes.Code) error {
+	switch c {
+	case codes.Canceled:
+		return context.Canceled
+	case codes.DeadlineExceeded:
+		return context.DeadlineExceeded
+	}
+	return nil
+}
