@@ -38,6 +38,7 @@ const (
 type ruleState struct {
 	families map[nftables.TableFamily]*ruleset
 	cleaned  bool // tables that should not be there were removed
+	admitted bool // foreign chains were looked at since they last changed
 }
 
 // ruleset is the contents of a table.
@@ -83,7 +84,13 @@ func (p *Plane) setRules(c *network.Config) error {
 	var errs []error
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		want, have := wantedRules(c, f), p.rules.families[f]
+		if have == nil || want == nil || !have.sameBridges(want) {
+			p.rules.admitted = false
+		}
 		err := p.setFamily(f, have, want)
+		if err == nil {
+			err = p.forgetFlows(f, have.targets(), want.targets())
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s packet filter rules (table %s): %w", familyName(f), p.table, err))
 			delete(p.rules.families, f)
@@ -92,7 +99,25 @@ func (p *Plane) setRules(c *network.Config) error {
 		p.rules.families[f] = want
 	}
 	p.rules.cleaned = len(errs) == 0
+	if !p.rules.admitted {
+		var devices []string
+		if c.Rules4 || c.Rules6 {
+			devices = slices.Sorted(maps.Keys(c.Bridges))
+		}
+		if err := p.admit(devices); err != nil {
+			errs = append(errs, err)
+		}
+		p.rules.admitted = len(errs) == 0
+	}
 	return errors.Join(errs...)
+}
+
+// targets of a ruleset; none for nil.
+func (r *ruleset) targets() map[network.PortKey]netip.AddrPort {
+	if r == nil {
+		return nil
+	}
+	return r.ports
 }
 
 func familyName(f nftables.TableFamily) string {
@@ -228,7 +253,7 @@ func (r *ruleState) check(p *Plane) {
 	if err == nil && gen == p.gen.Load() {
 		return
 	}
-	r.cleaned = false
+	r.cleaned, r.admitted = false, false
 	for f, want := range r.families {
 		if want != nil && p.intact(f, want) {
 			continue
