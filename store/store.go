@@ -1,0 +1,214 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// Proposer puts an entry in the log. Propose returns once Apply has taken it on
+// this node, with the entry's index and Apply's result; or an error that says
+// that it is not known to be in the log (NotLeader, Unavailable, ctx's).
+// Package raftnode implements it.
+type Proposer interface {
+	Propose(ctx context.Context, data []byte) (index uint64, err error)
+}
+
+// Config is what a Store needs.
+type Config struct {
+	// Proposer is where updates go. It may be nil until SetProposer: then Update
+	// answers Unavailable.
+	Proposer Proposer
+	// Now dates writes; nil: time.Now. It is only asked before the log.
+	Now func() time.Time
+	// WatchLimit bounds how many changes a watcher may have pending; 0: 100,000.
+	WatchLimit int
+}
+
+const (
+	defaultWatchLimit = 100_000
+	maxRetryPause     = 20 * time.Millisecond
+)
+
+// Store holds a cluster's objects. All methods are safe for concurrent use;
+// Apply and Restore are called by the log's owner, one after the other.
+type Store struct {
+	now        func() time.Time
+	watchLimit int
+	view       atomic.Pointer[View]
+
+	// mu guards all below; it is held while an entry is applied, never while one
+	// is proposed.
+	mu       sync.Mutex
+	proposer Proposer
+	db       *memdb.MemDB
+	specs    map[string]*specEntry
+	watchers map[*Watcher]struct{}
+}
+
+// specEntry is a spec with the number of tasks that share it.
+type specEntry struct {
+	spec *api.TaskSpec
+	refs int
+}
+
+// New returns an empty store.
+func New(c Config) (*Store, error) {
+	s := &Store{now: c.Now, watchLimit: c.WatchLimit, proposer: c.Proposer, watchers: map[*Watcher]struct{}{}}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.watchLimit == 0 {
+		s.watchLimit = defaultWatchLimit
+	}
+	if err := s.reset(); err != nil {
+		return nil, err
+	}
+	s.view.Store(newView(s.db, 0))
+	return s, nil
+}
+
+func (s *Store) reset() error {
+	db, err := memdb.NewMemDB(schema())
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	s.db, s.specs = db, map[string]*specEntry{}
+	return nil
+}
+
+// SetProposer says where updates go from now on; nil: nowhere.
+func (s *Store) SetProposer(p Proposer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.proposer = p
+}
+
+// View returns the newest snapshot.
+func (s *Store) View() *View { return s.view.Load() }
+
+// Update runs fn on the newest snapshot and proposes what it wrote. When it
+// returns without error the change is in the log and View shows it; index is
+// the entry's, and the new Version.Index of every object written (0 when fn
+// wrote nothing). If what fn read was changed meanwhile, fn is run again on a
+// newer snapshot, until ctx ends; so fn must have no effect but on tx. fn's
+// error is returned as it is.
+//
+// Unavailable and NotLeader mean that the change may or may not come to pass.
+func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64, err error) {
+	pause := time.Millisecond
+	for {
+		tx := s.begin()
+		if err := fn(tx); err != nil {
+			return 0, err
+		}
+		if len(tx.order) == 0 {
+			return 0, nil
+		}
+		data, err := s.encode(tx)
+		if err != nil {
+			return 0, err
+		}
+		s.mu.Lock()
+		p := s.proposer
+		s.mu.Unlock()
+		if p == nil {
+			return 0, api.Errorf(api.Unavailable, "the store of the swarm is not open for writing")
+		}
+		index, err = p.Propose(ctx, data)
+		if !errors.Is(err, errStale) {
+			return index, err
+		}
+		if err := wait(ctx, pause); err != nil {
+			return 0, fmt.Errorf("the objects kept changing: %w", err)
+		}
+		pause = min(2*pause, maxRetryPause)
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+func (s *Store) begin() *Tx {
+	v := s.View()
+	return &Tx{
+		view: v, txn: v.db.Snapshot().Txn(true), now: s.now().UTC(),
+		reads: map[ref]uint64{}, write: map[ref]change{},
+	}
+}
+
+// encode makes the entry of a transaction. A spec goes with it unless the
+// store already has it; if that is dropped before the entry is applied, the
+// entry is stale and comes again.
+func (s *Store) encode(tx *Tx) ([]byte, error) {
+	e := &entry{reads: make([]read, 0, len(tx.reads)), ops: make([]op, 0, len(tx.order))}
+	for r, v := range tx.reads {
+		e.reads = append(e.reads, read{r, v})
+	}
+	size := 0
+	sent := map[string]bool{}
+	for _, r := range tx.order {
+		c := tx.write[r]
+		if c.object == nil {
+			if c.base != 0 {
+				e.ops = append(e.ops, op{code: opDelete, kind: r.kind, id: r.id})
+			}
+			continue
+		}
+		if t, ok := c.object.(*api.Task); ok {
+			spec, err := s.specOp(t, sent)
+			if err != nil {
+				return nil, err
+			}
+			if spec != nil {
+				size += len(spec.body)
+				e.ops = append(e.ops, *spec)
+			}
+		}
+		body, err := encodeObject(c.object)
+		if err != nil {
+			return nil, fmt.Errorf("store: encode %s %s: %w", r.kind, r.id, err)
+		}
+		size += len(body)
+		if size > maxChange {
+			return nil, api.Errorf(api.ResourceExhausted, "the change is too large: more than %d MiB", maxChange>>20)
+		}
+		e.ops = append(e.ops, op{code: opPut, kind: r.kind, body: body})
+	}
+	return e.encode(), nil
+}
+
+func (s *Store) specOp(t *api.Task, sent map[string]bool) (*op, error) {
+	if t.Spec == nil {
+		return nil, api.Errorf(api.Invalid, "task %s has no spec", t.ID)
+	}
+	key := specKey(t)
+	s.mu.Lock()
+	_, known := s.specs[key]
+	s.mu.Unlock()
+	if known || sent[key] {
+		return nil, nil
+	}
+	body, err := json.Marshal(t.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("store: encode spec of task %s: %w", t.ID, err)
+	}
+	sent[key] = true
+	return &op{code: opSpec, id: key, body: body}, nil
+}
