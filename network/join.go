@@ -112,7 +112,7 @@ func (n *Networks) admit(id string, asked map[string]*dnet.EndpointSettings, por
 		}
 		return nil, false, errOther
 	}
-	a = &attachment{ID: id, Asked: ports}
+	a = &attachment{ID: id, Asked: maps.Clone(ports)}
 	if err := n.attach(a, wanted, avoid); err != nil {
 		n.release(a.Endpoints)
 		return nil, false, err

@@ -124,9 +124,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 // made again by the next New and Keep.
 func (n *Networks) Close(ctx context.Context, removeAll bool) error {
 	n.mu.Lock()
-	if removeAll && len(n.boxes) > 0 {
+	if attached := len(n.boxes); removeAll && attached > 0 {
 		n.mu.Unlock()
-		return api.Errorf(api.Conflict, "network: %d containers are attached", len(n.boxes))
+		return api.Errorf(api.Conflict, "network: %d containers are attached", attached)
 	}
 	n.closed = true
 	n.mu.Unlock()

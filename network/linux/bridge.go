@@ -289,6 +289,11 @@ func (p *Plane) enableForwarding(c *network.Config) error {
 			if strings.TrimSpace(string(now)) != "0" {
 				continue
 			}
+			if strings.Contains(path, "ipv6") {
+				if err := keepRouters(c); err != nil {
+					return err
+				}
+			}
 			if err := writeSysctl(path, "1"); err != nil {
 				return fmt.Errorf("turn on forwarding: %w", err)
 			}
@@ -296,4 +301,26 @@ func (p *Plane) enableForwarding(c *network.Config) error {
 		}
 		return nil
 	})
+}
+
+// keepRouters has the host's own devices go on believing routers'
+// advertisements, which a host that forwards doesn't by default: it would lose
+// its default route.
+func keepRouters(c *network.Config) error {
+	const dir = "/proc/sys/net/ipv6/conf"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := dir + "/" + e.Name() + "/accept_ra"
+		now, err := os.ReadFile(path)
+		if err != nil || strings.TrimSpace(string(now)) != "1" || c.Bridges[e.Name()] != nil {
+			continue // gone, or not believing anyway
+		}
+		if err := writeSysctl(path, "2"); err != nil {
+			return fmt.Errorf("keep the default route of %s: %w", e.Name(), err)
+		}
+	}
+	return nil
 }

@@ -2,6 +2,8 @@ package linux
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,6 +38,16 @@ type Config struct {
 
 const defaultOwner = "node"
 
+// OwnerOf returns the owner for a daemon with that exec-root: empty for the
+// default one, so that names are plain where there is one daemon.
+func OwnerOf(execRoot string) string {
+	if execRoot = filepath.Clean(execRoot); execRoot == "/run/legion" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(execRoot))
+	return hex.EncodeToString(sum[:4])
+}
+
 // Plane is the data plane of one node. See network.Dataplane for what may be
 // called when.
 type Plane struct {
@@ -56,6 +68,7 @@ type Plane struct {
 
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
+	veths   map[string]bool            // host ends of its interfaces
 	making  map[string]*network.Bridge // of the Set that is under way
 	handles []*netlink.Handle
 	closed  bool
@@ -135,6 +148,7 @@ func (p *Plane) Close() error {
 		h.Close()
 	}
 	p.handles = nil
+	_ = os.Remove(p.dir) // stays if there are sandboxes
 	return errors.Join(p.host.Close(), p.own.Close())
 }
 
@@ -175,6 +189,12 @@ func (p *Plane) believe(c *network.Config) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.have = c
+	p.veths = make(map[string]bool, len(c.Sandboxes))
+	for _, s := range c.Sandboxes {
+		for i := range s.Interfaces {
+			p.veths[s.Interfaces[i].HostName] = true
+		}
+	}
 }
 
 // failures gathers what went wrong, by item. Safe for concurrent use.

@@ -78,6 +78,15 @@ func (r *ruleset) sameBridges(o *ruleset) bool {
 // setRules makes the packet filter what the config says. Each family's change
 // is one transaction: connections never meet half a table.
 func (p *Plane) setRules(c *network.Config) error {
+	err := p.setTables(c)
+	if err != nil && !c.Rules4 && !c.Rules6 {
+		p.log.Warn("network: rules of an earlier run may be left; none are to be made", "error", err)
+		return nil
+	}
+	return err
+}
+
+func (p *Plane) setTables(c *network.Config) error {
 	if p.rules.families == nil {
 		p.rules.families = map[nftables.TableFamily]*ruleset{}
 	}
@@ -92,13 +101,13 @@ func (p *Plane) setRules(c *network.Config) error {
 			err = p.forgetFlows(f, have.targets(), want.targets())
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s packet filter rules (table %s): %w", familyName(f), p.table, err))
+			errs = append(errs, fmt.Errorf("%s packet filter rules (nftables, table %s; --iptables=false does without): %w", familyName(f), p.table, err))
 			delete(p.rules.families, f)
 			continue
 		}
 		p.rules.families[f] = want
 	}
-	p.rules.cleaned = len(errs) == 0
+	p.rules.cleaned = len(errs) == 0 || !c.Rules4 && !c.Rules6
 	if !p.rules.admitted {
 		var devices []string
 		if c.Rules4 || c.Rules6 {
@@ -107,7 +116,7 @@ func (p *Plane) setRules(c *network.Config) error {
 		if err := p.admit(devices); err != nil {
 			errs = append(errs, err)
 		}
-		p.rules.admitted = len(errs) == 0
+		p.rules.admitted = len(errs) == 0 || len(devices) == 0
 	}
 	return errors.Join(errs...)
 }

@@ -136,21 +136,9 @@ func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
 
 // knows reports what a device is to us.
 func (p *Plane) knows(name string) (bridge, veth bool) {
-	have := p.believed()
-	if have == nil {
-		return false, false
-	}
-	if have.Bridges[name] != nil {
-		return true, false
-	}
-	if strings.HasPrefix(name, "veth") {
-		for _, s := range have.Sandboxes {
-			if s.Interface(name) != nil {
-				return false, true
-			}
-		}
-	}
-	return false, false
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have != nil && p.have.Bridges[name] != nil, p.veths[name]
 }
 
 // rulesDrift reports whether a message tells of a change of rules that we did

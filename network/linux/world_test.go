@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -129,7 +130,7 @@ func (w *world) plane(owner string) *Plane {
 			w.t.Error(err)
 		}
 		entries, err := os.ReadDir(p.dir)
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			w.t.Error(err)
 		}
 		for _, e := range entries {
@@ -142,4 +143,12 @@ func (w *world) plane(owner string) *Plane {
 		}
 	})
 	return p
+}
+
+// count returns how many entries a folder has.
+func count(w *world, dir string) int {
+	w.t.Helper()
+	l, err := os.ReadDir(dir)
+	w.ok(err)
+	return len(l)
 }
