@@ -1,0 +1,171 @@
+package dispatcher
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
+	"github.com/legion-swarm/legion/swarmpb"
+)
+
+// assignmentSet is what a node has been sent: its tasks, and the secrets and
+// configs that those which have not ended refer to. It computes what to send
+// next; it has no goroutine and no clock.
+type assignmentSet struct {
+	node  string
+	specs *specCache
+	tasks map[string]*api.Task
+	users map[reference]map[string]struct{} // ids of tasks by what they use
+}
+
+// reference names a secret or a config.
+type reference struct {
+	kind store.Kind
+	id   string
+}
+
+func newAssignmentSet(node string, specs *specCache) *assignmentSet {
+	return &assignmentSet{node: node, specs: specs, tasks: map[string]*api.Task{}, users: map[reference]map[string]struct{}{}}
+}
+
+// update compares the tasks with these ids, or all of the node's, with what was
+// sent, and returns the difference: what tasks refer to before the tasks, what
+// is removed last.
+func (a *assignmentSet) update(view *store.View, all bool, ids map[string]struct{}) []*swarmpb.AssignmentChange {
+	if all {
+		ids = map[string]struct{}{}
+		for id := range a.tasks {
+			ids[id] = struct{}{}
+		}
+		for t := range store.List[*api.Task](view, store.ByNode(a.node)) {
+			ids[t.ID] = struct{}{}
+		}
+	}
+	c := changes{view: view}
+	for _, id := range slices.Sorted(maps.Keys(ids)) {
+		a.compare(&c, id, store.Get[*api.Task](view, id))
+	}
+	return slices.Concat(c.needs, c.tasks, c.gone)
+}
+
+type changes struct {
+	view               *store.View
+	needs, tasks, gone []*swarmpb.AssignmentChange
+}
+
+func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
+	old := a.tasks[id]
+	if t == nil || t.NodeID != a.node {
+		if old != nil {
+			delete(a.tasks, id)
+			c.gone = append(c.gone, &swarmpb.AssignmentChange{
+				Action:     swarmpb.AssignmentChange_REMOVE,
+				Assignment: &swarmpb.Assignment{Item: &swarmpb.Assignment_Task{Task: &swarmpb.Task{Id: id}}},
+			})
+			a.release(c, old)
+		}
+		return
+	}
+	if api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) {
+		return
+	}
+	a.tasks[id] = t
+	switch {
+	case api.Final(t.Status.State):
+		if old != nil {
+			a.release(c, t)
+		}
+	case old == nil:
+		a.need(c, t)
+	}
+	if old != nil && sameForNode(old, t) {
+		return
+	}
+	find := func(id string) *api.Network { return store.Get[*api.Network](c.view, id) }
+	c.tasks = append(c.tasks, &swarmpb.AssignmentChange{
+		Assignment: &swarmpb.Assignment{Item: &swarmpb.Assignment_Task{Task: swarmpb.NewTask(t, a.specs.get(t.Spec), find)}},
+	})
+}
+
+// sameForNode reports whether the node would see no difference: it knows the
+// status better.
+func sameForNode(a, b *api.Task) bool {
+	return a.DesiredState == b.DesiredState && a.SpecVersion == b.SpecVersion &&
+		(a.Spec == b.Spec || reflect.DeepEqual(a.Spec, b.Spec)) &&
+		reflect.DeepEqual(a.Networks, b.Networks) && reflect.DeepEqual(a.Ports, b.Ports) &&
+		reflect.DeepEqual(a.GenericResources, b.GenericResources) && reflect.DeepEqual(a.Volumes, b.Volumes)
+}
+
+// references lists what a task uses.
+func references(t *api.Task) []reference {
+	if t.Spec == nil || t.Spec.ContainerSpec == nil {
+		return nil
+	}
+	var all []reference
+	for _, r := range t.Spec.ContainerSpec.Secrets {
+		all = append(all, reference{store.KindSecret, r.SecretID})
+	}
+	for _, r := range t.Spec.ContainerSpec.Configs {
+		all = append(all, reference{store.KindConfig, r.ConfigID})
+	}
+	slices.SortFunc(all, func(a, b reference) int { return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.id, b.id)) })
+	return slices.Compact(all)
+}
+
+func (a *assignmentSet) need(c *changes, t *api.Task) {
+	for _, r := range references(t) {
+		users := a.users[r]
+		if users == nil {
+			item := r.assignment(c.view)
+			if item == nil {
+				continue // removed meanwhile: the node will say so of the task
+			}
+			c.needs = append(c.needs, &swarmpb.AssignmentChange{Assignment: item})
+			users = map[string]struct{}{}
+			a.users[r] = users
+		}
+		users[t.ID] = struct{}{}
+	}
+}
+
+func (a *assignmentSet) release(c *changes, t *api.Task) {
+	for _, r := range references(t) {
+		users := a.users[r]
+		if _, ok := users[t.ID]; !ok {
+			continue
+		}
+		delete(users, t.ID)
+		if len(users) > 0 {
+			continue
+		}
+		delete(a.users, r)
+		c.gone = append(c.gone, &swarmpb.AssignmentChange{Action: swarmpb.AssignmentChange_REMOVE, Assignment: r.bare()})
+	}
+}
+
+// assignment returns the secret or config itself; nil when there is none.
+func (r reference) assignment(view *store.View) *swarmpb.Assignment {
+	if r.kind == store.KindSecret {
+		if s := store.Get[*api.Secret](view, r.id); s != nil {
+			return &swarmpb.Assignment{Item: &swarmpb.Assignment_Secret{Secret: swarmpb.NewSecret(s)}}
+		}
+		return nil
+	}
+	if s := store.Get[*api.Config](view, r.id); s != nil {
+		return &swarmpb.Assignment{Item: &swarmpb.Assignment_Config{Config: swarmpb.NewConfig(s)}}
+	}
+	return nil
+}
+
+// bare returns only the id, to remove it.
+func (r reference) bare() *swarmpb.Assignment {
+	if r.kind == store.KindSecret {
+		return &swarmpb.Assignment{Item: &swarmpb.Assignment_Secret{Secret: &swarmpb.Secret{Id: r.id}}}
+	}
+	return &swarmpb.Assignment{Item: &swarmpb.Assignment_Config{Config: &swarmpb.Config{Id: r.id}}}
+}

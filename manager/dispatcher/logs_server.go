@@ -1,0 +1,237 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/swarmpb"
+)
+
+// listener is a node that can be asked for logs.
+type listener struct {
+	node string
+	wake chan struct{}
+	gone chan struct{}
+	once sync.Once
+
+	mu    sync.Mutex
+	queue []*swarmpb.SubscriptionMessage // bounded by maxLogReaders
+}
+
+func (l *listener) put(m *swarmpb.SubscriptionMessage) {
+	l.mu.Lock()
+	l.queue = append(l.queue, m)
+	l.mu.Unlock()
+	poke(l.wake)
+}
+
+func (l *listener) take() []*swarmpb.SubscriptionMessage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.queue
+	l.queue = nil
+	return q
+}
+
+func (l *listener) close() { l.once.Do(func() { close(l.gone) }) }
+
+// listen makes the node one that can be asked. An earlier listener of it ends.
+func (b *LogBroker) listen(node string) *listener {
+	l := &listener{node: node, wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	b.mu.Lock()
+	if old := b.listeners[node]; old != nil {
+		old.close()
+		b.lost(node)
+	}
+	b.listeners[node] = l
+	var followers []*subscription
+	for _, s := range b.subs {
+		if s.options.Follow {
+			followers = append(followers, s)
+		}
+	}
+	b.mu.Unlock()
+	for _, s := range followers {
+		s.back(node, time.Now())
+	}
+	return l
+}
+
+func (b *LogBroker) leave(l *listener) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l.close()
+	if b.listeners[l.node] == l {
+		delete(b.listeners, l.node)
+		b.lost(l.node)
+	}
+}
+
+// lost ends what the node was sending. Called with mu held.
+func (b *LogBroker) lost(node string) {
+	for _, s := range b.subs {
+		s.mu.Lock()
+		f := s.feeds[node]
+		s.mu.Unlock()
+		if f != nil {
+			f.end("the connection to it broke")
+		}
+	}
+}
+
+// drop forgets a node that is down.
+func (b *LogBroker) drop(node string) {
+	b.mu.Lock()
+	l := b.listeners[node]
+	b.mu.Unlock()
+	if l != nil {
+		b.leave(l)
+	}
+}
+
+func (b *LogBroker) feed(sub, node string) *feed {
+	b.mu.Lock()
+	s := b.subs[sub]
+	b.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.feeds[node]
+}
+
+// brokerServer is the LogBroker service, for nodes.
+type brokerServer struct {
+	swarmpb.UnimplementedLogBrokerServer
+	b    *LogBroker
+	peer func(ctx context.Context) (node string, err error)
+}
+
+// ListenSubscriptions implements the LogBroker service.
+func (s *brokerServer) ListenSubscriptions(_ *swarmpb.ListenSubscriptionsRequest, stream swarmpb.LogBroker_ListenSubscriptionsServer) error {
+	ctx := stream.Context()
+	node, err := s.peer(ctx)
+	if err != nil {
+		return err
+	}
+	l := s.b.listen(node)
+	defer s.b.leave(l)
+	for {
+		for _, m := range l.take() {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-l.wake:
+		case <-l.gone:
+			return api.Errorf(api.Unavailable, "the node is listening on another stream")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// PublishLogs implements the LogBroker service.
+func (s *brokerServer) PublishLogs(stream swarmpb.LogBroker_PublishLogsServer) error {
+	node, err := s.peer(stream.Context())
+	if err != nil {
+		return err
+	}
+	m, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	f := s.b.feed(m.GetSubscriptionId(), node)
+	if f == nil || !f.take() {
+		return api.Errorf(api.NotFound, "log subscription %q is not open for node %s", m.GetSubscriptionId(), node)
+	}
+	id := m.GetSubscriptionId()
+	defer f.end("it stopped sending before all was sent")
+	for {
+		if m.GetSubscriptionId() != id {
+			return api.Errorf(api.Invalid, "a stream of logs is of one subscription")
+		}
+		if err := pour(stream.Context(), f, node, m.GetMessages()); err != nil {
+			return err
+		}
+		if m.GetClose() {
+			f.end("")
+			return stream.SendAndClose(&swarmpb.PublishLogsResponse{})
+		}
+		if m, err = stream.Recv(); errors.Is(err, io.EOF) {
+			return stream.SendAndClose(&swarmpb.PublishLogsResponse{})
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// pour hands messages to the reader, at the reader's pace. Which node they are
+// from is not the node's to say.
+func pour(ctx context.Context, f *feed, node string, messages []*swarmpb.LogMessage) error {
+	for _, m := range messages {
+		if m.Context == nil {
+			m.Context = &swarmpb.LogContext{}
+		}
+		m.Context.NodeId = node
+		select {
+		case f.lines <- m:
+		case <-f.ended:
+			return api.Errorf(api.NotFound, "the log subscription is closed")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// logsServer is the Logs service, for other managers.
+type logsServer struct {
+	swarmpb.UnimplementedLogsServer
+	b *LogBroker
+}
+
+// SubscribeLogs implements the Logs service.
+func (s *logsServer) SubscribeLogs(req *swarmpb.SubscribeLogsRequest, stream swarmpb.Logs_SubscribeLogsServer) error {
+	sel, o := req.GetSelector(), req.GetOptions()
+	options := LogOptions{Follow: o.GetFollow(), Tail: -1}
+	if o.GetTail() < 0 {
+		options.Tail = int(-o.GetTail() - 1)
+	}
+	if o.GetSince().IsValid() {
+		options.Since = o.GetSince().AsTime()
+	}
+	for _, stream := range o.GetStreams() {
+		options.Stdout = options.Stdout || stream == swarmpb.LogStream_LOG_STREAM_STDOUT
+		options.Stderr = options.Stderr || stream == swarmpb.LogStream_LOG_STREAM_STDERR
+	}
+	selector := LogSelector{ServiceIDs: sel.GetServiceIds(), NodeIDs: sel.GetNodeIds(), TaskIDs: sel.GetTaskIds()}
+	return s.b.Logs(stream.Context(), selector, options, func(m LogMessage) error {
+		return stream.Send(&swarmpb.SubscribeLogsMessage{Messages: []*swarmpb.LogMessage{wireLog(m)}})
+	})
+}
+
+func wireLog(m LogMessage) *swarmpb.LogMessage {
+	out := &swarmpb.LogMessage{
+		Context: &swarmpb.LogContext{ServiceId: m.ServiceID, NodeId: m.NodeID, TaskId: m.TaskID},
+		Data:    m.Data, Stream: swarmpb.LogStream_LOG_STREAM_STDOUT,
+	}
+	if !m.At.IsZero() {
+		out.Timestamp = timestamppb.New(m.At)
+	}
+	if m.Stream == "stderr" {
+		out.Stream = swarmpb.LogStream_LOG_STREAM_STDERR
+	}
+	for k, v := range m.Attrs {
+		out.Attrs = append(out.Attrs, &swarmpb.LogAttr{Key: k, Value: v})
+	}
+	return out
+}

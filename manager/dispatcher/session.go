@@ -1,0 +1,272 @@
+package dispatcher
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
+	"github.com/legion-swarm/legion/swarmpb"
+)
+
+const (
+	defaultPeriod = 5 * time.Second
+	maxJitter     = 500 * time.Millisecond
+	graceFactor   = 3
+
+	registerWindow = 8 * time.Second
+	registerLimit  = 12
+
+	maxReports    = 4    // UpdateTaskStatus calls of one session at once
+	maxText       = 4096 // bytes of a status' message or error
+	managerWeight = 10
+)
+
+// session is one node's connection. Its id fences everything the node says.
+type session struct {
+	id, node string
+	reports  chan struct{} // slots
+
+	ended chan struct{} // closed by end
+	once  sync.Once
+	cause error // set before ended is closed
+
+	taskWake chan struct{}
+	nodeWake chan struct{}
+
+	mu        sync.Mutex
+	all       bool // every task is to be compared
+	dirty     map[string]struct{}
+	assigning bool
+	timer     *time.Timer // expires without heart-beats
+	marking   bool        // READY is being written
+}
+
+// end ends the session; only the first cause counts. Does not block.
+func (s *session) end(cause error) {
+	s.once.Do(func() {
+		s.cause = cause
+		close(s.ended)
+		s.mu.Lock()
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+		s.mu.Unlock()
+	})
+}
+
+func (s *session) live() bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (s *session) markTask(id string) {
+	s.mu.Lock()
+	s.dirty[id] = struct{}{}
+	s.mu.Unlock()
+	poke(s.taskWake)
+}
+
+func (s *session) markNode() { poke(s.nodeWake) }
+
+func (s *session) markAll() {
+	s.mu.Lock()
+	s.all = true
+	s.mu.Unlock()
+	poke(s.taskWake)
+	poke(s.nodeWake)
+}
+
+// marked takes what is marked.
+func (s *session) marked() (all bool, ids map[string]struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all, ids = s.all, s.dirty
+	s.all, s.dirty = false, map[string]struct{}{}
+	return all, ids
+}
+
+// current returns the caller's session if id is it.
+func (d *Dispatcher) current(ctx context.Context, id string) (*session, error) {
+	node, err := d.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.nodes[node]
+	if r == nil || r.session == nil || r.session.id != id || !r.session.live() {
+		return nil, api.Errorf(api.Conflict, "session invalid: node %s has no such session with this manager; it must open a new one", node)
+	}
+	return r.session, nil
+}
+
+// open makes a session for the node in place of the one it may have.
+func (d *Dispatcher) open(node string) (*session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.running == nil {
+		return nil, api.Errorf(api.Unavailable, "this manager does not take sessions now")
+	}
+	r := d.nodes[node]
+	if r == nil {
+		r = &record{}
+		d.nodes[node] = r
+	}
+	if !r.admit(time.Now()) {
+		return nil, api.Errorf(api.ResourceExhausted, "node %s registers too often: more than %d times in %v", node, registerLimit, registerWindow)
+	}
+	if r.session != nil {
+		r.session.end(api.Errorf(api.Conflict, "the node opened another session"))
+	}
+	s := &session{
+		id: api.NewID(), node: node, reports: make(chan struct{}, maxReports),
+		ended: make(chan struct{}), taskWake: make(chan struct{}, 1), nodeWake: make(chan struct{}, 1),
+		dirty: map[string]struct{}{},
+	}
+	r.session = s
+	return s, nil
+}
+
+func (r *record) admit(now time.Time) bool {
+	kept := r.recent[:0]
+	for _, t := range r.recent {
+		if now.Sub(t) < registerWindow {
+			kept = append(kept, t)
+		}
+	}
+	r.recent = kept
+	if len(kept) >= registerLimit {
+		return false
+	}
+	r.recent = append(kept, now)
+	return true
+}
+
+// Session implements the Dispatcher service.
+func (d *Dispatcher) Session(req *swarmpb.SessionRequest, stream swarmpb.Dispatcher_SessionServer) error {
+	ctx := stream.Context()
+	who, addr, ok := d.cfg.Peer(ctx)
+	if !ok || who.NodeID == "" {
+		return api.Errorf(api.Unauthenticated, "the dispatcher is for nodes of the swarm")
+	}
+	if store.Get[*api.Node](d.cfg.Store.View(), who.NodeID) == nil {
+		return errNotInSwarm(who.NodeID)
+	}
+	s, err := d.open(who.NodeID)
+	if err != nil {
+		return err
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		host = addr
+	}
+	period := d.period()
+	s.mu.Lock()
+	s.timer = time.AfterFunc(graceFactor*period, func() { d.expire(s, graceFactor*period) })
+	s.mu.Unlock()
+	if err := d.register(ctx, s, req.GetDescription(), host); err != nil {
+		s.end(err)
+		return err
+	}
+	d.cfg.Log.Debug("node opened a session", "node", s.node, "session", s.id)
+	return d.talk(ctx, s, stream)
+}
+
+// news is what a session's messages say, to see when it changes.
+type news struct {
+	spec     swarm.NodeSpec
+	role     swarm.NodeRole
+	cert     api.Certificate
+	managers []swarm.Peer
+	root     string
+}
+
+// talk tells the node of itself and of the managers, until the session ends.
+func (d *Dispatcher) talk(ctx context.Context, s *session, stream swarmpb.Dispatcher_SessionServer) error {
+	var last *news
+	for {
+		n, m, err := d.news(s)
+		if err != nil {
+			return err
+		}
+		if last == nil || !reflect.DeepEqual(n, last) {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+			last = n
+		}
+		select {
+		case <-s.nodeWake:
+		case <-s.ended:
+			return s.cause
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (d *Dispatcher) news(s *session) (*news, *swarmpb.SessionMessage, error) {
+	view := d.cfg.Store.View()
+	node := store.Get[*api.Node](view, s.node)
+	if node == nil {
+		return nil, nil, errNotInSwarm(s.node)
+	}
+	n := &news{spec: node.Spec, role: node.Role, cert: node.Certificate}
+	if c := clusterIn(view); c != nil {
+		n.root = string(c.RootCA.Cert)
+	}
+	d.mu.Lock()
+	n.managers = d.managers
+	d.mu.Unlock()
+	m := &swarmpb.SessionMessage{SessionId: s.id, Node: swarmpb.NewNode(node), RootCA: []byte(n.root)}
+	for _, p := range n.managers {
+		m.Managers = append(m.Managers, &swarmpb.WeightedPeer{
+			Peer: &swarmpb.Peer{NodeId: p.NodeID, Addr: p.Addr}, Weight: managerWeight,
+		})
+	}
+	return n, m, nil
+}
+
+// period returns the cluster's heart-beat period.
+func (d *Dispatcher) period() time.Duration {
+	if c := clusterIn(d.cfg.Store.View()); c != nil && c.Spec.Dispatcher.HeartbeatPeriod > 0 {
+		return c.Spec.Dispatcher.HeartbeatPeriod
+	}
+	return defaultPeriod
+}
+
+// Heartbeat implements the Dispatcher service. The period that it answers is a
+// little shorter than the cluster's, by chance, so that nodes spread out.
+func (d *Dispatcher) Heartbeat(ctx context.Context, req *swarmpb.HeartbeatRequest) (*swarmpb.HeartbeatResponse, error) {
+	s, err := d.current(ctx, req.GetSessionId())
+	if err != nil {
+		return nil, err
+	}
+	period := d.period()
+	s.mu.Lock()
+	if s.live() && s.timer != nil {
+		s.timer.Reset(graceFactor * period)
+	}
+	s.mu.Unlock()
+	jitter := min(period/10, maxJitter)
+	return &swarmpb.HeartbeatResponse{Period: durationpb.New(period - rand.N(jitter+1))}, nil
+}
