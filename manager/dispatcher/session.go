@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/legion-swarm/legion/api"
@@ -24,9 +25,12 @@ const (
 	registerWindow = 8 * time.Second
 	registerLimit  = 12
 
-	maxReports    = 4    // UpdateTaskStatus calls of one session at once
-	maxText       = 4096 // bytes of a status' message or error
-	managerWeight = 10
+	maxReports     = 4         // UpdateTaskStatus calls of one session at once
+	maxText        = 2048      // bytes of a status' message or error
+	maxPorts       = 128       // of a status
+	maxChunk       = 256       // statuses that go in one transaction together
+	maxDescription = 256 << 10 // bytes of a node's description
+	managerWeight  = 10
 )
 
 // session is one node's connection. Its id fences everything the node says.
@@ -170,6 +174,9 @@ func (d *Dispatcher) Session(req *swarmpb.SessionRequest, stream swarmpb.Dispatc
 	}
 	if store.Get[*api.Node](d.cfg.Store.View(), who.NodeID) == nil {
 		return errNotInSwarm(who.NodeID)
+	}
+	if n := proto.Size(req.GetDescription()); n > maxDescription {
+		return api.Errorf(api.Invalid, "node %s describes itself in %d bytes; at most %d are accepted", who.NodeID, n, maxDescription)
 	}
 	s, err := d.open(who.NodeID)
 	if err != nil {

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"reflect"
+	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -29,23 +30,31 @@ func (d *Dispatcher) UpdateTaskStatus(ctx context.Context, req *swarmpb.UpdateTa
 	if err != nil || len(updates) == 0 {
 		return &swarmpb.UpdateTaskStatusResponse{}, err
 	}
-	err = d.writer.do(ctx, func(tx *store.Tx) error {
-		if !s.live() {
-			return s.cause
+	for chunk := range slices.Chunk(updates, maxChunk) {
+		err := d.writer.do(ctx, func(tx *store.Tx) error {
+			if !s.live() {
+				return s.cause
+			}
+			return apply(tx, s.node, chunk)
+		})
+		if err != nil {
+			return nil, err
 		}
-		return apply(tx, s.node, updates)
-	})
-	if err != nil {
-		return nil, err
 	}
 	return &swarmpb.UpdateTaskStatusResponse{}, nil
 }
 
+// update is a task's new status.
+type update struct {
+	task   string
+	status *swarm.TaskStatus
+}
+
 // intake checks statuses before they wait for a transaction, and leaves out what
 // would change nothing.
-func (d *Dispatcher) intake(node string, in []*swarmpb.UpdateTaskStatusRequest_TaskStatusUpdate) (map[string]*swarm.TaskStatus, error) {
+func (d *Dispatcher) intake(node string, in []*swarmpb.UpdateTaskStatusRequest_TaskStatusUpdate) ([]update, error) {
 	view := d.cfg.Store.View()
-	out := make(map[string]*swarm.TaskStatus, len(in))
+	var out []update
 	for _, u := range in {
 		if u.GetTaskId() == "" || u.GetStatus() == nil {
 			return nil, api.Errorf(api.Invalid, "task status without task id or status")
@@ -62,9 +71,12 @@ func (d *Dispatcher) intake(node string, in []*swarmpb.UpdateTaskStatusRequest_T
 		if rank < api.Rank(swarm.TaskStateAssigned) || rank > api.Rank(swarm.TaskStateRejected) {
 			return nil, api.Errorf(api.Invalid, "task %s: a node can't report the state %d", t.ID, u.GetStatus().GetState())
 		}
+		if n := len(status.PortStatus.Ports); n > maxPorts {
+			return nil, api.Errorf(api.Invalid, "task %s: a status with %d ports; at most %d are accepted", t.ID, n, maxPorts)
+		}
 		status.Message, status.Err = cut(status.Message), cut(status.Err)
 		if advances(&t.Status, status) {
-			out[t.ID] = status
+			out = append(out, update{t.ID, status})
 		}
 	}
 	return out, nil
@@ -90,18 +102,19 @@ func advances(from, to *swarm.TaskStatus) bool {
 	return !reflect.DeepEqual(from, to)
 }
 
-func apply(tx *store.Tx, node string, updates map[string]*swarm.TaskStatus) error {
+// apply writes the statuses. Of several for a task the last one stays.
+func apply(tx *store.Tx, node string, updates []update) error {
 	var changed []*api.Task
-	for id, status := range updates {
-		old := store.Get[*api.Task](tx, id)
-		if old == nil || !advances(&old.Status, status) {
+	for _, u := range updates {
+		old := store.Get[*api.Task](tx, u.task)
+		if old == nil || !advances(&old.Status, u.status) {
 			continue
 		}
 		if old.NodeID != node {
-			return errNotYours(id, node)
+			return errNotYours(u.task, node)
 		}
 		t := *old
-		t.Status = *status
+		t.Status = *u.status
 		changed = append(changed, &t)
 	}
 	for _, t := range changed {

@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	maxBatch    = 512 // writes in one transaction
+	maxBatch    = 128 // writes in one transaction
 	maxInFlight = 4   // transactions being committed at once
 	writeQueue  = 4096
 )

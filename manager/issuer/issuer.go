@@ -127,7 +127,8 @@ func (i *Issuer) join(ctx context.Context, req *swarmpb.IssueNodeCertificateRequ
 		if err != nil {
 			return err
 		}
-		role, err := roleOf(c, req.GetToken())
+		// Read by its id, so that a token that is rotated meanwhile is no good.
+		role, err := roleOf(store.Get[*api.Cluster](tx, c.ID), req.GetToken())
 		if err != nil {
 			return err
 		}
