@@ -25,6 +25,7 @@ const (
 	Unimplemented                  // not served here; 501
 	DeadlineExceeded               // it took too long; 504
 	ResourceExhausted              // a limit was reached: pool empty, body too large; 500
+	NotModified                    // it is already so (start of what runs, stop of what is stopped); 304
 )
 
 // Error is an error with a class. Build one with Errorf.

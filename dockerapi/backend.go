@@ -19,7 +19,8 @@ import (
 )
 
 // Containers serves /containers and /exec. *engine.Engine implements it. A
-// container is named by id, name or unambiguous id prefix everywhere.
+// container is named by id, name or unambiguous id prefix everywhere. Start of
+// a running container and stop of a stopped one answer api.NotModified.
 type Containers interface {
 	ContainerCreate(ctx context.Context, o engine.CreateOptions) (*container.CreateResponse, error)
 	ContainerStart(ctx context.Context, name string) error

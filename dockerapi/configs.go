@@ -1,0 +1,57 @@
+package dockerapi
+
+import (
+	"net/http"
+
+	"github.com/moby/moby/api/types/swarm"
+)
+
+func (s *Server) configRoutes() []route {
+	r := func(op, spec string, h handler) route { return newRoute("Config", op, spec, h) }
+	return []route{
+		r("ConfigList", "GET /configs", s.configList),
+		r("ConfigCreate", "POST /configs/create", s.configCreate),
+		r("ConfigInspect", "GET /configs/{name}", s.configInspect),
+		r("ConfigDelete", "DELETE /configs/{name}", s.configRemove),
+		r("ConfigUpdate", "POST /configs/{name}/update", s.configUpdate),
+	}
+}
+
+func (s *Server) configList(c *call) error {
+	f, err := c.filters("id", "label", "name", "names")
+	if err != nil {
+		return err
+	}
+	all, err := s.Cluster.ConfigList(c.ctx, f)
+	return listOf(c, all, err)
+}
+
+func (s *Server) configCreate(c *call) error {
+	var spec swarm.ConfigSpec
+	if err := c.decode(&spec); err != nil {
+		return err
+	}
+	id, err := s.Cluster.ConfigCreate(c.ctx, &spec)
+	return answer(c, http.StatusCreated, swarm.ConfigCreateResponse{ID: id}, err)
+}
+
+func (s *Server) configInspect(c *call) error {
+	r, err := s.Cluster.ConfigInspect(c.ctx, c.name)
+	return answer(c, http.StatusOK, r, err)
+}
+
+func (s *Server) configRemove(c *call) error {
+	return c.done(s.Cluster.ConfigRemove(c.ctx, c.name))
+}
+
+func (s *Server) configUpdate(c *call) error {
+	var spec swarm.ConfigSpec
+	if err := c.decode(&spec); err != nil {
+		return err
+	}
+	v, err := c.objectVersion("config")
+	if err != nil {
+		return err
+	}
+	return c.ok(s.Cluster.ConfigUpdate(c.ctx, c.name, v, &spec))
+}
