@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -212,3 +213,7 @@ func (s *Store) specOp(t *api.Task, sent map[string]bool) (*op, error) {
 	sent[key] = true
 	return &op{code: opSpec, id: key, body: body}, nil
 }
+
+// Snapshot returns a function that writes the store as it is now; it may be
+// called later and from another goroutine. See View.Snapshot.
+func (s *Store) Snapshot() func(io.Writer) error { return s.View().Snapshot }
