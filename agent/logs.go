@@ -167,13 +167,13 @@ func logOptions(o *swarmpb.LogSubscriptionOptions) exec.LogOptions {
 // they come in order of their time, with follow as they come.
 func (w *worker) logs(ctx context.Context, m *swarmpb.SubscriptionMessage, send func([]*swarmpb.LogMessage) error) error {
 	options := logOptions(m.GetOptions())
+	out := &logBatcher{send: send}
+	if options.Follow {
+		return w.follow(ctx, m.GetSelector(), options, out)
+	}
 	w.mu.Lock()
 	runners := slices.Collect(maps.Values(w.runners))
 	w.mu.Unlock()
-	out := &logBatcher{send: send}
-	if options.Follow {
-		return w.follow(ctx, m.GetSelector(), runners, options, out)
-	}
 	var sources []func(context.Context, func(*swarmpb.LogMessage) error) error
 	for _, r := range runners {
 		if t, _ := r.snapshot(); selects(m.GetSelector(), t) {
@@ -188,7 +188,7 @@ func (w *worker) logs(ctx context.Context, m *swarmpb.SubscriptionMessage, send 
 	return out.flush()
 }
 
-func (w *worker) follow(ctx context.Context, selector *swarmpb.LogSelector, runners []*runner, o exec.LogOptions, out *logBatcher) error {
+func (w *worker) follow(ctx context.Context, selector *swarmpb.LogSelector, o exec.LogOptions, out *logBatcher) error {
 	g, ctx := errgroup.WithContext(ctx)
 	lines := make(chan *swarmpb.LogMessage, maxLogLines)
 	watch := &logWatch{selector: selector, seen: map[string]bool{}}
@@ -207,6 +207,7 @@ func (w *worker) follow(ctx context.Context, selector *swarmpb.LogSelector, runn
 	}
 	w.mu.Lock()
 	w.watchers[watch] = struct{}{}
+	runners := slices.Collect(maps.Values(w.runners))
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
@@ -220,9 +221,17 @@ func (w *worker) follow(ctx context.Context, selector *swarmpb.LogSelector, runn
 	return g.Wait()
 }
 
-// logs reads the task's output. A task without any is no error.
+// logs reads the task's output; with follow it waits for a container first. A
+// task without output is no error.
 func (r *runner) logs(ctx context.Context, t *api.Task, o exec.LogOptions, emit func(*swarmpb.LogMessage) error) error {
 	where := &swarmpb.LogContext{ServiceId: t.ServiceID, NodeId: t.NodeID, TaskId: t.ID}
+	if o.Follow {
+		select {
+		case <-r.prepared:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	var sink error
 	err := r.controller.Logs(ctx, o, func(m exec.LogMessage) error {
 		sink = emit(newLogMessage(where, m))

@@ -31,6 +31,7 @@ type runner struct {
 	controller exec.Controller
 	log        *slog.Logger
 	changed    chan struct{}
+	prepared   chan struct{} // closed once there is a container, or never will be
 
 	mu       sync.Mutex
 	task     *api.Task     // as last assigned, Status the agent's own; replaced, never changed
@@ -43,9 +44,23 @@ type runner struct {
 }
 
 func newRunner(w *worker, t *api.Task, m *swarmpb.Task, c exec.Controller) *runner {
-	return &runner{
+	r := &runner{
 		id: t.ID, worker: w, controller: c, task: t, message: m,
-		changed: make(chan struct{}, 1), log: w.cfg.Log.With("task", t.ID),
+		changed: make(chan struct{}, 1), prepared: make(chan struct{}), log: w.cfg.Log.With("task", t.ID),
+	}
+	r.notePrepared()
+	return r
+}
+
+// notePrepared lets readers of logs begin when the container is there. Called
+// with mu held.
+func (r *runner) notePrepared() {
+	select {
+	case <-r.prepared:
+	default:
+		if api.Rank(r.task.Status.State) >= api.Rank(swarm.TaskStateReady) {
+			close(r.prepared)
+		}
 	}
 }
 
@@ -67,6 +82,7 @@ func (r *runner) update(t *api.Task, m *swarmpb.Task) {
 	}
 	r.updated = r.updated || !sameWork(old, t)
 	r.task, r.message, r.gone = t, m, false
+	r.notePrepared()
 	r.interrupt()
 	r.mu.Unlock()
 	if behind {
@@ -273,6 +289,7 @@ func (r *runner) setStatus(s swarm.TaskStatus) {
 	t := *r.task
 	t.Status = s
 	r.task = &t
+	r.notePrepared()
 	r.mu.Unlock()
 	r.worker.reporter.put(r.id, &s)
 	r.save()
