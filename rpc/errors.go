@@ -115,11 +115,18 @@ func Error(err error) error {
 			class = api.Class(d.Class)
 		}
 	}
-	if cause := contextCause(st.Code()); cause != nil {
-		return api.Errorf(class, "%s (%w)", st.Message(), cause)
-	}
-	return api.Errorf(class, "%s", st.Message())
+	return api.Errorf(class, "%w", &remote{text: st.Message(), cause: contextCause(st.Code())})
 }
+
+// remote is an error as another node told it.
+type remote struct {
+	text  string
+	cause error // context.Canceled, context.DeadlineExceeded, or nil
+}
+
+func (r *remote) Error() string { return r.text }
+
+func (r *remote) Unwrap() error { return r.cause }
 
 func contextCause(c codes.Code) error {
 	switch c {

@@ -50,12 +50,17 @@ func (a *assignmentSet) update(view *store.View, all bool, ids map[string]struct
 	for _, id := range slices.Sorted(maps.Keys(ids)) {
 		a.compare(&c, id, store.Get[*api.Task](view, id))
 	}
+	// Only now, so that what one task lets go and another takes up stays.
+	for _, t := range c.ended {
+		a.release(&c, t)
+	}
 	return slices.Concat(c.needs, c.tasks, c.gone)
 }
 
 type changes struct {
 	view               *store.View
 	needs, tasks, gone []*swarmpb.AssignmentChange
+	ended              []*api.Task // those that need nothing any more
 }
 
 func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
@@ -67,7 +72,7 @@ func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
 				Action:     swarmpb.AssignmentChange_REMOVE,
 				Assignment: &swarmpb.Assignment{Item: &swarmpb.Assignment_Task{Task: &swarmpb.Task{Id: id}}},
 			})
-			a.release(c, old)
+			c.ended = append(c.ended, old)
 		}
 		return
 	}
@@ -78,7 +83,7 @@ func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
 	switch {
 	case api.Final(t.Status.State):
 		if old != nil {
-			a.release(c, t)
+			c.ended = append(c.ended, t)
 		}
 	case old == nil:
 		a.need(c, t)

@@ -44,17 +44,17 @@ func (d *Dispatcher) UpdateTaskStatus(ctx context.Context, req *swarmpb.UpdateTa
 	return &swarmpb.UpdateTaskStatusResponse{}, nil
 }
 
-// update is a task's new status.
-type update struct {
+// statusUpdate is a task's new status.
+type statusUpdate struct {
 	task   string
 	status *swarm.TaskStatus
 }
 
 // intake checks statuses before they wait for a transaction, and leaves out what
 // would change nothing.
-func (d *Dispatcher) intake(node string, in []*swarmpb.UpdateTaskStatusRequest_TaskStatusUpdate) ([]update, error) {
+func (d *Dispatcher) intake(node string, in []*swarmpb.UpdateTaskStatusRequest_TaskStatusUpdate) ([]statusUpdate, error) {
 	view := d.cfg.Store.View()
-	var out []update
+	var out []statusUpdate
 	for _, u := range in {
 		if u.GetTaskId() == "" || u.GetStatus() == nil {
 			return nil, api.Errorf(api.Invalid, "task status without task id or status")
@@ -76,7 +76,7 @@ func (d *Dispatcher) intake(node string, in []*swarmpb.UpdateTaskStatusRequest_T
 		}
 		status.Message, status.Err = cut(status.Message), cut(status.Err)
 		if advances(&t.Status, status) {
-			out = append(out, update{t.ID, status})
+			out = append(out, statusUpdate{t.ID, status})
 		}
 	}
 	return out, nil
@@ -103,7 +103,7 @@ func advances(from, to *swarm.TaskStatus) bool {
 }
 
 // apply writes the statuses. Of several for a task the last one stays.
-func apply(tx *store.Tx, node string, updates []update) error {
+func apply(tx *store.Tx, node string, updates []statusUpdate) error {
 	var changed []*api.Task
 	for _, u := range updates {
 		old := store.Get[*api.Task](tx, u.task)
