@@ -166,6 +166,7 @@ type worker struct {
 	dir   string
 	creds *rpc.Credentials
 	addr  string
+	ended chan error // what the last agent's Run returned
 }
 
 func (m *manager) worker(t testing.TB, script func(*api.Task) exectest.Script) *worker {
@@ -184,7 +185,9 @@ func (w *worker) run(t testing.TB) (stop func() error) {
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
+	w.ended = make(chan error, 1)
+	ended := w.ended
+	go func() { err := a.Run(ctx); ended <- err; done <- err }()
 	stop = sync.OnceValue(func() error { cancel(); return <-done })
 	t.Cleanup(func() { _ = stop() })
 	return stop

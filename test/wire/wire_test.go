@@ -172,17 +172,13 @@ func TestNodeDown(t *testing.T) {
 func TestNodeRemoved(t *testing.T) {
 	m, _ := newManager(t, options{})
 	w := m.worker(t, nil)
-	stop := w.run(t)
+	w.run(t)
 	m.untilNode(t, w.id, swarm.NodeStateReady)
 	m.update(t, func(tx *store.Tx) error { return store.Delete[*api.Node](tx, w.id) })
-	done := make(chan error, 1)
-	go func() { done <- waitRun(stop) }()
-	if err := <-done; err != nil && !api.Is(err, api.NotFound) {
+	if err := <-w.ended; !api.Is(err, api.NotFound) {
 		t.Errorf("Run = %v, want NotFound", err)
 	}
 }
-
-func waitRun(stop func() error) error { return stop() }
 
 func TestSecrets(t *testing.T) {
 	m, _ := newManager(t, options{})
