@@ -111,7 +111,8 @@ type feed struct {
 	mu    sync.Mutex
 	taken bool
 	over  bool
-	why   string // empty: it sent all
+	why   string    // empty: it sent all
+	last  time.Time // of the last message, by the node's clock
 }
 
 func newFeed(node string, o *swarmpb.LogSubscriptionOptions) *feed {
@@ -249,6 +250,9 @@ func (s *subscription) pass(ctx context.Context, f *feed, emit func(*swarmpb.Log
 			if err := emit(m); err != nil {
 				return err
 			}
+			f.mu.Lock()
+			f.last = m.GetTimestamp().AsTime()
+			f.mu.Unlock()
 		case <-f.ended:
 			f.mu.Lock()
 			why := f.why

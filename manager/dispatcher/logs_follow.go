@@ -85,7 +85,7 @@ func (s *subscription) watchFrom(ctx context.Context, w *store.Watcher, since ti
 
 // back asks a node again that was lost and has come back: for what came after
 // that.
-func (s *subscription) back(node string, at time.Time) {
+func (s *subscription) back(node string) {
 	s.mu.Lock()
 	_, lost := s.missing[node]
 	f := s.feeds[node]
@@ -97,7 +97,11 @@ func (s *subscription) back(node string, at time.Time) {
 	}
 	since := s.options.Since
 	if f != nil {
-		since = at
+		f.mu.Lock()
+		if !f.last.IsZero() {
+			since = f.last.Add(1)
+		}
+		f.mu.Unlock()
 	}
 	if f := s.ask(node, since); f != nil {
 		s.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -58,7 +57,7 @@ func (b *LogBroker) listen(node string) *listener {
 	}
 	b.mu.Unlock()
 	for _, s := range followers {
-		s.back(node, time.Now())
+		s.back(node)
 	}
 	return l
 }

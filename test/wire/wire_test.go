@@ -407,9 +407,16 @@ func TestLogsFollow(t *testing.T) {
 	expect("after")
 	// A task, and a node, that come later.
 	b := m.worker(t, func(*api.Task) exectest.Script { return exectest.Script{Lines: []string{"late"}} })
-	b.run(t)
+	stopB := b.run(t)
 	m.create(t, m.task("t2", b.id))
 	expect("late")
+	// A node that comes back tells what was printed meanwhile, and nothing twice.
+	check(t, stopB())
+	b.fake.Print("t2", "meanwhile")
+	b.run(t)
+	expect("meanwhile")
+	b.fake.Print("t2", "again")
+	expect("again")
 	cancel()
 	if err := <-done; err == nil {
 		t.Error("Logs with follow ended without error when its context did")
