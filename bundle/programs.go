@@ -121,4 +121,3 @@ func versionOf(ctx context.Context, path, flag string) (string, error) {
 	}
 	return string(m[1]), nil
 }
-

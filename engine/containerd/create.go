@@ -41,7 +41,7 @@ func (r *Runtime) Create(ctx context.Context, rc engine.RuntimeContainer) (_ *en
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := r.layers.prepare(ctx, c.id, chain, rc.ReuseRootfs, rc.SizeBytes)
+	mounts, err := r.layers.prepare(ctx, c.id, origin{chain, rc.Image, rc.Platform}, rc.ReuseRootfs, rc.SizeBytes)
 	if err != nil {
 		return nil, err
 	}

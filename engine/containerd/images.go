@@ -36,16 +36,17 @@ type Images struct {
 	chains map[string]string // image id and platform to chain id of the layers
 	pulls  map[string]*pull
 
-	// writes is held for reading by what adds content and for writing by
-	// removals, so that nothing is collected that is being put together. Leases
-	// say the same to an external containerd, and after a crash.
-	writes sync.RWMutex
+	// names is held while names are added or removed after a look-up, so that no
+	// name is given to an image that is being removed.
+	names sync.Mutex
 
 	in  func(context.Context) context.Context
 	cfg Config
 	st  *storage
 	r   *Runtime
 }
+
+var _ engine.Images = (*Images)(nil)
 
 func newImages(r *Runtime) *Images {
 	return &Images{

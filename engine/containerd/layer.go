@@ -52,7 +52,7 @@ type base struct {
 	err     error
 }
 
-func openLayers(root string, st *storage) (*layers, error) {
+func openLayers(ctx context.Context, root string, st *storage) (*layers, error) {
 	l := &layers{
 		bases:   make(map[string]*base),
 		dir:     filepath.Join(root, "rw"),
@@ -76,16 +76,39 @@ func openLayers(root string, st *storage) (*layers, error) {
 			}
 			continue
 		}
-		if chain, err := l.parent(e.Name()); err == nil && chain != "" {
-			l.ref(chain)
+		if o, err := l.origin(ctx, e.Name()); err == nil && o.chain != "" {
+			l.ref(o.chain)
 		}
 	}
 	return l, nil
 }
 
-func (l *layers) parent(id string) (string, error) {
+// origin is what a container's layer was made from.
+type origin struct{ chain, image, platform string }
+
+const (
+	labelImage    = "legion.image"
+	labelPlatform = "legion.platform"
+)
+
+// origin of the layer of id; NotFound when there is no layer.
+func (l *layers) origin(ctx context.Context, id string) (origin, error) {
+	if !l.overlay {
+		info, err := l.st.snapshots.Stat(ctx, rwPrefix+id)
+		return origin{info.Parent, info.Labels[labelImage], info.Labels[labelPlatform]}, classify(err, "containerd: writable layer of %s", id)
+	}
 	b, err := os.ReadFile(filepath.Join(l.dir, id, "parent"))
-	return string(b), err
+	if errors.Is(err, fs.ErrNotExist) {
+		return origin{}, api.Errorf(api.NotFound, "containerd: container %s has no root file system", id)
+	}
+	f := strings.Split(string(b), "\n")
+	if err == nil && len(f) != 3 {
+		err = fmt.Errorf("containerd: container %s: %s/parent is malformed; remove the container", id, filepath.Join(l.dir, id))
+	}
+	if err != nil {
+		return origin{}, err
+	}
+	return origin{f[0], f[1], f[2]}, nil
 }
 
 // ref counts a user of the chain's view and returns it.
@@ -162,9 +185,9 @@ func lowerOf(mounts []mount.Mount) (lower, options []string, err error) {
 	return lower, options, nil
 }
 
-// prepare makes the writable layer of id above the chain ("": an empty root),
+// prepare makes the writable layer of id above from.chain ("": an empty root),
 // or takes the one that is there when reuse is set, and returns its mounts.
-func (l *layers) prepare(ctx context.Context, id, chain string, reuse bool, size int64) ([]mount.Mount, error) {
+func (l *layers) prepare(ctx context.Context, id string, from origin, reuse bool, size int64) ([]mount.Mount, error) {
 	if size != 0 {
 		return nil, api.Errorf(api.Invalid, "containerd: container %s: the %s snapshotter cannot limit the size of a writable layer; leave the storage option size out", id, l.st.name)
 	}
@@ -177,33 +200,33 @@ func (l *layers) prepare(ctx context.Context, id, chain string, reuse bool, size
 		return nil, err
 	}
 	if !l.overlay {
-		m, err := l.st.snapshots.Prepare(ctx, rwPrefix+id, chain, snapshots.WithLabels(map[string]string{labelRoot: "legion"}))
+		m, err := l.st.snapshots.Prepare(ctx, rwPrefix+id, from.chain, snapshots.WithLabels(map[string]string{labelRoot: "legion", labelImage: from.image, labelPlatform: from.platform}))
 		return m, classify(err, "containerd: writable layer of %s", id)
 	}
 	var b *base
-	if chain != "" {
-		b = l.ref(chain)
-		if err := l.view(ctx, chain, b); err != nil {
-			l.unref(chain)
+	if from.chain != "" {
+		b = l.ref(from.chain)
+		if err := l.view(ctx, from.chain, b); err != nil {
+			l.unref(from.chain)
 			return nil, err
 		}
 	}
-	if err := l.make(id, chain, b); err != nil {
+	if err := l.make(id, from, b); err != nil {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(l.dir, id)))
 		if b != nil {
-			l.unref(chain)
+			l.unref(from.chain)
 		}
 		return nil, fmt.Errorf("containerd: writable layer of %s: %w", id, err)
 	}
 	return l.overlayMounts(id, b), nil
 }
 
-func (l *layers) make(id, chain string, b *base) error {
+func (l *layers) make(id string, from origin, b *base) error {
 	dir := filepath.Join(l.dir, id)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "parent"), []byte(chain), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "parent"), []byte(from.chain+"\n"+from.image+"\n"+from.platform), 0o600); err != nil {
 		return err
 	}
 	upper := filepath.Join(dir, "fs")
@@ -235,22 +258,19 @@ func (l *layers) mounts(ctx context.Context, id string) ([]mount.Mount, error) {
 		m, err := l.st.snapshots.Mounts(ctx, rwPrefix+id)
 		return m, classify(err, "containerd: writable layer of %s", id)
 	}
-	chain, err := l.parent(id)
-	if err == nil {
-		_, err = os.Stat(filepath.Join(l.dir, id, "work"))
-	}
+	from, err := l.origin(ctx, id)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, api.Errorf(api.NotFound, "containerd: container %s has no root file system", id)
-		}
 		return nil, err
 	}
-	if chain == "" {
+	if !exists(filepath.Join(l.dir, id, "work")) { // half-made
+		return nil, api.Errorf(api.NotFound, "containerd: container %s has no root file system", id)
+	}
+	if from.chain == "" {
 		return l.overlayMounts(id, nil), nil
 	}
-	b := l.ref(chain)
-	defer l.unref(chain)
-	if err := l.view(ctx, chain, b); err != nil {
+	b := l.ref(from.chain)
+	defer l.unref(from.chain)
+	if err := l.view(ctx, from.chain, b); err != nil {
 		return nil, err
 	}
 	return l.overlayMounts(id, b), nil
@@ -278,7 +298,7 @@ func (l *layers) remove(ctx context.Context, id string) error {
 		}
 		return nil
 	}
-	chain, _ := l.parent(id)
+	from, _ := l.origin(ctx, id)
 	doomed := filepath.Join(l.dir, "."+id)
 	if err := os.Rename(filepath.Join(l.dir, id), doomed); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -286,8 +306,8 @@ func (l *layers) remove(ctx context.Context, id string) error {
 		}
 		return fmt.Errorf("containerd: remove writable layer of %s: %w", id, err)
 	}
-	if chain != "" {
-		l.unref(chain)
+	if from.chain != "" {
+		l.unref(from.chain)
 	}
 	if err := removeAll(doomed); err != nil {
 		return fmt.Errorf("containerd: remove writable layer of %s: %w", id, err)
@@ -343,19 +363,6 @@ func (l *layers) sweep(ctx context.Context) error {
 		l.mu.Unlock()
 	}
 	return err
-}
-
-// parentOf returns the chain that the layer of id stands on.
-func (l *layers) parentOf(ctx context.Context, id string) (string, error) {
-	if l.overlay {
-		chain, err := l.parent(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = api.Errorf(api.NotFound, "containerd: container %s has no root file system", id)
-		}
-		return chain, err
-	}
-	info, err := l.st.snapshots.Stat(ctx, rwPrefix+id)
-	return info.Parent, classify(err, "containerd: writable layer of %s", id)
 }
 
 // lowerMounts are read-only mounts of a chain, held until done is called.

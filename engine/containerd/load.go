@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -31,7 +32,17 @@ func (i *Images) Load(ctx context.Context, r io.Reader, want []ocispec.Platform,
 	if err != nil {
 		return err
 	}
-	defer free()
+	err = i.load(ctx, r, want, progress)
+	free()
+	if err != nil { // nothing of it stays
+		if e := i.collect(i.in(context.WithoutCancel(ctx))); e != nil {
+			i.cfg.Log.Warn("content of an archive that could not be loaded is still there", "error", e)
+		}
+	}
+	return err
+}
+
+func (i *Images) load(ctx context.Context, r io.Reader, want []ocispec.Platform, progress engine.Progress) error {
 	src := &source{r: r}
 	top, err := archive.ImportIndex(ctx, i.st.content, src)
 	if err != nil {
@@ -48,6 +59,9 @@ func (i *Images) Load(ctx context.Context, r io.Reader, want []ocispec.Platform,
 		return api.Errorf(api.Invalid, "load: the archive has no image")
 	}
 	for _, d := range index.Manifests {
+		if err := i.hold(ctx, d); err != nil {
+			return err
+		}
 		if err := i.check(ctx, d, want); err != nil {
 			return err
 		}
@@ -112,13 +126,28 @@ func decompress(r io.Reader) (io.Reader, func(), error) {
 // begin is a context for adding content, which stays until done is called,
 // and longer only where an image needs it.
 func (i *Images) begin(ctx context.Context) (context.Context, func(), error) {
-	i.writes.RLock()
-	ctx, free, err := i.st.lease(i.in(ctx))
-	if err != nil {
-		i.writes.RUnlock()
-		return nil, nil, err
-	}
-	return ctx, func() { free(); i.writes.RUnlock() }, nil
+	return i.st.lease(i.in(ctx))
+}
+
+// hold labels an image's content with what it refers to, for the garbage
+// collector. Platforms that are not in the archive are passed over.
+func (i *Images) hold(ctx context.Context, top ocispec.Descriptor) error {
+	label := images.SetChildrenMappedLabels(i.st.content, images.ChildrenHandler(i.st.content), nil)
+	return images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if d.Size > maxConfigSize && !images.IsLayerType(d.MediaType) {
+			return nil, api.Errorf(api.Invalid, "load: %s %s is larger than %d bytes", d.MediaType, d.Digest, maxConfigSize)
+		}
+		children, err := label(ctx, d)
+		switch {
+		case err == nil:
+			return children, nil
+		case errdefs.IsNotFound(err) && d.Digest != top.Digest:
+			return nil, nil
+		case errdefs.IsNotFound(err):
+			return nil, api.Errorf(api.Invalid, "load: the archive is incomplete: %w", err)
+		}
+		return nil, api.Errorf(api.Invalid, "load: the archive is malformed: %w", err)
+	}), top)
 }
 
 // check unpacks an image of the archive before anything of it gets a name, so
@@ -188,7 +217,7 @@ func (i *Images) loadOne(ctx context.Context, d ocispec.Descriptor, progress eng
 		say(progress, "Loaded image ID: "+d.Digest.String())
 		return nil
 	}
-	if err := i.setName(ctx, name, target); err != nil {
+	if err := i.setNameLocked(ctx, name, target); err != nil {
 		return err
 	}
 	say(progress, "Loaded image: "+familiar(name))

@@ -13,6 +13,12 @@ import (
 	"github.com/legion-swarm/legion/api"
 )
 
+func (i *Images) setNameLocked(ctx context.Context, name string, target ocispec.Descriptor) error {
+	i.names.Lock()
+	defer i.names.Unlock()
+	return i.setName(ctx, name, target)
+}
+
 // setName makes name mean the target. An image that loses its last name by
 // that stays, without a tag, as docker keeps it.
 func (i *Images) setName(ctx context.Context, name string, target ocispec.Descriptor) error {
@@ -70,8 +76,8 @@ func (i *Images) dropDangling(ctx context.Context, target ocispec.Descriptor) er
 // Tag implements engine.Images.
 func (i *Images) Tag(ctx context.Context, name, ref string) error {
 	ctx = i.in(ctx)
-	i.writes.RLock()
-	defer i.writes.RUnlock()
+	i.names.Lock()
+	defer i.names.Unlock()
 	f, err := i.find(ctx, name)
 	if err != nil {
 		return err

@@ -63,10 +63,21 @@ func Open(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	if r.layers, err = openLayers(cfg.Root, r.st); err != nil {
+	if r.layers, err = openLayers(ctx, cfg.Root, r.st); err != nil {
 		return nil, err
 	}
 	r.images = newImages(r)
+	if cfg.Address == "" {
+		stale, err := r.st.dropLeases(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if stale { // a transfer was cut short
+			if err := r.images.collect(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if err = r.openShims(); err != nil {
 		return nil, err
 	}

@@ -12,8 +12,6 @@ import (
 	docker "github.com/moby/moby/api/types/container"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
-
-	"github.com/legion-swarm/legion/api"
 )
 
 // Mount implements engine.Runtime.
@@ -104,14 +102,14 @@ func (r *Runtime) diff(ctx context.Context, id string, f fs.ChangeFunc) error {
 	if err != nil {
 		return err
 	}
-	chain, err := r.layers.parentOf(ctx, id)
+	from, err := r.layers.origin(ctx, id)
 	if err != nil {
 		return err
 	}
-	if chain == "" {
+	if from.chain == "" {
 		return r.walkUpper(ctx, mounts, "", f)
 	}
-	lower, release, err := r.viewOf(ctx, chain)
+	lower, release, err := r.viewOf(ctx, from.chain)
 	if err != nil {
 		return err
 	}
@@ -174,8 +172,8 @@ func (r *Runtime) Usage(ctx context.Context, id string) (int64, error) {
 		u, err := r.st.snapshots.Usage(ctx, rwPrefix+id)
 		return u.Size, classify(err, "containerd: size of container %s", id)
 	}
-	if _, err := r.layers.parent(id); err != nil {
-		return 0, api.Errorf(api.NotFound, "containerd: container %s has no root file system", id)
+	if _, err := r.layers.origin(ctx, id); err != nil {
+		return 0, err
 	}
 	u, err := fs.DiskUsage(ctx, filepath.Join(r.layers.dir, id, "fs"))
 	return u.Size, err

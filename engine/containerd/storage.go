@@ -146,6 +146,21 @@ func openExternal(ctx context.Context, address, namespace, snapshotter string) (
 	return s, nil
 }
 
+// dropLeases ends the leases that an earlier process left, and tells whether
+// there were any. Only for a store that nobody else uses.
+func (s *storage) dropLeases(ctx context.Context) (bool, error) {
+	all, err := s.leases.List(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, l := range all {
+		if err := s.leases.Delete(ctx, l); err != nil {
+			return false, err
+		}
+	}
+	return len(all) > 0, nil
+}
+
 // lease protects what is written with the returned context from garbage
 // collection until release is called, or for a day if the process dies.
 func (s *storage) lease(ctx context.Context) (context.Context, func(), error) {
