@@ -25,10 +25,13 @@ const lingering = 2 * time.Second
 // ends when the client hangs up.
 type hijacked struct {
 	conn   net.Conn
+	done   func()
 	stdin  *hijackedReader
 	ctx    context.Context
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	// release takes back what happens when ctx ends.
+	release func() bool
+	wg      sync.WaitGroup
 
 	mu     sync.Mutex
 	closed bool // no goroutine is started any more
@@ -68,8 +71,15 @@ func (c *call) hijack(tty bool) (*hijacked, error) {
 		_ = conn.Close()
 		return nil, err
 	}
-	s := &hijacked{conn: conn}
+	c.s.hijacks.Add(1)
+	s := &hijacked{conn: conn, done: c.s.hijacks.Done}
 	s.ctx, s.cancel = context.WithCancel(c.ctx)
+	// A backend may sit in a read or a write when the end comes.
+	s.release = context.AfterFunc(s.ctx, func() {
+		now := time.Now()
+		_ = conn.SetReadDeadline(now)
+		_ = conn.SetWriteDeadline(now.Add(lingering))
+	})
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered()) // what the client sent right after the request
 	s.stdin = &hijackedReader{s: s, early: bytes.Clone(early)}
 	return s, nil
@@ -94,6 +104,7 @@ func (s *hijacked) close() {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.release()
 	s.cancel()
 	if cw, ok := s.conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
 		_ = s.conn.SetReadDeadline(time.Now().Add(lingering))
@@ -101,6 +112,7 @@ func (s *hijacked) close() {
 	}
 	_ = s.conn.Close()
 	s.wg.Wait()
+	s.done()
 }
 
 // hijackedReader reads what the client sends. Its end means that the client

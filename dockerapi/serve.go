@@ -47,9 +47,27 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		if err := srv.Shutdown(end); err != nil {
 			s.Logger.Warn("api requests cut at the end", "error", err)
 			cancel()
-			return srv.Close()
+			_ = srv.Close() // the listeners are closed already
 		}
+		s.waitHijacked()
 		return nil
 	})
 	return g.Wait()
+}
+
+// waitHijacked waits for attachments to end, which they do when their streams
+// are stopped; not for ever, should a backend not heed that.
+func (s *Server) waitHijacked() {
+	done := make(chan struct{})
+	go func() {
+		s.hijacks.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		s.Logger.Warn("an attached stream does not end; leaving it")
+	}
 }

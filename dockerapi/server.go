@@ -79,7 +79,8 @@ type Server struct {
 	Config
 	routes   router
 	requests atomic.Uint64
-	buffers  sync.Pool // of *buffer
+	buffers  sync.Pool      // of *buffer
+	hijacks  sync.WaitGroup // connections that HTTP no longer knows of
 
 	// stopping is closed by stopStreams, which ends all streaming answers.
 	stopping chan struct{}
