@@ -34,6 +34,11 @@ func absentRoutes() []route {
 			return api.Errorf(api.Unimplemented, "%s", a.what)
 		}))
 	}
+	for i := range all {
+		if all[i].Operation == "ImageAttestations" {
+			all[i].Since = 55
+		}
+	}
 	// Tools list plugins to see which drivers there are: none but the built-in ones.
 	none := func(c *call) error { return listOf[struct{}](c, nil, nil) }
 	return append(all, newRoute("Plugin", "PluginList", "GET /plugins", none))

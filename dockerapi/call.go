@@ -9,6 +9,8 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
+	"strconv"
 	"time"
 
 	"github.com/legion-swarm/legion/api"
@@ -58,11 +60,20 @@ func (c *call) decode(v any) error {
 
 // decodeJSON reads the body as one JSON value, whatever its content type.
 func (c *call) decodeJSON(v any) error {
-	// The deadline is only for the body: later reads watch for disconnection.
 	control := http.NewResponseController(c.w)
-	if control.SetReadDeadline(time.Now().Add(c.s.BodyTimeout)) == nil {
-		defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	limited := control.SetReadDeadline(time.Now().Add(c.s.BodyTimeout)) == nil
+	if err := c.readJSON(v); err != nil {
+		// Nobody waits for the rest of a body that is refused.
+		c.w.Header().Set("Connection", "close")
+		return err
 	}
+	if limited { // later reads watch for the client's leaving
+		_ = control.SetReadDeadline(time.Time{})
+	}
+	return nil
+}
+
+func (c *call) readJSON(v any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(c.w, c.r.Body, c.s.MaxBody))
 	if err := dec.Decode(v); err != nil {
 		return jsonError(err)
@@ -89,6 +100,8 @@ func jsonError(err error) error {
 		return api.Errorf(api.Invalid, "the request's body is larger than %d bytes: %w", tooLarge.Limit, err)
 	case errors.As(err, &wrong) && wrong.Field != "":
 		return api.Errorf(api.Invalid, "invalid JSON: %s is a %s, but must be of type %s", wrong.Field, wrong.Value, wrong.Type)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return api.Errorf(api.Invalid, "the request's body did not arrive in time: %w", err)
 	case errors.Is(err, io.EOF):
 		return api.Errorf(api.Invalid, "invalid JSON: got EOF while reading request body")
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -104,11 +117,17 @@ func (c *call) json(status int, v any) error {
 	if err := b.encode(v); err != nil {
 		return api.Errorf(api.Internal, "encode the answer: %w", err)
 	}
-	c.w.Header().Set("Content-Type", "application/json")
+	h := c.w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(b.Len()))
 	c.w.WriteHeader(status)
 	_, err := c.w.Write(b.Bytes())
 	return err
 }
+
+// whole is the context of changes that must not stop half-way because the
+// client went away.
+func (c *call) whole() context.Context { return context.WithoutCancel(c.ctx) }
 
 // status answers with no body.
 func (c *call) status(status int) error {

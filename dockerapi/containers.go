@@ -90,7 +90,7 @@ func (s *Server) containerCreate(c *call) error {
 	if err != nil {
 		return err
 	}
-	resp, err := s.Containers.ContainerCreate(c.ctx, engine.CreateOptions{
+	resp, err := s.Containers.ContainerCreate(c.whole(), engine.CreateOptions{
 		Name:       strings.TrimPrefix(c.query.Get("name"), "/"),
 		Config:     r.Config,
 		Host:       r.HostConfig,
@@ -163,7 +163,7 @@ func (s *Server) containerStart(c *call) error {
 	if c.query.Get("checkpoint") != "" {
 		return api.Errorf(api.Unimplemented, "starting a container from a checkpoint is not served")
 	}
-	return c.done(s.Containers.ContainerStart(c.ctx, c.name))
+	return c.done(s.Containers.ContainerStart(c.whole(), c.name))
 }
 
 func (c *call) stopOptions() (engine.StopOptions, error) {
@@ -180,7 +180,7 @@ func (s *Server) containerStop(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.done(s.Containers.ContainerStop(c.ctx, c.name, o))
+	return c.done(s.Containers.ContainerStop(c.whole(), c.name, o))
 }
 
 func (s *Server) containerRestart(c *call) error {
@@ -188,7 +188,7 @@ func (s *Server) containerRestart(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.done(s.Containers.ContainerRestart(c.ctx, c.name, o))
+	return c.done(s.Containers.ContainerRestart(c.whole(), c.name, o))
 }
 
 func (s *Server) containerKill(c *call) error {
@@ -208,7 +208,7 @@ func (s *Server) containerUpdate(c *call) error {
 	if err := c.decode(&u); err != nil {
 		return err
 	}
-	r, err := s.Containers.ContainerUpdate(c.ctx, c.name, &u)
+	r, err := s.Containers.ContainerUpdate(c.whole(), c.name, &u)
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (s *Server) containerRename(c *call) error {
 	if name == "" {
 		return api.Errorf(api.Invalid, "Neither old nor new names may be empty")
 	}
-	return c.done(s.Containers.ContainerRename(c.ctx, c.name, name))
+	return c.done(s.Containers.ContainerRename(c.whole(), c.name, name))
 }
 
 // size reads the h and w of a terminal.
@@ -255,7 +255,7 @@ func (s *Server) containerRemove(c *call) error {
 	if c.bool("link") {
 		return api.Errorf(api.Unimplemented, "links between containers are not served: connect containers to a network instead")
 	}
-	return c.done(s.Containers.ContainerRemove(c.ctx, c.name, engine.RemoveOptions{Force: c.bool("force"), Volumes: c.bool("v")}))
+	return c.done(s.Containers.ContainerRemove(c.whole(), c.name, engine.RemoveOptions{Force: c.bool("force"), Volumes: c.bool("v")}))
 }
 
 func (s *Server) commit(c *call) error {
@@ -271,7 +271,7 @@ func (s *Server) commit(c *call) error {
 	if err != nil {
 		return err
 	}
-	id, err := s.Containers.ContainerCommit(c.ctx, name, engine.CommitOptions{
+	id, err := s.Containers.ContainerCommit(c.whole(), name, engine.CommitOptions{
 		Ref: ref, Comment: c.query.Get("comment"), Author: c.query.Get("author"),
 		Pause: c.boolOr("pause", true), Changes: c.query["changes"], Config: cfg,
 	})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"os"
 	"strings"
 
 	"github.com/moby/moby/api/types/common"
@@ -25,6 +26,8 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &tooLarge):
 		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return http.StatusRequestTimeout
 	case !errors.As(err, &classed) && errors.Is(err, context.Canceled):
 		return statusClientClosed
 	case !errors.As(err, &classed) && errors.Is(err, context.DeadlineExceeded):

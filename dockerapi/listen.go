@@ -179,6 +179,10 @@ type unixListener struct {
 	path string
 }
 
+// Addr is the socket's real name, not the one it was bound under.
+func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
+// Close stops listening and removes the socket.
 func (l *unixListener) Close() error {
 	err := os.Remove(l.path)
 	if errors.Is(err, os.ErrNotExist) {

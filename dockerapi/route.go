@@ -39,8 +39,6 @@ func newRoute(tag, operation, spec string, h handler) route {
 
 func streaming(r route) route { r.Streams = true; return r }
 
-func since(minor int, r route) route { r.Since = minor; return r }
-
 // router finds routes by method and first segment, then by trying each: there
 // are at most some thirty under one first segment. Immutable once built.
 type router map[string][]route

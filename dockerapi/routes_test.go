@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -13,7 +14,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moby/moby/api/types/container"
+
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/engine"
 )
 
 type request struct {
@@ -385,4 +389,38 @@ func TestLateErrorsAreInTheStream(t *testing.T) {
 	if w := do(newServer(t, f), "POST /images/create?fromImage=app&tag=1", "", nil); w.Code != 404 {
 		t.Errorf("an error before the stream: status %d, body %s", w.Code, w.Body)
 	}
+}
+
+// What clients send that says nothing must be taken as nothing.
+func TestEmptyValuesInCreate(t *testing.T) {
+	body := `{"Image":"a","MacAddress":"","HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":""}]},"Dns":[],"RestartPolicy":{}},"NetworkingConfig":{"EndpointsConfig":{"bridge":{"IPAddress":"","MacAddress":"","Gateway":""}}}}`
+	for _, version := range []string{"1.44", "1.56"} {
+		if w := do(newServer(t, newFake()), "POST /v"+version+"/containers/create", body, nil); w.Code != 201 {
+			t.Errorf("%s: status %d, body %s", version, w.Code, w.Body)
+		}
+	}
+}
+
+// The container-wide MAC address goes to the endpoint, until 1.52.
+func TestMACAddressMoves(t *testing.T) {
+	for version, want := range map[string]int{"1.51": 1, "1.52": 0} {
+		var got int
+		f := newFake()
+		s := newServer(t, f, func(c *Config) {
+			c.Containers = creating{f, func(o engine.CreateOptions) { got = len(o.Networking.EndpointsConfig) }}
+		})
+		if w := do(s, "POST /v"+version+"/containers/create", `{"Image":"a","MacAddress":"02:42:ac:11:00:02"}`, nil); w.Code != 201 || got != want {
+			t.Errorf("%s: status %d, %d endpoints, want %d", version, w.Code, got, want)
+		}
+	}
+}
+
+type creating struct {
+	Containers
+	see func(engine.CreateOptions)
+}
+
+func (c creating) ContainerCreate(ctx context.Context, o engine.CreateOptions) (*container.CreateResponse, error) {
+	c.see(o)
+	return c.Containers.ContainerCreate(ctx, o)
 }

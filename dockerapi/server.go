@@ -161,8 +161,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		log.Debug("api answer cut short", "operation", matched.Operation, "error", err)
 		return
 	}
-	if status := writeError(out, err); status >= http.StatusInternalServerError && status != http.StatusServiceUnavailable {
+	switch status := writeError(out, err); {
+	case status == http.StatusInternalServerError && api.ClassOf(err) == api.Internal, status == http.StatusGatewayTimeout:
 		log.Warn("api request failed", "method", r.Method, "path", r.URL.Path, "status", status, "error", err)
+	default:
+		log.Debug("api request refused", "operation", matched.Operation, "error", err)
 	}
 }
 

@@ -31,7 +31,7 @@ func (s *Server) swarmInit(c *call) error {
 	if err := c.decode(&r); err != nil {
 		return err
 	}
-	id, err := s.Swarm.SwarmInit(c.ctx, &r)
+	id, err := s.Swarm.SwarmInit(c.whole(), &r)
 	return answer(c, http.StatusOK, id, err)
 }
 
@@ -52,7 +52,7 @@ func (c *call) ok(err error) error {
 }
 
 func (s *Server) swarmLeave(c *call) error {
-	return c.ok(s.Swarm.SwarmLeave(c.ctx, c.bool("force")))
+	return c.ok(s.Swarm.SwarmLeave(c.whole(), c.bool("force")))
 }
 
 func (s *Server) swarmUpdate(c *call) error {
