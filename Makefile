@@ -1,0 +1,53 @@
+# Legion. `make` builds bin/legion, `make up` shows it at work, `make test` proves it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := all
+MAKEFLAGS += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null | sed 's/^v//' | grep . || echo 0.1.0-dev)
+LDFLAGS := -s -w -X github.com/docker/cli/cli/version.Version=$(VERSION)
+SEED    ?= $(shell date +%s)
+MINUTES ?= 10
+
+export PATH := $(CURDIR)/build/bin:$(PATH)
+
+.PHONY: all deps bundle up down test check bench soak fuzz generate clean
+
+all: deps bundle ## bin/legion, with the programs that travel in it
+	CGO_ENABLED=0 go build -trimpath -tags bundle -ldflags '$(LDFLAGS)' -o bin/legion ./cmd/legion
+
+deps:
+	@scripts/install-deps
+
+bundle:
+	@scripts/build-bundle build/bundle
+
+up: all ## a node, a swarm, the demo's services
+	@scripts/up
+
+down: ## removes every trace of the demo
+	@scripts/down
+
+test: all check ## static checks, unit and end-to-end tests; needs root, or SHORT=1
+	@scripts/test
+
+check: deps ## static checks
+	@scripts/check
+
+bench: all ## side by side with dockerd, where it is installed
+	@demo/build-images build/images web
+	@go run ./test/bench
+
+soak: all ## random faults on a real node: SEED=n MINUTES=m
+	@demo/build-images build/images web
+	SOAK_SEED=$(SEED) SOAK_MINUTES=$(MINUTES) go test -count 1 -timeout $$(($(MINUTES) + 10))m -v -run '^TestSoak$$' ./test
+
+fuzz: ## every decoder, FUZZTIME each
+	@scripts/fuzz
+
+generate: ## code from swarmpb/proto
+	@scripts/generate
+
+clean: ## what was built here
+	rm -rf bin build bundle/embedded
