@@ -105,7 +105,7 @@ func (r *Runtime) launch(ctx context.Context, c *container, rc engine.RuntimeCon
 		return nil, err
 	}
 	if c.io.stdin != "" {
-		if streams.Stdin, err = c.io.writer(func() { r.closeIO(c, s, "") }); err != nil {
+		if streams.Stdin, err = c.io.writer(ctx, func() { r.closeIO(c, s, "") }); err != nil {
 			return nil, err
 		}
 	}

@@ -20,7 +20,11 @@ func classify(err error, format string, args ...any) error {
 	if errors.As(err, &e) {
 		return err
 	}
-	return api.Errorf(classOf(errgrpc.ToNative(err)), format+": %w", append(args, err)...)
+	class := classOf(err)
+	if class == api.Internal {
+		class = classOf(errgrpc.ToNative(err))
+	}
+	return api.Errorf(class, format+": %w", append(args, err)...)
 }
 
 func classOf(err error) api.Class {

@@ -112,7 +112,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, s *shim, e *proce
 		return nil, runtimeError(err, c.id)
 	}
 	if e.io.stdin != "" {
-		w, werr := e.io.writer(func() { r.closeIO(c, s, e.id) })
+		w, werr := e.io.writer(ctx, func() { r.closeIO(c, s, e.id) })
 		if werr == nil {
 			streams.Stdin = w
 		} else if !errors.Is(werr, unix.ENXIO) { // ENXIO: it ended already

@@ -41,6 +41,7 @@ func Open(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	if err != nil {
 		return nil, err
 	}
+	forwardLibraryLog(cfg.Log)
 	r := &Runtime{
 		all: make(map[string]*container), cfg: cfg, dir: filepath.Join(cfg.State, "c"),
 		exits: newQueue[engine.Exit](), ooms: newQueue[string](),

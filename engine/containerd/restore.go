@@ -161,7 +161,7 @@ func (r *Runtime) List(context.Context) ([]engine.RuntimeState, error) {
 }
 
 // Attach implements engine.Runtime.
-func (r *Runtime) Attach(_ context.Context, id string) (*engine.Streams, error) {
+func (r *Runtime) Attach(ctx context.Context, id string) (*engine.Streams, error) {
 	c, err := r.find(id)
 	if err != nil {
 		return nil, err
@@ -176,7 +176,7 @@ func (r *Runtime) Attach(_ context.Context, id string) (*engine.Streams, error) 
 		return nil, classify(err, "containerd: streams of container %s", id)
 	}
 	if s := c.shim; c.io.stdin != "" && s != nil && c.status != stopped {
-		if streams.Stdin, err = c.io.writer(func() { r.closeIO(c, s, "") }); err != nil {
+		if streams.Stdin, err = c.io.writer(ctx, func() { r.closeIO(c, s, "") }); err != nil {
 			closeStreams(streams)
 			return nil, classify(err, "containerd: standard input of container %s", id)
 		}

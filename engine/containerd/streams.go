@@ -1,12 +1,14 @@
 package containerd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,14 +82,30 @@ func openReader(path string) (io.ReadCloser, error) {
 	return f, nil
 }
 
-// writer opens the writing end of stdin; the shim has its end open. eof tells
-// the shim that there is no more.
-func (f fifos) writer(eof func()) (io.WriteCloser, error) {
-	w, err := os.OpenFile(f.stdin, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
+// stdinPatience is how long a shim may take to open its end of stdin, which it
+// does on the side of starting the process.
+const stdinPatience = 2 * time.Second
+
+// writer opens the writing end of stdin once the shim has its end open: what
+// was written and closed before would be lost. eof tells the shim that there
+// is no more.
+func (f fifos) writer(ctx context.Context, eof func()) (io.WriteCloser, error) {
+	ctx, cancel := context.WithTimeout(ctx, stdinPatience)
+	defer cancel()
+	for {
+		w, err := os.OpenFile(f.stdin, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		if err == nil {
+			return &stdin{File: w, eof: sync.OnceFunc(eof)}, nil
+		}
+		if !errors.Is(err, unix.ENXIO) {
+			return nil, err
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
 	}
-	return &stdin{File: w, eof: sync.OnceFunc(eof)}, nil
 }
 
 // stdin is a process's standard input. The shim holds the pipe open on its own,
