@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -26,7 +27,8 @@ func docker(t *testing.T, path, stdin string, args ...string) (stdout, stderr st
 	var o, e bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &o, &e
 	err := cmd.Run()
-	if _, exited := err.(*exec.ExitError); err != nil && (!exited || ctx.Err() != nil) {
+	var exited *exec.ExitError
+	if err != nil && (!errors.As(err, &exited) || ctx.Err() != nil) {
 		t.Fatalf("docker %s: %v (the tests need Debian's docker-cli); %s%s", strings.Join(args, " "), err, o.String(), e.String())
 	}
 	return o.String(), e.String(), cmd.ProcessState.ExitCode()
@@ -154,8 +156,8 @@ func TestStockClientFollowsUntilInterrupted(t *testing.T) {
 		t.Error(err)
 	}
 	_ = cmd.Process.Signal(os.Interrupt)
-	soon(t, f.attached, "the end of the backend's logs")
-	_ = cmd.Wait()
+	_ = soon(t, f.attached, "the end of the backend's logs")
+	_ = cmd.Wait() // interrupted
 }
 
 func TestStockClientCopiesIn(t *testing.T) {

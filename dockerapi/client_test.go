@@ -140,7 +140,7 @@ func TestAttachWithoutUpgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	_, _ = io.WriteString(conn, "POST /containers/web/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\nearly")
 	_ = conn.(*net.UnixConn).CloseWrite()
 	all, err := io.ReadAll(conn)
@@ -230,7 +230,7 @@ func TestEventsEndWithTheClient(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	cancel()
-	soon(t, f.attached, "the end of the backend's events")
+	_ = soon(t, f.attached, "the end of the backend's events")
 }
 
 func TestFollowedLogsEndWithTheClient(t *testing.T) {
@@ -247,7 +247,7 @@ func TestFollowedLogsEndWithTheClient(t *testing.T) {
 	}
 	cancel()
 	_ = r.Close()
-	soon(t, f.attached, "the end of the backend's logs")
+	_ = soon(t, f.attached, "the end of the backend's logs")
 }
 
 // A broken transfer is seen as one.

@@ -74,7 +74,6 @@ type progress struct {
 	c  *call
 	mu sync.Mutex
 	b  *buffer
-	at time.Time
 }
 
 // message is jsonstream.Message with the error's text once more, where clients
