@@ -1,11 +1,15 @@
-// Package raftnode keeps the cluster's log: it drives etcd's raft, writes what
-// raft wants durable to a write-ahead log of its own, and applies what is
-// committed.
+// Package raftnode keeps the cluster's log. It drives etcd's raft, makes durable
+// what raft wants durable in a write-ahead log of its own, and hands what is
+// committed to the Applier (package store), in the log's order.
 //
-// One goroutine (Run) owns raft, the log file and the applier. All proposals
-// that arrive while an fsync is under way go into the next one together. An
-// entry is acknowledged when it is on a quorum's disks and applied here.
+// One goroutine (Run) owns raft and the log. All proposals that arrive while it
+// waits for the disk go into the next write together, and one fdatasync serves
+// them all. A proposal returns once its entry is on a quorum's disks and applied
+// here.
 //
-// A failed write or fsync ends Run: what is on disk is then unknown to us, and
-// only reading it again at the next start can tell. See design/raft.md.
+// A disk that is full makes the member unavailable until there is space; a
+// failed fsync ends Run, since what is on the disk is then unknown until it is
+// read again. Damage that a crash can't explain is refused at Open.
+//
+// See design/raft.md.
 package raftnode

@@ -5,182 +5,111 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
+	"maps"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
-	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/api"
 )
 
-// Applier is the state machine: package store's Store. Its methods are called
-// from Run's goroutine, but for what Snapshot returns.
-type Applier interface {
-	// Apply takes a committed entry. result is for the proposer; fatal ends Run.
-	Apply(index uint64, data []byte) (result, fatal error)
-	// Snapshot returns a function that writes the state as it is now. It is
-	// called later, from another goroutine, while entries are applied.
-	Snapshot() func(io.Writer) error
-	// Restore replaces the state.
-	Restore(io.Reader) error
-}
-
-// Transport carries messages to other members. Send must not block; what can't
-// be sent is dropped and Unreachable is called.
-type Transport interface {
-	Send(m raftpb.Message)
-}
-
-// Config is what a Node needs.
-type Config struct {
-	// ID of this member, unique for ever in the cluster. Required.
-	ID uint64
-	// Dir is the folder for log and snapshots. Required.
-	Dir string
-	// Applier is required.
-	Applier Applier
-	// Transport may be nil for a cluster of one.
-	Transport Transport
-	// Sealer encrypts what is on disk; nil: in clear.
-	Sealer Sealer
-	// Log is required.
-	Log *slog.Logger
-
-	// Tick is the unit of time; 0: 100 ms. ElectionTicks (0: 10) and
-	// HeartbeatTicks (0: 1) count in it.
-	Tick                          time.Duration
-	ElectionTicks, HeartbeatTicks int
-	// SnapshotInterval is after how many entries a snapshot is taken; 0: 10,000.
-	SnapshotInterval uint64
-	// KeepOldSnapshots is how many are kept besides the newest.
-	KeepOldSnapshots uint64
-	// SlowFollowerEntries is how many entries before a snapshot stay for members
-	// that lag; 0: 500.
-	SlowFollowerEntries uint64
-}
-
-func (c Config) withDefaults() (Config, error) {
-	if c.ID == 0 || c.Dir == "" || c.Applier == nil || c.Log == nil {
-		return c, errors.New("raftnode: ID, Dir, Applier and Log are required")
-	}
-	if c.Tick == 0 {
-		c.Tick = 100 * time.Millisecond
-	}
-	if c.ElectionTicks == 0 {
-		c.ElectionTicks = 10
-	}
-	if c.HeartbeatTicks == 0 {
-		c.HeartbeatTicks = 1
-	}
-	if c.SnapshotInterval == 0 {
-		c.SnapshotInterval = 10_000
-	}
-	if c.SlowFollowerEntries == 0 {
-		c.SlowFollowerEntries = 500
-	}
-	return c, nil
-}
-
-// Status is what a member knows of its cluster.
-type Status struct {
-	ID, Leader, Term uint64
-	// IsLeader also means that all entries of earlier terms are applied here.
-	IsLeader      bool
-	Applied       uint64
-	Voters        []uint64
-	Learners      []uint64
-	Err           error // why the log can't be written to, if it can't
-	SnapshotIndex uint64
-}
-
-// Member is a member as raft's configuration has it.
-type Member struct {
-	ID      uint64
-	Address string
-}
-
 // Node is one member of the cluster. Open it, call Run once; all other methods
-// are safe for concurrent use.
+// but Bootstrap are safe for concurrent use.
 type Node struct {
-	cfg     Config
-	lock    *os.File
-	wal     *wal
-	storage *raft.MemoryStorage
-	raw     *raft.RawNode
-	conf    raftpb.ConfState
-	applied uint64
-	snapped uint64 // index of the newest snapshot
-	writing bool   // a snapshot
-	snapEnd chan snapDone
-
+	cfg      Config
+	lock     io.Closer
 	requests chan request
 	messages chan raftpb.Message
+	poke     chan struct{} // capacity 1: the applied term has changed
 	done     chan struct{} // closed when Run has ended
+	seq      atomic.Uint64 // of proposals; begins at random, see Open
+	status   atomic.Pointer[Status]
+	changed  atomic.Pointer[chan struct{}]
 
-	status  atomic.Pointer[Status]
-	changed atomic.Pointer[chan struct{}]
+	// What follows belongs to Run's goroutine.
+	wal       *wal
+	storage   *raft.MemoryStorage
+	raw       *raft.RawNode
+	hard      raftpb.HardState
+	conf      raftpb.ConfState
+	addresses map[uint64]string
+	snapped   uint64   // index of the newest snapshot
+	changes   []uint64 // seqs of membership changes proposed since the last Ready
+	reads     reads
+	incoming  *incoming
+	reseal    *reseal
+	full      error // the disk is
+	running   bool
+	leading   bool // as raft says
 
-	// waiting has the proposals under way by seq; only Run's goroutine uses it.
-	waiting map[uint64]chan outcome
-	seq     uint64
+	apply    applySide
+	tasks    sync.WaitGroup // goroutines that Run waits for
+	snapEnd  chan snapDone
+	failures chan error  // of the applying goroutine
+	taking   atomic.Bool // a snapshot from another member
+
+	// mu guards what Run and the applying goroutine share.
+	mu      sync.Mutex
+	waiting map[uint64]chan outcome // proposals under way
+	readers []reader                // reads that wait for an entry to be applied
+	keys    key
 }
 
-type snapDone struct {
-	meta raftpb.SnapshotMetadata
-	err  error
-}
-
+// outcome is the end of a request.
 type outcome struct {
 	index uint64
 	err   error
 }
 
-const (
-	maxPending    = 4096      // requests
-	maxMessages   = 4096      // from peers
-	maxInflight   = 256       // append messages to a peer
-	maxAppendSize = 1 << 20   // bytes an append message
-	maxUncommit   = 256 << 20 // bytes of proposals under way
-)
-
 // Open reads the log and snapshots in Dir and restores the applier. Conflict if
 // another process has the folder open; an error that wraps ErrCorrupt names the
-// damaged file and says what to do. The log of a new member is empty: then call
-// Bootstrap for the first member of a cluster.
+// damaged file and says what to do; ErrKey: it is encrypted and the key is not
+// there. The log of a new member is empty: then call Bootstrap for the first
+// member of a cluster. Without error Run must be called, or Close.
 func Open(cfg Config) (_ *Node, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := cfg.FS.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("raftnode: %w", err)
 	}
 	n := &Node{
-		cfg: cfg, storage: raft.NewMemoryStorage(), done: make(chan struct{}), snapEnd: make(chan snapDone, 1),
+		cfg: cfg, storage: raft.NewMemoryStorage(), done: make(chan struct{}), poke: make(chan struct{}, 1),
 		requests: make(chan request, maxPending), messages: make(chan raftpb.Message, maxMessages),
-		waiting: map[uint64]chan outcome{},
-		seq:     rand.Uint64(), // not that of an earlier run, whose entries may still be applied
+		waiting: map[uint64]chan outcome{}, addresses: map[uint64]string{},
+		snapEnd: make(chan snapDone, 1), failures: make(chan error, 1),
 	}
-	if n.lock, err = lockDir(cfg.Dir); err != nil {
-		return nil, err
+	n.keys.sealer = cfg.Sealer
+	n.apply.queue = make(chan applyBatch, maxBacklog)
+	// Entries of an earlier run may still be applied: their seqs must not be ours.
+	n.seq.Store(rand.Uint64())
+	n.lock, err = cfg.FS.Lock(filepath.Join(cfg.Dir, "lock"))
+	if errors.Is(err, ErrLocked) {
+		return nil, api.Errorf(api.Conflict, "the raft log in %s is open in another process: stop that one first", cfg.Dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("raftnode: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.close())
+			err = errors.Join(err, n.Close())
 		}
 	}()
 	if err := n.load(); err != nil {
 		return nil, fmt.Errorf("raftnode: %w", err)
 	}
 	n.raw, err = raft.NewRawNode(&raft.Config{
-		ID: cfg.ID, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks, Storage: n.storage,
-		Applied: n.applied, MaxSizePerMsg: maxAppendSize, MaxInflightMsgs: maxInflight, MaxUncommittedEntriesSize: maxUncommit,
-		CheckQuorum: true, PreVote: true, Logger: quiet{cfg.Log}, DisableProposalForwarding: true,
+		ID: cfg.ID, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
+		Storage: n.storage, Applied: n.snapped,
+		MaxSizePerMsg: maxAppendSize, MaxInflightMsgs: maxInflight, MaxInflightBytes: maxFlying,
+		MaxUncommittedEntriesSize: maxUncommit, CheckQuorum: true, PreVote: true, StepDownOnRemoval: true,
+		DisableProposalForwarding: true, Logger: quiet{cfg.Log},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("raftnode: %w", err)
@@ -191,18 +120,8 @@ func Open(cfg Config) (_ *Node, err error) {
 	return n, nil
 }
 
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("raftnode: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(api.Errorf(api.Conflict, "raft log %s is open in another process: stop that one first", dir), f.Close())
-	}
-	return f, nil
-}
-
-func (n *Node) close() error {
+// Close ends a Node whose Run was never called.
+func (n *Node) Close() error {
 	var err error
 	if n.wal != nil {
 		err = n.wal.Close()
@@ -212,128 +131,142 @@ func (n *Node) close() error {
 
 // load restores the newest snapshot and replays the log after it.
 func (n *Node) load() error {
-	if err := n.loadSnapshot(); err != nil {
+	if err := n.removeTemporary(); err != nil {
 		return err
 	}
-	var state raftpb.HardState
-	var entries []raftpb.Entry
-	w, torn, err := openWAL(n.cfg.Dir, func(t recordType, b []byte) error {
-		switch t {
-		case recordEntry:
-			e, err := decodeEntry(b, n.cfg.Sealer)
-			if err != nil {
-				return err
-			}
-			if e.Index > n.applied {
-				entries = appendEntry(entries, e)
-			}
-			return nil
-		case recordState:
-			return state.Unmarshal(b)
-		case recordMark:
-			return nil
-		}
-		return fmt.Errorf("%w: unknown record type %d: written by a newer version?", ErrCorrupt, t)
-	})
-	n.wal = w
+	r := &replay{}
+	if err := n.loadSnapshot(r); err != nil {
+		return err
+	}
+	n.wal = &wal{fs: n.cfg.FS, dir: n.cfg.Dir, id: n.cfg.ID, sealer: n.cfg.Sealer, now: n.cfg.Now, slow: n.warnSlow}
+	if err := openWAL(n.wal, r); err != nil {
+		return err
+	}
+	if r.torn >= 0 {
+		n.cfg.Log.Warn("raft log: the last write was torn by a crash; nobody was told that it is there, and it is dropped", "file", n.wal.path, "offset", n.wal.off, "bytes", r.torn)
+	}
+	if err := r.finish(n.wal.state); err != nil {
+		return fmt.Errorf("%s: %w", n.cfg.Dir, err)
+	}
+	n.hard = r.state
+	if err := n.storage.SetHardState(r.state); err != nil {
+		return err
+	}
+	return n.storage.Append(r.entries)
+}
+
+// removeTemporary removes what a crash left half-done.
+func (n *Node) removeTemporary() error {
+	names, err := n.cfg.FS.ReadDir(n.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	if torn {
-		n.cfg.Log.Warn("raft log: the last record was not written whole before a crash; it was never acknowledged and is dropped", "dir", n.cfg.Dir)
-	}
-	if len(entries) > 0 && entries[0].Index != n.applied+1 {
-		return fmt.Errorf("%w: the log begins at entry %d, the snapshot ends at %d: restore this manager from another one", ErrCorrupt, entries[0].Index, n.applied)
-	}
-	last := n.applied + uint64(len(entries))
-	if state.Commit > last {
-		return fmt.Errorf("%w: entry %d was committed, the log ends at %d: restore this manager from another one", ErrCorrupt, state.Commit, last)
-	}
-	state.Commit = max(state.Commit, n.applied)
-	if err := n.storage.SetHardState(state); err != nil {
-		return err
-	}
-	return n.storage.Append(entries)
-}
-
-// appendEntry adds an entry, which replaces those of an earlier term from its
-// index on.
-func appendEntry(entries []raftpb.Entry, e raftpb.Entry) []raftpb.Entry {
-	if len(entries) > 0 && e.Index <= entries[len(entries)-1].Index {
-		if e.Index < entries[0].Index {
-			return append(entries[:0], e)
+	for _, name := range names {
+		if strings.HasSuffix(name, ".tmp") {
+			if err := n.cfg.FS.Remove(filepath.Join(n.cfg.Dir, name)); err != nil {
+				return err
+			}
 		}
-		entries = entries[:e.Index-entries[0].Index]
 	}
-	return append(entries, e)
+	return nil
 }
 
-func (n *Node) loadSnapshot() error {
-	names, err := snapshots(n.cfg.Dir)
+func (n *Node) loadSnapshot(r *replay) error {
+	names, err := snapshots(n.cfg.FS, n.cfg.Dir)
 	if err != nil || len(names) == 0 {
 		return err
 	}
 	path := filepath.Join(n.cfg.Dir, names[0])
-	meta, r, err := openSnapshot(path, n.cfg.Sealer)
+	h, err := n.restore(path)
 	if err != nil {
-		return err
+		return fmt.Errorf("snapshot %s: %w: %s", path, err, remedy)
 	}
-	if err := errors.Join(n.cfg.Applier.Restore(r), r.Close()); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	n.conf, n.applied, n.snapped = meta.ConfState, meta.Index, meta.Index
-	return n.storage.ApplySnapshot(raftpb.Snapshot{Metadata: *meta})
+	n.adopt(h)
+	n.apply.index.Store(h.Index)
+	n.apply.term.Store(h.Term)
+	n.apply.conf, n.apply.addresses, n.apply.snapped = n.conf, maps.Clone(n.addresses), h.Index
+	r.base, r.baseTerm = h.Index, h.Term
+	return n.storage.ApplySnapshot(raftpb.Snapshot{Metadata: h.metadata()})
 }
 
-// Empty reports whether the log was never written to.
+// adopt takes over what a snapshot says of the members.
+func (n *Node) adopt(h *snapshotHead) {
+	n.conf, n.snapped = h.metadata().ConfState, h.Index
+	n.addresses = maps.Clone(h.Addresses)
+	if n.addresses == nil {
+		n.addresses = map[uint64]string{}
+	}
+}
+
+// Empty reports whether the log was never written to. Before Run only.
 func (n *Node) Empty() bool {
 	last, err := n.storage.LastIndex()
 	return err == nil && last == 0
 }
 
-// Bootstrap makes this node the first member of a new cluster. Before Run only.
+// Bootstrap makes this member the first of a new cluster. It is durable on
+// return. Before Run only. Exists if the log is not empty.
 func (n *Node) Bootstrap(address string) error {
 	if !n.Empty() {
-		return api.Errorf(api.Exists, "raft log %s belongs to a cluster already", n.cfg.Dir)
+		return api.Errorf(api.Exists, "the raft log in %s belongs to a cluster already", n.cfg.Dir)
 	}
-	return n.raw.Bootstrap([]raft.Peer{{ID: n.cfg.ID, Context: []byte(address)}})
+	if err := n.raw.Bootstrap([]raft.Peer{{ID: n.cfg.ID, Context: []byte(address)}}); err != nil {
+		return err
+	}
+	return n.ready(context.Background())
 }
 
 // Status returns the newest status.
-func (n *Node) Status() Status { return *n.status.Load() }
-
-// Changed returns a channel that is closed when the leader, the term or the
-// members have changed since the call.
-func (n *Node) Changed() <-chan struct{} { return *n.changed.Load() }
-
-// call sends a request to Run and waits for its outcome.
-func (n *Node) call(ctx context.Context, r request) (uint64, error) {
-	r.reply = make(chan outcome, 1)
-	select {
-	case n.requests <- r:
-	case <-n.done:
-		return 0, n.stopped()
-	case <-ctx.Done():
-		return 0, api.Errorf(api.DeadlineExceeded, "the raft log did not take the request: %w", ctx.Err())
-	}
-	select {
-	case o := <-r.reply:
-		return o.index, o.err
-	case <-n.done:
-		select {
-		case o := <-r.reply:
-			return o.index, o.err
-		default:
-			return 0, n.stopped()
-		}
-	case <-ctx.Done():
-		return 0, api.Errorf(api.DeadlineExceeded, "no quorum of managers has acknowledged the change in time; it may still come to pass: %w", ctx.Err())
-	}
+func (n *Node) Status() Status {
+	st := *n.status.Load()
+	st.Applied = n.apply.index.Load()
+	return st
 }
 
-func (n *Node) stopped() error {
-	if err := n.Status().Err; err != nil {
-		return api.Errorf(api.Unavailable, "the raft log is closed: %w", err)
+// Changed returns a channel that is closed when leader, term, members or Err
+// have changed since the call.
+func (n *Node) Changed() <-chan struct{} { return *n.changed.Load() }
+
+// publish makes the newest status if it differs in more than what was applied,
+// and wakes who waits for a change.
+func (n *Node) publish() {
+	s := n.raw.BasicStatus()
+	if was := n.leading; was && s.RaftState != raft.StateLeader {
+		n.failAll(api.Errorf(api.Unavailable, "this manager lost its leadership: the change may still come to pass"))
 	}
-	return api.Errorf(api.Unavailable, "the raft log is closed: the manager is stopping")
+	n.leading = s.RaftState == raft.StateLeader
+	lead := s.RaftState == raft.StateLeader && n.apply.term.Load() == s.Term && n.full == nil
+	old := n.status.Load()
+	if old != nil && old.IsLeader == lead && old.Leader == s.Lead && old.Term == s.Term && old.SnapshotIndex == n.snapped &&
+		(old.Err == nil) == (n.full == nil) && slices.Equal(old.Voters, n.conf.Voters) && slices.Equal(old.Learners, n.conf.Learners) {
+		return
+	}
+	st := &Status{ID: n.cfg.ID, Leader: s.Lead, Term: s.Term, IsLeader: lead, SnapshotIndex: n.snapped,
+		Voters: n.conf.Voters, Learners: n.conf.Learners, Members: n.members(), Err: n.full}
+	n.status.Store(st)
+	n.wake()
+}
+
+func (n *Node) members() []Member {
+	var ms []Member
+	for _, id := range n.conf.Voters {
+		ms = append(ms, Member{ID: id, Address: n.addresses[id], Voter: true})
+	}
+	for _, id := range n.conf.Learners {
+		ms = append(ms, Member{ID: id, Address: n.addresses[id]})
+	}
+	slices.SortFunc(ms, func(a, b Member) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return ms
+}
+
+func (n *Node) wake() {
+	next := make(chan struct{})
+	if old := n.changed.Swap(&next); old != nil {
+		close(*old)
+	}
 }

@@ -1,68 +1,107 @@
 package raftnode
 
 import (
-	"encoding/binary"
+	"crypto/cipher"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 
-	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// Sealer encrypts what is written to disk. Methods are called from one
-// goroutine at a time. A Sealer opens whatever any earlier key of it sealed.
+// Sealer encrypts what goes to disk. It is safe for concurrent use.
 type Sealer interface {
 	Seal(clear []byte) ([]byte, error)
+	// Open must not change its argument.
 	Open(sealed []byte) ([]byte, error)
 }
 
-// encodeEntry is index, term, type in clear (so that segments can be dropped
-// without the key), then the data, sealed if there is a Sealer.
-func encodeEntry(buf []byte, e *raftpb.Entry, s Sealer) ([]byte, error) {
-	buf = binary.BigEndian.AppendUint64(buf, e.Index)
-	buf = binary.BigEndian.AppendUint64(buf, e.Term)
-	buf = append(buf, byte(e.Type))
+// ErrKey means that data is encrypted with a key that is not at hand.
+var ErrKey = errors.New("encrypted with a key that is not at hand")
+
+const keyIDSize = 8
+
+// Keyring is a Sealer with XChaCha20-Poly1305. Sealed data names its key by the
+// first 8 bytes of the key's SHA-256, and has a random nonce of 24 bytes.
+type Keyring struct {
+	current [keyIDSize]byte
+	keys    map[[keyIDSize]byte]cipher.AEAD
+}
+
+var _ Sealer = (*Keyring)(nil)
+
+// NewKeyring returns a Sealer that seals with current, and opens with it and
+// with old. Keys have 32 bytes.
+func NewKeyring(current []byte, old ...[]byte) (*Keyring, error) {
+	k := &Keyring{current: keyID(current), keys: map[[keyIDSize]byte]cipher.AEAD{}}
+	for _, key := range append([][]byte{current}, old...) {
+		a, err := chacha20poly1305.NewX(key)
+		if err != nil {
+			return nil, fmt.Errorf("key of the log: %w", err)
+		}
+		k.keys[keyID(key)] = a
+	}
+	return k, nil
+}
+
+func keyID(key []byte) (id [keyIDSize]byte) {
+	sum := sha256.Sum256(key)
+	copy(id[:], sum[:])
+	return id
+}
+
+// Seal encrypts.
+func (k *Keyring) Seal(clear []byte) ([]byte, error) {
+	const head = keyIDSize + chacha20poly1305.NonceSizeX
+	b := make([]byte, head, head+len(clear)+chacha20poly1305.Overhead)
+	copy(b, k.current[:])
+	if _, err := rand.Read(b[keyIDSize:]); err != nil {
+		return nil, err
+	}
+	return k.keys[k.current].Seal(b, b[keyIDSize:], clear, nil), nil
+}
+
+// Open decrypts. ErrKey if no key of the ring sealed it.
+func (k *Keyring) Open(sealed []byte) ([]byte, error) {
+	if len(sealed) < keyIDSize+chacha20poly1305.NonceSizeX {
+		return nil, fmt.Errorf("%w: %d encrypted bytes", ErrCorrupt, len(sealed))
+	}
+	a := k.keys[[keyIDSize]byte(sealed)]
+	if a == nil {
+		return nil, ErrKey
+	}
+	rest := sealed[keyIDSize:]
+	clear, err := a.Open(nil, rest[:chacha20poly1305.NonceSizeX], rest[chacha20poly1305.NonceSizeX:], nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: decryption failed", ErrCorrupt)
+	}
+	return clear, nil
+}
+
+// The ways that bytes on disk are written; the numbers never change.
+const (
+	modeClear  = 0
+	modeSealed = 1
+)
+
+// seal applies s, if there is one.
+func seal(s Sealer, clear []byte) (mode byte, data []byte, err error) {
 	if s == nil {
-		return append(append(buf, 0), e.Data...), nil
+		return modeClear, clear, nil
 	}
-	sealed, err := s.Seal(e.Data)
-	if err != nil {
-		return nil, fmt.Errorf("seal entry %d: %w", e.Index, err)
-	}
-	return append(append(buf, 1), sealed...), nil
+	data, err = s.Seal(clear)
+	return modeSealed, data, err
 }
 
-const entryHeader = 18
-
-func entryIndex(payload []byte) uint64 {
-	if len(payload) < entryHeader {
-		return 0
-	}
-	return binary.BigEndian.Uint64(payload)
-}
-
-func decodeEntry(b []byte, s Sealer) (raftpb.Entry, error) {
-	if len(b) < entryHeader {
-		return raftpb.Entry{}, fmt.Errorf("%w: an entry of %d bytes", ErrCorrupt, len(b))
-	}
-	e := raftpb.Entry{
-		Index: binary.BigEndian.Uint64(b), Term: binary.BigEndian.Uint64(b[8:]), Type: raftpb.EntryType(b[16]),
-	}
-	data, err := unseal(b[17], b[entryHeader:], s)
-	if err != nil {
-		return e, fmt.Errorf("entry %d: %w", e.Index, err)
-	}
-	e.Data = append([]byte(nil), data...)
-	return e, nil
-}
-
-func unseal(mode byte, data []byte, s Sealer) ([]byte, error) {
+func unseal(s Sealer, mode byte, data []byte) ([]byte, error) {
 	switch {
-	case mode == 0:
+	case mode == modeClear:
 		return data, nil
-	case mode != 1:
-		return nil, fmt.Errorf("%w: unknown encryption %d", ErrCorrupt, mode)
+	case mode != modeSealed:
+		return nil, fmt.Errorf("%w: unknown encryption %d: written by a newer version?", ErrCorrupt, mode)
 	case s == nil:
-		return nil, errors.New("encrypted, and there is no key")
+		return nil, ErrKey
 	}
 	return s.Open(data)
 }

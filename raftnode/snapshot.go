@@ -1,243 +1,191 @@
 package raftnode
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/binary"
+	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
-	"go.etcd.io/raft/v3/raftpb"
+	"github.com/legion-swarm/legion/api"
 )
 
-// A snapshot file is
-//
-//	magic, length and bytes of the raftpb.SnapshotMetadata
-//	frames: length, encryption mode, bytes; a length of 0 ends them
-//
-// The applier's data has its own checksum.
-const (
-	snapshotMagic  = "LGNSNAP\x01"
-	snapshotSuffix = ".snap"
-	frameSize      = 256 << 10
-	maxFrame       = frameSize + 1024
-	maxMetadata    = 1 << 20
-)
-
-func snapshotName(m *raftpb.SnapshotMetadata) string {
-	return fmt.Sprintf("%016x-%016x%s", m.Index, m.Term, snapshotSuffix)
+// snapDone is the end of writing a snapshot.
+type snapDone struct {
+	head *snapshotHead
+	key  key
+	err  error
 }
 
-// writeSnapshot makes the file durable, or leaves none.
-func writeSnapshot(dir string, m *raftpb.SnapshotMetadata, s Sealer, write func(io.Writer) error) (err error) {
-	path := filepath.Join(dir, snapshotName(m))
-	f, err := os.OpenFile(path+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(path+".tmp"))
-		}
-	}()
-	bw := bufio.NewWriterSize(f, frameSize)
-	meta, err := m.Marshal()
-	if err == nil {
-		_, err = bw.Write(binary.BigEndian.AppendUint32([]byte(snapshotMagic), uint32(len(meta))))
-	}
-	if err == nil {
-		_, err = bw.Write(meta)
-	}
-	fw := &frameWriter{w: bw, seal: s}
-	if err == nil {
-		err = write(fw)
-	}
-	if err == nil {
-		err = fw.finish()
-	}
-	if err == nil {
-		err = bw.Flush()
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(path+".tmp", path); err != nil {
-		return err
-	}
-	return syncDir(dir)
+// key is a sealer and how many came before it.
+type key struct {
+	sealer Sealer
+	number int
 }
 
-type frameWriter struct {
-	w    io.Writer
-	seal Sealer
-	buf  []byte
+const snapshotTemporary = "snapshot.tmp"
+
+// maybeSnapshot begins a snapshot if one is due. Whoever applies calls it.
+func (n *Node) maybeSnapshot(force bool) {
+	a := &n.apply
+	index := a.index.Load()
+	due := index-a.snapped >= n.cfg.SnapshotInterval || a.bytes >= snapshotBytes
+	if index == 0 || len(a.conf.Voters) == 0 || !(due || force) || !n.running || a.writing.Swap(true) {
+		return
+	}
+	a.snapped, a.bytes = index, 0
+	h := &snapshotHead{Index: index, Term: a.term.Load(), Voters: a.conf.Voters, Learners: a.conf.Learners, Addresses: a.addresses}
+	write, k := n.cfg.Applier.Snapshot(), n.key()
+	n.tasks.Go(func() {
+		err := writeSnapshot(n.cfg.FS, filepath.Join(n.cfg.Dir, snapshotTemporary), k.sealer, h, write)
+		n.snapEnd <- snapDone{h, k, err}
+	})
 }
 
-func (f *frameWriter) Write(p []byte) (int, error) {
-	n := len(p)
-	for len(p) > 0 {
-		k := min(len(p), frameSize-len(f.buf))
-		f.buf = append(f.buf, p[:k]...)
-		p = p[k:]
-		if len(f.buf) == frameSize {
-			if err := f.frame(); err != nil {
-				return 0, err
-			}
-		}
-	}
-	return n, nil
-}
-
-func (f *frameWriter) frame() error {
-	data, mode := f.buf, byte(0)
-	if f.seal != nil {
-		var err error
-		if data, err = f.seal.Seal(f.buf); err != nil {
-			return err
-		}
-		mode = 1
-	}
-	h := append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), mode)
-	if _, err := f.w.Write(h); err != nil {
-		return err
-	}
-	_, err := f.w.Write(data)
-	f.buf = f.buf[:0]
-	return err
-}
-
-func (f *frameWriter) finish() error {
-	if len(f.buf) > 0 {
-		if err := f.frame(); err != nil {
-			return err
-		}
-	}
-	_, err := f.w.Write(make([]byte, 5))
-	return err
-}
-
-// openSnapshot reads a file's metadata; the reader gives the applier's data.
-func openSnapshot(path string, s Sealer) (*raftpb.SnapshotMetadata, io.ReadCloser, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	m, r, err := readMetadata(bufio.NewReaderSize(f, frameSize), s)
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
-	}
-	return m, struct {
-		io.Reader
-		io.Closer
-	}{r, f}, nil
-}
-
-func readMetadata(br *bufio.Reader, s Sealer) (*raftpb.SnapshotMetadata, io.Reader, error) {
-	h := make([]byte, len(snapshotMagic)+4)
-	if _, err := io.ReadFull(br, h); err != nil || string(h[:len(snapshotMagic)]) != snapshotMagic {
-		return nil, nil, fmt.Errorf("%w: not a snapshot of this version", ErrCorrupt)
-	}
-	n := binary.BigEndian.Uint32(h[len(snapshotMagic):])
-	if n > maxMetadata {
-		return nil, nil, fmt.Errorf("%w: %d bytes of metadata", ErrCorrupt, n)
-	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(br, b); err != nil {
-		return nil, nil, fmt.Errorf("%w: cut short", ErrCorrupt)
-	}
-	m := &raftpb.SnapshotMetadata{}
-	if err := m.Unmarshal(b); err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	return m, &frameReader{r: br, seal: s}, nil
-}
-
-type frameReader struct {
-	r    io.Reader
-	seal Sealer
-	rest []byte
-	end  bool
-}
-
-func (f *frameReader) Read(p []byte) (int, error) {
-	for len(f.rest) == 0 {
-		if f.end {
-			return 0, io.EOF
-		}
-		var h [5]byte
-		if _, err := io.ReadFull(f.r, h[:]); err != nil {
-			return 0, fmt.Errorf("%w: cut short", ErrCorrupt)
-		}
-		n := binary.BigEndian.Uint32(h[:])
-		if n == 0 {
-			f.end = true
-			continue
-		}
-		if n > maxFrame {
-			return 0, fmt.Errorf("%w: a frame of %d bytes", ErrCorrupt, n)
-		}
-		b := make([]byte, n)
-		if _, err := io.ReadFull(f.r, b); err != nil {
-			return 0, fmt.Errorf("%w: cut short", ErrCorrupt)
-		}
-		var err error
-		if f.rest, err = unseal(h[4], b, f.seal); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, f.rest)
-	f.rest = f.rest[n:]
-	return n, nil
-}
-
-// snapshots lists the files, newest first.
-func snapshots(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
+// restore gives a snapshot file to the applier.
+func (n *Node) restore(path string) (*snapshotHead, error) {
+	h, r, file, err := openSnapshot(n.cfg.FS, path, n.key().sealer)
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), snapshotSuffix) {
-			names = append(names, e.Name())
-		}
+	err = n.cfg.Applier.Restore(r)
+	if err == nil {
+		err = r.drain()
 	}
-	slices.Sort(names)
-	slices.Reverse(names)
-	return names, nil
+	return h, errors.Join(err, file.Close())
 }
 
-// dropSnapshots keeps the newest one and keep older ones.
-func dropSnapshots(dir string, keep uint64) error {
-	names, err := snapshots(dir)
-	if err != nil {
-		return err
+// snapshotDone drops what a snapshot replaces. One that could not be written is
+// tried again after as many entries; the log is whole without it.
+func (n *Node) snapshotDone(s snapDone) error {
+	n.apply.writing.Store(false)
+	if s.err == nil && s.head.Index >= n.snapped {
+		s.err = n.adoptSnapshot(s.head)
 	}
-	for i, name := range names {
-		if uint64(i) > keep {
-			if err := os.Remove(filepath.Join(dir, name)); err != nil {
-				return err
-			}
-		}
+	if s.err != nil {
+		n.cfg.Log.Error("raft: a snapshot could not be written; the log stays as it is", "index", s.head.Index, "err", s.err)
 	}
+	if n.reseal != nil {
+		return n.resealed(s)
+	}
+	n.publish()
 	return nil
 }
 
-// readAll reads a snapshot file's data, to be sent to another member.
-func readAll(path string, s Sealer) ([]byte, error) {
-	_, r, err := openSnapshot(path, s)
-	if err != nil {
-		return nil, err
+// adoptSnapshot makes a snapshot the one that a start uses.
+func (n *Node) adoptSnapshot(h *snapshotHead) error {
+	from, to := filepath.Join(n.cfg.Dir, snapshotTemporary), filepath.Join(n.cfg.Dir, snapshotName(h.Index, h.Term))
+	if err := n.cfg.FS.Rename(from, to); err != nil {
+		return err
 	}
-	var b bytes.Buffer
-	_, err = b.ReadFrom(r)
-	return b.Bytes(), errors.Join(err, r.Close())
+	if err := n.cfg.FS.SyncDir(n.cfg.Dir); err != nil {
+		return err
+	}
+	if h.Index > n.snapped {
+		n.snapped = h.Index
+		conf := h.metadata().ConfState
+		if _, err := n.storage.CreateSnapshot(h.Index, &conf, nil); err != nil {
+			return fmt.Errorf("compact: %w", err)
+		}
+	}
+	n.compact(h.Index)
+	return nil
+}
+
+// compact drops what is older than a snapshot. What can't be dropped now stays
+// until the next one.
+func (n *Node) compact(index uint64) {
+	if err := dropSnapshots(n.cfg.FS, n.cfg.Dir, n.cfg.KeepOldSnapshots); err != nil {
+		n.cfg.Log.Warn("raft: an old snapshot can't be removed", "err", err)
+	}
+	if err := n.wal.drop(index); err != nil {
+		n.cfg.Log.Warn("raft: an old segment of the log can't be removed", "err", err)
+	}
+	first, err := n.storage.FirstIndex()
+	if err != nil || index <= n.cfg.SlowFollowerEntries || index-n.cfg.SlowFollowerEntries < first {
+		return
+	}
+	if err := n.storage.Compact(index - n.cfg.SlowFollowerEntries); err != nil {
+		n.cfg.Log.Warn("raft: the log in memory can't be shortened", "err", err)
+	}
+}
+
+// reseal is a change of keys under way.
+type reseal struct {
+	number int
+	reply  chan error
+}
+
+// key is what new files are written with.
+func (n *Node) key() key {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.keys
+}
+
+// Reseal makes all that is on disk be encrypted by s (nil: in clear) and
+// nothing need an earlier key. Until it returns without error, a start needs a
+// Sealer that opens what either key sealed. Conflict if it is under way already.
+func (n *Node) Reseal(ctx context.Context, s Sealer) error {
+	rs := &reseal{reply: make(chan error, 1)}
+	err := n.do(ctx, func() error {
+		switch {
+		case n.reseal != nil:
+			return api.Errorf(api.Conflict, "the key of the raft log is being changed already")
+		case n.apply.index.Load() == 0:
+			return api.Errorf(api.Unavailable, "this manager has not got the cluster's state yet: change the key later")
+		}
+		n.mu.Lock()
+		n.keys = key{s, n.keys.number + 1}
+		rs.number = n.keys.number
+		n.mu.Unlock()
+		n.wal.sealer, n.reseal = s, rs
+		return n.hand(ctx, applyBatch{snapshot: true})
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-rs.reply:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.done:
+		return n.stopped()
+	}
+}
+
+// resealed goes on with a change of keys when a snapshot is done.
+func (n *Node) resealed(s snapDone) error {
+	if s.key.number != n.reseal.number { // it was begun before the change
+		return n.hand(context.Background(), applyBatch{snapshot: true})
+	}
+	err := s.err
+	if err == nil {
+		err = n.rewrite(s.head)
+	}
+	n.reseal.reply <- err
+	n.reseal = nil
+	n.publish()
+	if errors.Is(err, errNoSpace) || err == s.err {
+		return nil
+	}
+	return err
+}
+
+// rewrite leaves a log without anything that is older than the snapshot.
+func (n *Node) rewrite(h *snapshotHead) error {
+	last, err := n.storage.LastIndex()
+	if err != nil {
+		return err
+	}
+	b := batch{state: &n.hard}
+	if last > h.Index {
+		if b.entries, err = n.storage.Entries(h.Index+1, last+1, 1<<62); err != nil {
+			return err
+		}
+	}
+	if err := n.wal.rewrite(b); err != nil {
+		return err
+	}
+	return dropSnapshots(n.cfg.FS, n.cfg.Dir, 0)
 }

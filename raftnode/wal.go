@@ -4,189 +4,254 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
+	"time"
 
-	"golang.org/x/sys/unix"
+	"go.etcd.io/raft/v3/raftpb"
 )
 
-// A segment is a file of records, then zeros up to its size: writes go to
-// blocks that exist already, so that fdatasync has no metadata to write.
-//
-//	record: length (4 bytes, little endian), CRC-32C of type and payload (4), type (1), payload
+// A segment is a file of frames, then zeros up to its size: frames go to blocks
+// that are there already, so that fdatasync has no metadata to write.
 const (
 	segmentSize   = 8 << 20
-	recordHeader  = 9
-	maxRecord     = 64 << 20
 	segmentSuffix = ".wal"
+	spareName     = "next-segment.tmp"
+	// chunkSize is from where on a batch is split into several frames.
+	chunkSize = 8 << 20
+	// slowSync is a duration of fdatasync worth a warning.
+	slowSync = time.Second
+	// headRoom is more than a segment's first frame takes.
+	headRoom = 1 << 10
 )
 
-type recordType byte
+// errNoSpace wraps errors of append that leave the log as it was and go away
+// when there is space again.
+var errNoSpace = errors.New("the disk is full")
 
-// The types of record. The numbers are on disk: they never change.
-const (
-	recordEntry recordType = iota + 1 // a raftpb.Entry, perhaps sealed
-	recordState                       // a raftpb.HardState
-	recordMark                        // index of a snapshot that was received: entries up to it are gone
-)
-
-// castagnoli is computed once per WAL; crc32 keeps the table itself.
-func checksum(t recordType, payload []byte) uint32 {
-	table := crc32.MakeTable(crc32.Castagnoli)
-	return crc32.Update(crc32.Checksum([]byte{byte(t)}, table), table, payload)
-}
-
-// ErrCorrupt means that a log or snapshot file is damaged other than by a crash
-// in the middle of the last write.
-var ErrCorrupt = errors.New("damaged file")
-
-// wal is an append-only log in segments. It belongs to one goroutine. After an
-// error of append or sync it must not be used any more.
+// wal is the log on disk, see frame. It belongs to one goroutine. After an error
+// of append other than errNoSpace it must not be used any more.
 type wal struct {
-	dir  string
-	file *os.File
-	seq  uint64 // of the current segment
-	off  int64
-	size int64
-	buf  []byte
-	last map[uint64]uint64 // segment → highest entry index in it
+	fs     FS
+	dir    string
+	id     uint64
+	sealer Sealer
+	slow   func(file string, d time.Duration)
+	now    func() time.Time
+
+	file   File
+	path   string
+	number uint64 // of the current segment
+	off    int64
+	size   int64
+	next   uint64 // sequence number of the next frame
+	state  raftpb.HardState
+	buf    []byte
+	out    []byte
+	last   map[uint64]uint64 // segment → highest index of an entry in it
+	spare  chan error        // nil: none is being made or is there
 }
 
-func segmentName(seq uint64) string { return fmt.Sprintf("%016x%s", seq, segmentSuffix) }
+// batch is what append makes durable.
+type batch struct {
+	state   *raftpb.HardState // nil: as it is
+	mark    *raftpb.SnapshotMetadata
+	entries []raftpb.Entry
+}
 
-// openWAL reads all records in order, cuts a torn last record off, and goes on
-// after it. torn tells that there was one.
-func openWAL(dir string, visit func(t recordType, payload []byte) error) (w *wal, torn bool, err error) {
-	seqs, err := segments(dir)
-	if err != nil {
-		return nil, false, err
-	}
-	w = &wal{dir: dir, last: map[uint64]uint64{}}
-	for i, seq := range seqs {
-		path := filepath.Join(dir, segmentName(seq))
-		end, clean, err := w.readSegment(path, seq, visit)
-		if err != nil {
-			return nil, false, err
+func segmentName(number uint64) string { return fmt.Sprintf("%016x%s", number, segmentSuffix) }
+
+// append writes the batch and waits until it is durable. It may be called again
+// with the same batch after errNoSpace.
+func (w *wal) append(b batch) (err error) {
+	w.buf = w.buf[:0]
+	if s := b.state; s != nil && (s.Term != w.state.Term || s.Vote != w.state.Vote) {
+		early := raftpb.HardState{Term: s.Term, Vote: s.Vote, Commit: w.state.Commit}
+		if w.buf, err = appendState(w.buf, &early); err != nil { // before entries of the term
+			return err
 		}
-		if i < len(seqs)-1 {
-			if !clean {
-				return nil, false, fmt.Errorf("%s: %w at byte %d, with later segments after it: restore this manager from another one (leave the swarm and join again) or from a backup", path, ErrCorrupt, end)
+	}
+	if b.mark != nil {
+		w.buf = appendMark(w.buf, b.mark.Index, b.mark.Term)
+	}
+	highest := uint64(0)
+	for i := range b.entries {
+		if len(w.buf) > chunkSize {
+			if err := w.write(highest); err != nil {
+				return err
 			}
-			continue
 		}
-		torn = !clean
-		if err := w.resume(path, seq, end); err != nil {
-			return nil, false, err
+		if w.buf, err = appendEntry(w.buf, &b.entries[i]); err != nil {
+			return fmt.Errorf("encode entry %d: %w", b.entries[i].Index, err)
+		}
+		highest = b.entries[i].Index
+	}
+	if b.state != nil { // after the entries that it calls committed
+		if w.buf, err = appendState(w.buf, b.state); err != nil {
+			return err
 		}
 	}
-	if w.file == nil {
-		err = w.roll()
+	if err := w.write(highest); err != nil {
+		return err
 	}
-	return w, torn, err
-}
-
-func segments(dir string) ([]uint64, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var seqs []uint64
-	for _, e := range entries {
-		hex, ok := strings.CutSuffix(e.Name(), segmentSuffix)
-		if !ok {
-			continue
-		}
-		seq, err := strconv.ParseUint(hex, 16, 64)
-		if err != nil {
-			return nil, fmt.Errorf("%s: not a segment of the log: remove the file", filepath.Join(dir, e.Name()))
-		}
-		seqs = append(seqs, seq)
-	}
-	slices.Sort(seqs)
-	return seqs, nil
-}
-
-// readSegment returns where the records end. clean is false if something other
-// than zeros comes after them.
-func (w *wal) readSegment(path string, seq uint64, visit func(recordType, []byte) error) (end int64, clean bool, err error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, false, err
-	}
-	for {
-		rest := b[end:]
-		if len(rest) < recordHeader || binary.LittleEndian.Uint32(rest) == 0 {
-			return end, allZero(rest), nil
-		}
-		n := int64(binary.LittleEndian.Uint32(rest))
-		if n > maxRecord || n > int64(len(rest)-recordHeader) {
-			return end, false, laterRecord(path, end, rest)
-		}
-		t, payload := recordType(rest[8]), rest[recordHeader:recordHeader+n]
-		if checksum(t, payload) != binary.LittleEndian.Uint32(rest[4:]) {
-			return end, false, laterRecord(path, end, rest[recordHeader+n:])
-		}
-		if err := visit(t, payload); err != nil {
-			return end, false, fmt.Errorf("%s: record at byte %d: %w", path, end, err)
-		}
-		if t == recordEntry {
-			w.last[seq] = max(w.last[seq], entryIndex(payload))
-		}
-		end += recordHeader + n
-	}
-}
-
-// laterRecord tells damage from a torn write: a crash leaves nothing valid
-// after what it tore.
-func laterRecord(path string, at int64, rest []byte) error {
-	if len(rest) < recordHeader {
-		return nil
-	}
-	n := int64(binary.LittleEndian.Uint32(rest))
-	if n == 0 || n > int64(len(rest)-recordHeader) {
-		return nil
-	}
-	if checksum(recordType(rest[8]), rest[recordHeader:recordHeader+n]) == binary.LittleEndian.Uint32(rest[4:]) {
-		return fmt.Errorf("%s: %w at byte %d, with valid records after it: the disk or somebody else changed the file; restore this manager from another one (leave the swarm and join again) or from a backup", path, ErrCorrupt, at)
+	if b.state != nil {
+		w.state = *b.state
 	}
 	return nil
 }
 
-func allZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
+// write makes one frame of the records in buf, and empties it.
+func (w *wal) write(highest uint64) error {
+	if len(w.buf) == 0 {
+		return nil
 	}
-	return true
+	if err := w.frame(w.buf); err != nil {
+		return err
+	}
+	w.last[w.number] = max(w.last[w.number], highest)
+	w.buf = w.buf[:0]
+	if cap(w.buf) > 1<<20 {
+		w.buf, w.out = nil, nil
+	}
+	return nil
 }
 
-// resume goes on writing at the end of a segment; what is after it is zeroed.
-func (w *wal) resume(path string, seq uint64, end int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0o600)
+func appendState(b []byte, s *raftpb.HardState) ([]byte, error) {
+	body, err := s.Marshal()
+	return appendRecord(b, recordState, body), err
+}
+
+// frame makes records durable, in a new segment if this one has no room.
+func (w *wal) frame(records []byte) error {
+	mode, data, err := seal(w.sealer, records)
+	if err != nil {
+		return fmt.Errorf("encrypt the log: %w", err)
+	}
+	if len(data) > maxFrame {
+		return fmt.Errorf("a write of %d bytes to the log: at most %d can be read again", len(data), maxFrame)
+	}
+	need := int64(frameHeader + len(data))
+	if w.off == 0 {
+		need += headRoom
+	}
+	if w.file == nil || w.off+need > w.size {
+		if err := w.roll(need + headRoom); err != nil {
+			return err
+		}
+	}
+	if w.off == 0 {
+		if err := w.head(); err != nil {
+			return err
+		}
+	}
+	return w.put(mode, data)
+}
+
+// head writes a segment's first frame.
+func (w *wal) head() error {
+	b := appendRecord(nil, recordIdentity, binary.AppendUvarint(nil, w.id))
+	b, err := appendState(b, &w.state)
 	if err != nil {
 		return err
 	}
-	info, err := f.Stat()
-	if err == nil {
-		err = fillZero(f, end, max(info.Size(), segmentSize))
-	}
-	if err == nil {
-		err = f.Sync()
-	}
+	mode, data, err := seal(w.sealer, b)
 	if err != nil {
-		return errors.Join(err, f.Close())
+		return fmt.Errorf("encrypt the log: %w", err)
 	}
-	w.file, w.seq, w.off, w.size = f, seq, end, max(info.Size(), segmentSize)
+	return w.put(mode, data)
+}
+
+func (w *wal) put(mode byte, data []byte) error {
+	w.out = appendFrame(w.out[:0], w.next, mode, data)
+	if _, err := w.file.WriteAt(w.out, w.off); err != nil {
+		if isNoSpace(err) {
+			return fmt.Errorf("%w: write %s: %w", errNoSpace, w.path, err)
+		}
+		return fmt.Errorf("write %s: %w", w.path, err)
+	}
+	began := w.now()
+	if err := w.file.Datasync(); err != nil {
+		return fmt.Errorf("%s: whether the log is on the disk is unknown: %w: check the disk, then start the manager again", w.path, err)
+	}
+	if d := w.now().Sub(began); d > slowSync {
+		w.slow(w.path, d)
+	}
+	w.off += int64(len(w.out))
+	w.next++
+	if w.spare == nil && w.off > w.size/2 {
+		w.prepare()
+	}
 	return nil
 }
 
-func fillZero(f *os.File, from, to int64) error {
+// prepare makes the next segment's file meanwhile.
+func (w *wal) prepare() {
+	done := make(chan error, 1)
+	w.spare = done
+	go func() { done <- makeSegment(w.fs, filepath.Join(w.dir, spareName), segmentSize) }()
+}
+
+// roll begins a new segment, with room for need bytes.
+func (w *wal) roll(need int64) error {
+	f, path, err := w.newSegment(need)
+	if err != nil {
+		if isNoSpace(err) {
+			return fmt.Errorf("%w: a new segment in %s: %w", errNoSpace, w.dir, err)
+		}
+		return fmt.Errorf("a new segment in %s: %w", w.dir, err)
+	}
+	old := w.file
+	w.file, w.path, w.off, w.size = f, path, 0, max(need, segmentSize)
+	w.number++
+	w.last[w.number] = 0
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+func (w *wal) newSegment(size int64) (File, string, error) {
+	spare, path := filepath.Join(w.dir, spareName), filepath.Join(w.dir, segmentName(w.number+1))
+	err := errNoSpare
+	if w.spare != nil {
+		err = <-w.spare
+		w.spare = nil
+	}
+	if err != nil || size > segmentSize {
+		err = makeSegment(w.fs, spare, max(size, segmentSize))
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if err := w.fs.Rename(spare, path); err != nil {
+		return nil, "", err
+	}
+	if err := w.fs.SyncDir(w.dir); err != nil {
+		return nil, "", fmt.Errorf("sync folder %s: %w", w.dir, err)
+	}
+	f, err := w.fs.OpenFile(path, os.O_RDWR, 0o600)
+	return f, path, err
+}
+
+var errNoSpare = errors.New("no spare segment")
+
+// makeSegment writes a file of zeros, or leaves none.
+func makeSegment(fs FS, path string, size int64) (err error) {
+	f, err := fs.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = fillZero(f, 0, size)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, fs.Remove(path))
+	}
+	return nil
+}
+
+func fillZero(f File, from, to int64) error {
 	zeros := make([]byte, 1<<20)
 	for from < to {
 		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), to-from)], from)
@@ -198,108 +263,52 @@ func fillZero(f *os.File, from, to int64) error {
 	return nil
 }
 
-// roll begins a new segment.
-func (w *wal) roll() error {
-	path := filepath.Join(w.dir, segmentName(w.seq+1))
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+// rewrite begins a new segment with all that is still needed, and removes the
+// earlier ones.
+func (w *wal) rewrite(b batch) error {
+	if err := w.roll(segmentSize); err != nil {
 		return err
 	}
-	err = fillZero(f, 0, segmentSize)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err == nil {
-		err = syncDir(w.dir)
-	}
-	if err != nil {
-		return errors.Join(err, f.Close(), os.Remove(tmp))
-	}
-	if w.file != nil {
-		if err := w.file.Close(); err != nil {
-			return errors.Join(err, f.Close())
-		}
-	}
-	w.file, w.off, w.size = f, 0, segmentSize
-	w.seq++
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
+	if err := w.append(b); err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// add puts a record in the buffer.
-func (w *wal) add(t recordType, payload []byte) {
-	var h [recordHeader]byte
-	binary.LittleEndian.PutUint32(h[:], uint32(len(payload)))
-	binary.LittleEndian.PutUint32(h[4:], checksum(t, payload))
-	h[8] = byte(t)
-	w.buf = append(append(w.buf, h[:]...), payload...)
-	if t == recordEntry {
-		seq := w.seq
-		if w.full() {
-			seq++
+	for number := range w.last {
+		if number < w.number {
+			w.last[number] = 0
 		}
-		w.last[seq] = max(w.last[seq], entryIndex(payload))
 	}
+	return w.drop(0)
 }
 
-func (w *wal) full() bool { return w.off >= w.size-segmentSize/8 }
-
-// flush writes the buffer, and makes it durable if sync. The caller has
-// called rollIfFull before the first add.
-func (w *wal) flush(sync bool) error {
-	if len(w.buf) > 0 {
-		n, err := w.file.WriteAt(w.buf, w.off)
-		if err != nil {
-			return fmt.Errorf("write %s: %w", w.file.Name(), err)
-		}
-		w.off += int64(n)
-		w.size = max(w.size, w.off)
-		w.buf = w.buf[:0]
-	}
-	if !sync {
-		return nil
-	}
-	if err := unix.Fdatasync(int(w.file.Fd())); err != nil {
-		return fmt.Errorf("fdatasync %s: %w", w.file.Name(), err)
-	}
-	return nil
-}
-
-// drop removes segments of which all entries are at most index, but the
-// current one.
+// drop removes segments all of whose entries are at most index, oldest first,
+// but never the current one.
 func (w *wal) drop(index uint64) error {
-	seqs, err := segments(w.dir)
+	numbers, err := segments(w.fs, w.dir)
 	if err != nil {
 		return err
 	}
-	for _, seq := range seqs {
-		if seq == w.seq || w.last[seq] > index {
+	for _, number := range numbers {
+		if number >= w.number || w.last[number] > index {
 			break
 		}
-		if err := os.Remove(filepath.Join(w.dir, segmentName(seq))); err != nil {
+		if err := w.fs.Remove(filepath.Join(w.dir, segmentName(number))); err != nil {
 			return err
 		}
-		delete(w.last, seq)
+		delete(w.last, number)
 	}
 	return nil
 }
 
+// Close waits for the spare segment and closes the file.
 func (w *wal) Close() error {
+	if w.spare != nil {
+		<-w.spare // its error is met when the segment is needed
+		w.spare = nil
+	}
 	if w.file == nil {
 		return nil
 	}
-	return w.file.Close()
+	f := w.file
+	w.file = nil
+	return f.Close()
 }
-
-var _ io.Closer = (*wal)(nil)

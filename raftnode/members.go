@@ -1,0 +1,118 @@
+package raftnode
+
+import (
+	"context"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+
+	"go.etcd.io/raft/v3"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// AddLearner adds a member that gets the log but has no vote, or takes a
+// voter's vote away. On the leader only, like all changes of members; one at a
+// time: Unavailable while another one is under way.
+func (n *Node) AddLearner(ctx context.Context, m Member) error {
+	return n.reconfigure(ctx, raftpb.ConfChangeAddLearnerNode, m)
+}
+
+// Promote gives a learner a vote.
+func (n *Node) Promote(ctx context.Context, m Member) error {
+	return n.reconfigure(ctx, raftpb.ConfChangeAddNode, m)
+}
+
+// Remove takes a member out, for ever: its id must not be used again. Conflict
+// if those that stay would have no quorum.
+func (n *Node) Remove(ctx context.Context, id uint64) error {
+	return n.reconfigure(ctx, raftpb.ConfChangeRemoveNode, Member{ID: id})
+}
+
+// SetAddress changes the address at which others reach a member.
+func (n *Node) SetAddress(ctx context.Context, m Member) error {
+	return n.reconfigure(ctx, raftpb.ConfChangeUpdateNode, m)
+}
+
+func (n *Node) reconfigure(ctx context.Context, t raftpb.ConfChangeType, m Member) error {
+	if m.ID == 0 {
+		return api.Errorf(api.Invalid, "a raft member's id can't be 0")
+	}
+	seq := n.seq.Add(1)
+	_, err := n.call(ctx, request{seq: seq, change: &raftpb.ConfChange{ID: seq, Type: t, NodeID: m.ID, Context: []byte(m.Address)}})
+	return err
+}
+
+// mayChange refuses to lose the quorum by a removal.
+func (n *Node) mayChange(cc *raftpb.ConfChange) error {
+	if n.raw.BasicStatus().RaftState != raft.StateLeader {
+		return raft.ErrProposalDropped
+	}
+	if cc.Type != raftpb.ConfChangeRemoveNode && cc.Type != raftpb.ConfChangeAddLearnerNode {
+		return nil
+	}
+	voters, active, voter := 0, 0, false
+	n.raw.WithProgress(func(id uint64, t raft.ProgressType, p tracker.Progress) {
+		switch {
+		case t == raft.ProgressTypeLearner:
+		case id == cc.NodeID:
+			voter = true
+		default:
+			voters++
+			if p.RecentActive || id == n.cfg.ID {
+				active++
+			}
+		}
+	})
+	if voter && active < voters/2+1 {
+		return api.Errorf(api.Conflict, "raft member %x can't be removed or demoted: of the %d managers that would stay, %d can be reached, which is no quorum", cc.NodeID, voters, active)
+	}
+	return nil
+}
+
+// changeMembers takes over a committed change.
+func (n *Node) changeMembers(e *raftpb.Entry) error {
+	var cc raftpb.ConfChange
+	if e.Type != raftpb.EntryConfChange {
+		return api.Errorf(api.Internal, "entry %d is of unknown type %s: written by a newer version?", e.Index, e.Type)
+	}
+	if err := unmarshal(&cc, e.Data); err != nil {
+		return err
+	}
+	n.conf = *n.raw.ApplyConfChange(cc)
+	if cc.Type == raftpb.ConfChangeRemoveNode {
+		delete(n.addresses, cc.NodeID)
+	} else if len(cc.Context) > 0 {
+		n.addresses[cc.NodeID] = string(cc.Context)
+	}
+	return nil
+}
+
+// TransferLeadership asks another voter to take over; id 0: the one that is
+// farthest. It returns at once; watch Changed for what comes of it.
+func (n *Node) TransferLeadership(ctx context.Context, id uint64) error {
+	return n.do(ctx, func() error {
+		if n.raw.BasicStatus().RaftState != raft.StateLeader {
+			return n.refusal(raft.ErrProposalDropped)
+		}
+		if id == 0 {
+			id = n.farthest()
+		}
+		if id == 0 {
+			return api.Errorf(api.Conflict, "there is no other manager that could lead")
+		}
+		n.raw.TransferLeader(id)
+		return nil
+	})
+}
+
+// farthest is the reachable voter that has most of the log.
+func (n *Node) farthest() (best uint64) {
+	match := uint64(0)
+	n.raw.WithProgress(func(id uint64, t raft.ProgressType, p tracker.Progress) {
+		if t == raft.ProgressTypePeer && id != n.cfg.ID && p.RecentActive && p.Match >= match {
+			best, match = id, p.Match
+		}
+	})
+	return best
+}
