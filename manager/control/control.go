@@ -1,0 +1,159 @@
+package control
+
+import (
+	"context"
+	"strings"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/store"
+)
+
+// Config is what a Control needs.
+type Config struct {
+	// Store is required.
+	Store *store.Store
+	// NewToken makes a join token for the swarm's root. Required.
+	NewToken func(c *api.Cluster) (string, error)
+	// Manager tells a node's manager status; nil for workers. May be nil.
+	Manager func(n *api.Node) *swarm.ManagerStatus
+}
+
+// Control serves users. Safe for concurrent use. Objects are named by id, name
+// or unambiguous id prefix.
+type Control struct{ cfg Config }
+
+// New returns a control.
+func New(cfg Config) *Control { return &Control{cfg} }
+
+// find resolves what a user calls an object: its id, its name, or the
+// beginning of its id if only one has it.
+func find[T api.Object](r store.Reader, kind, name string, id func(T) string) (T, error) {
+	var none T
+	if o := store.Get[T](r, name); o != none {
+		return o, nil
+	}
+	if name == "" {
+		return none, api.Errorf(api.Invalid, "the name of a %s is missing", kind)
+	}
+	var found []T
+	for o := range store.List[T](r, store.ByName(name)) {
+		found = append(found, o)
+	}
+	if len(found) == 0 {
+		for o := range store.List[T](r, store.ByIDPrefix(name)) {
+			found = append(found, o)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return none, api.Errorf(api.NotFound, "%s %s not found", kind, name)
+	case 1:
+		return store.Get[T](r, id(found[0])), nil
+	}
+	return none, api.Errorf(api.Invalid, "%s %s is ambiguous (%d matches found)", kind, name, len(found))
+}
+
+func nodeID(n *api.Node) string       { return n.ID }
+func serviceID(s *api.Service) string { return s.ID }
+func networkID(n *api.Network) string { return n.ID }
+func secretID(s *api.Secret) string   { return s.ID }
+func configID(c *api.Config) string   { return c.ID }
+
+func (c *Control) service(r store.Reader, name string) (*api.Service, error) {
+	return find(r, "service", name, serviceID)
+}
+
+// SwarmInspect returns the swarm.
+func (c *Control) SwarmInspect(context.Context) (*swarm.Swarm, error) {
+	for o := range store.List[*api.Cluster](c.cfg.Store.View()) {
+		s := &swarm.Swarm{ClusterInfo: o.ClusterInfo, JoinTokens: o.JoinTokens}
+		s.Spec.CAConfig.SigningCAKey = ""
+		return s, nil
+	}
+	return nil, api.Errorf(api.Unavailable, "this manager does not know the swarm yet; try again")
+}
+
+// SwarmUpdate changes the swarm's spec and rotates its join tokens.
+func (c *Control) SwarmUpdate(ctx context.Context, version uint64, spec *swarm.Spec, rotateWorker, rotateManager bool) error {
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		for o := range store.List[*api.Cluster](tx) {
+			n := *o
+			n.Version.Index = version
+			if spec.Name != o.Spec.Name && spec.Name != "" {
+				return api.Errorf(api.Invalid, "a swarm's name can't be changed: it is %q", o.Spec.Name)
+			}
+			n.Spec = *spec
+			n.Spec.Name = o.Spec.Name
+			if err := checkCluster(&n); err != nil {
+				return err
+			}
+			for token, rotate := range map[*string]bool{&n.JoinTokens.Worker: rotateWorker, &n.JoinTokens.Manager: rotateManager} {
+				if !rotate {
+					continue
+				}
+				t, err := c.cfg.NewToken(o)
+				if err != nil {
+					return err
+				}
+				*token = t
+			}
+			return store.Put(tx, &n)
+		}
+		return api.Errorf(api.Unavailable, "this manager does not know the swarm yet; try again")
+	})
+	return err
+}
+
+func checkCluster(n *api.Cluster) error {
+	s := &n.Spec
+	switch {
+	case s.CAConfig.NodeCertExpiry != 0 && s.CAConfig.NodeCertExpiry < ca.MinExpiry:
+		return api.Errorf(api.Invalid, "minimum certificate expiry time is %s, not %s", ca.MinExpiry, s.CAConfig.NodeCertExpiry)
+	case s.Dispatcher.HeartbeatPeriod < 0:
+		return api.Errorf(api.Invalid, "heartbeat time period cannot be a negative duration")
+	case s.Orchestration.TaskHistoryRetentionLimit != nil && *s.Orchestration.TaskHistoryRetentionLimit < -1:
+		return api.Errorf(api.Invalid, "the task history limit must be -1 (keep all) or more")
+	}
+	return nil
+}
+
+// checkFilters refuses filters that a list doesn't know.
+func checkFilters(f api.Filters, known ...string) error {
+	for k := range f {
+		ok := false
+		for _, n := range known {
+			ok = ok || k == n
+		}
+		if !ok {
+			return api.Errorf(api.Invalid, "invalid filter '%s'", k)
+		}
+	}
+	return nil
+}
+
+// anyPrefix reports whether s begins with one of the values; without values,
+// all do.
+func anyPrefix(values []string, s string) bool {
+	for _, v := range values {
+		if strings.HasPrefix(s, v) {
+			return true
+		}
+	}
+	return len(values) == 0
+}
+
+// matchLabels reports whether all of the filter's labels (KEY or KEY=VALUE) are
+// there.
+func matchLabels(values []string, labels map[string]string) bool {
+	for _, v := range values {
+		key, want, exact := strings.Cut(v, "=")
+		have, ok := labels[key]
+		if !ok || exact && have != want {
+			return false
+		}
+	}
+	return true
+}

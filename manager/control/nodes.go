@@ -1,0 +1,123 @@
+package control
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/store"
+)
+
+func (c *Control) node(n *api.Node) swarm.Node {
+	out := n.Node
+	if c.cfg.Manager != nil && n.Role == swarm.NodeRoleManager {
+		out.ManagerStatus = c.cfg.Manager(n)
+	}
+	return out
+}
+
+// NodeList returns the nodes that the filters let through.
+func (c *Control) NodeList(_ context.Context, f api.Filters) ([]swarm.Node, error) {
+	if err := checkFilters(f, "id", "label", "membership", "name", "node.label", "role"); err != nil {
+		return nil, err
+	}
+	for _, m := range f["membership"] {
+		if m != "accepted" && m != "pending" {
+			return nil, invalid("invalid membership filter: '%s'", m)
+		}
+	}
+	for _, r := range f["role"] {
+		if r != string(swarm.NodeRoleManager) && r != string(swarm.NodeRoleWorker) {
+			return nil, invalid("invalid role filter: '%s'", r)
+		}
+	}
+	out := []swarm.Node{}
+	for n := range store.List[*api.Node](c.cfg.Store.View()) {
+		if anyPrefix(f["id"], n.ID) && anyPrefix(f["name"], n.Description.Hostname) && matchLabels(f["label"], n.Description.Engine.Labels) &&
+			matchLabels(f["node.label"], n.Spec.Labels) && (len(f["role"]) == 0 || slices.Contains(f["role"], string(n.Role))) &&
+			(len(f["membership"]) == 0 || slices.Contains(f["membership"], "accepted")) {
+			out = append(out, c.node(n))
+		}
+	}
+	return out, nil
+}
+
+// NodeInspect returns a node.
+func (c *Control) NodeInspect(_ context.Context, name string) (*swarm.Node, error) {
+	n, err := find(c.cfg.Store.View(), "node", name, nodeID)
+	if err != nil {
+		return nil, err
+	}
+	out := c.node(n)
+	return &out, nil
+}
+
+// NodeUpdate changes a node's labels, availability and role.
+func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, spec *swarm.NodeSpec) error {
+	switch {
+	case !contains([]string{"active", "pause", "drain"}, string(spec.Availability)):
+		return invalid("invalid Availability: %q", spec.Availability)
+	case !contains([]string{"worker", "manager"}, string(spec.Role)):
+		return invalid("invalid Role: %q", spec.Role)
+	}
+	if err := validateLabels(spec.Labels); err != nil {
+		return err
+	}
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		n, err := find(tx, "node", id, nodeID)
+		if err != nil {
+			return err
+		}
+		if n.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker && managers(tx) == 1 {
+			return api.Errorf(api.Conflict, "attempting to demote the last manager of the swarm")
+		}
+		u := *n
+		u.Version.Index, u.Spec = version, *spec
+		return store.Put(tx, &u)
+	})
+	return err
+}
+
+func managers(r store.Reader) int {
+	m := 0
+	for n := range store.List[*api.Node](r) {
+		if n.Spec.Role == swarm.NodeRoleManager {
+			m++
+		}
+	}
+	return m
+}
+
+// NodeRemove takes a node out of the swarm.
+func (c *Control) NodeRemove(ctx context.Context, name string, force bool) error {
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		n, err := find(tx, "node", name, nodeID)
+		if err != nil {
+			return err
+		}
+		switch {
+		case n.Spec.Role == swarm.NodeRoleManager:
+			return api.Errorf(api.Conflict, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
+		case !force && n.Status.State == swarm.NodeStateReady:
+			return api.Errorf(api.Conflict, "node %s is not down and can't be removed", n.ID)
+		}
+		for cl := range store.List[*api.Cluster](tx) {
+			u := *cl
+			u.Removed = map[string]time.Time{n.ID: time.Now().UTC().Add(ca.DefaultExpiry)}
+			for id, until := range cl.Removed {
+				if time.Now().Before(until) {
+					u.Removed[id] = until
+				}
+			}
+			if err := store.Put(tx, &u); err != nil {
+				return err
+			}
+		}
+		return store.Delete[*api.Node](tx, n.ID)
+	})
+	return err
+}

@@ -1,0 +1,204 @@
+package control
+
+import (
+	"context"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
+)
+
+// Docker's limits.
+const (
+	maxSecret     = 500 << 10
+	maxConfig     = 1000 << 10
+	maxObjectName = 64
+)
+
+func validateObject(kind string, a *swarm.Annotations, size, limit int, templating, driver *swarm.Driver) error {
+	switch {
+	case a.Name == "" || len(a.Name) > maxObjectName || !regexp.MustCompile(`^[a-zA-Z0-9]+(?:[a-zA-Z0-9-_.]*[a-zA-Z0-9])?$`).MatchString(a.Name):
+		return invalid("invalid %s name %q: only %d [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]", kind, a.Name, maxObjectName)
+	case driver != nil:
+		return api.Errorf(api.Unimplemented, "%s drivers are not served: there are no plugins", kind)
+	case templating != nil && templating.Name != "":
+		return api.Errorf(api.Unimplemented, "templates in a %s are not served yet", kind)
+	case size == 0:
+		return invalid("%s data must not be empty", kind)
+	case size > limit:
+		return invalid("%s data too large: must be larger than 0 and less than or equal to %d bytes, not %d", kind, limit, size)
+	}
+	return validateLabels(a.Labels)
+}
+
+// users lists the services that use something, for a refusal to remove it.
+func users(r store.Reader, by store.By) string {
+	var names []string
+	for s := range store.List[*api.Service](r, by) {
+		names = append(names, s.Spec.Name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+func inUse(kind, name, services string) error {
+	if services == "" {
+		return nil
+	}
+	return invalid("%s '%s' is in use by the following service%s: %s", kind, name, map[bool]string{true: "s"}[strings.Contains(services, ",")], services)
+}
+
+func matchNamed(f api.Filters, id string, a *swarm.Annotations) bool {
+	return anyPrefix(f["id"], id) && anyPrefix(f["name"], a.Name) && matchLabels(f["label"], a.Labels) &&
+		(len(f["names"]) == 0 || slices.Contains(f["names"], a.Name))
+}
+
+// SecretList returns the secrets, without their data.
+func (c *Control) SecretList(_ context.Context, f api.Filters) ([]swarm.Secret, error) {
+	if err := checkFilters(f, "id", "label", "name", "names"); err != nil {
+		return nil, err
+	}
+	out := []swarm.Secret{}
+	for s := range store.List[*api.Secret](c.cfg.Store.View()) {
+		if matchNamed(f, s.ID, &s.Spec.Annotations) {
+			out = append(out, withoutData(s))
+		}
+	}
+	return out, nil
+}
+
+func withoutData(s *api.Secret) swarm.Secret {
+	out := s.Secret
+	out.Spec.Data = nil
+	return out
+}
+
+// SecretInspect returns a secret, without its data.
+func (c *Control) SecretInspect(_ context.Context, name string) (*swarm.Secret, error) {
+	s, err := find(c.cfg.Store.View(), "secret", name, secretID)
+	if err != nil {
+		return nil, err
+	}
+	out := withoutData(s)
+	return &out, nil
+}
+
+// SecretCreate adds a secret.
+func (c *Control) SecretCreate(ctx context.Context, spec *swarm.SecretSpec) (string, error) {
+	if err := validateObject("secret", &spec.Annotations, len(spec.Data), maxSecret, spec.Templating, spec.Driver); err != nil {
+		return "", err
+	}
+	s := &api.Secret{}
+	s.ID, s.Spec = api.NewID(), *spec
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error { return store.Create(tx, s) })
+	return s.ID, err
+}
+
+// SecretUpdate changes a secret's labels; nothing else can be changed.
+func (c *Control) SecretUpdate(ctx context.Context, name string, version uint64, spec *swarm.SecretSpec) error {
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		s, err := find(tx, "secret", name, secretID)
+		if err != nil {
+			return err
+		}
+		if spec.Name != s.Spec.Name || spec.Data != nil && string(spec.Data) != string(s.Spec.Data) {
+			return invalid("only updates to Labels are allowed")
+		}
+		if err := validateLabels(spec.Labels); err != nil {
+			return err
+		}
+		n := *s
+		n.Version.Index, n.Spec.Labels = version, maps.Clone(spec.Labels)
+		return store.Put(tx, &n)
+	})
+	return err
+}
+
+// SecretRemove removes a secret that no service uses.
+func (c *Control) SecretRemove(ctx context.Context, name string) error {
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		s, err := find(tx, "secret", name, secretID)
+		if err != nil {
+			return err
+		}
+		if err := inUse("secret", s.Spec.Name, users(tx, store.BySecret(s.ID))); err != nil {
+			return err
+		}
+		return store.Delete[*api.Secret](tx, s.ID)
+	})
+	return err
+}
+
+// ConfigList returns the configs.
+func (c *Control) ConfigList(_ context.Context, f api.Filters) ([]swarm.Config, error) {
+	if err := checkFilters(f, "id", "label", "name", "names"); err != nil {
+		return nil, err
+	}
+	out := []swarm.Config{}
+	for o := range store.List[*api.Config](c.cfg.Store.View()) {
+		if matchNamed(f, o.ID, &o.Spec.Annotations) {
+			out = append(out, o.Config)
+		}
+	}
+	return out, nil
+}
+
+// ConfigInspect returns a config.
+func (c *Control) ConfigInspect(_ context.Context, name string) (*swarm.Config, error) {
+	o, err := find(c.cfg.Store.View(), "config", name, configID)
+	if err != nil {
+		return nil, err
+	}
+	return &o.Config, nil
+}
+
+// ConfigCreate adds a config.
+func (c *Control) ConfigCreate(ctx context.Context, spec *swarm.ConfigSpec) (string, error) {
+	if err := validateObject("config", &spec.Annotations, len(spec.Data), maxConfig, spec.Templating, nil); err != nil {
+		return "", err
+	}
+	o := &api.Config{}
+	o.ID, o.Spec = api.NewID(), *spec
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error { return store.Create(tx, o) })
+	return o.ID, err
+}
+
+// ConfigUpdate changes a config's labels; nothing else can be changed.
+func (c *Control) ConfigUpdate(ctx context.Context, name string, version uint64, spec *swarm.ConfigSpec) error {
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		o, err := find(tx, "config", name, configID)
+		if err != nil {
+			return err
+		}
+		if spec.Name != o.Spec.Name || spec.Data != nil && string(spec.Data) != string(o.Spec.Data) {
+			return invalid("only updates to Labels are allowed")
+		}
+		if err := validateLabels(spec.Labels); err != nil {
+			return err
+		}
+		n := *o
+		n.Version.Index, n.Spec.Labels = version, maps.Clone(spec.Labels)
+		return store.Put(tx, &n)
+	})
+	return err
+}
+
+// ConfigRemove removes a config that no service uses.
+func (c *Control) ConfigRemove(ctx context.Context, name string) error {
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		o, err := find(tx, "config", name, configID)
+		if err != nil {
+			return err
+		}
+		if err := inUse("config", o.Spec.Name, users(tx, store.ByConfig(o.ID))); err != nil {
+			return err
+		}
+		return store.Delete[*api.Config](tx, o.ID)
+	})
+	return err
+}

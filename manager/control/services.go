@@ -1,0 +1,270 @@
+package control
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/allocator"
+	"github.com/legion-swarm/legion/manager/orchestrator"
+	"github.com/legion-swarm/legion/store"
+)
+
+// ServiceOptions go with the writes of services.
+type ServiceOptions struct {
+	// RegistryAuth is the encoded login that goes to the nodes.
+	RegistryAuth string
+	// RegistryAuthFrom is "spec" (or empty) or "previous-spec".
+	RegistryAuthFrom string
+	// Rollback is "previous" to go back to the previous spec.
+	Rollback string
+}
+
+// ServiceCreate adds a service.
+func (c *Control) ServiceCreate(ctx context.Context, spec *swarm.ServiceSpec, o ServiceOptions) (*swarm.ServiceCreateResponse, error) {
+	if err := ValidateService(spec); err != nil {
+		return nil, err
+	}
+	s := &api.Service{RegistryAuth: o.RegistryAuth}
+	s.ID, s.Spec = api.NewID(), *spec
+	s.SpecVersion = 1
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		n := *s
+		if err := references(tx, &n.Spec); err != nil {
+			return err
+		}
+		if err := allocate(tx, &n); err != nil {
+			return err
+		}
+		return store.Create(tx, &n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &swarm.ServiceCreateResponse{ID: s.ID}, nil
+}
+
+// allocate gives the service its published ports, so that a conflict is the
+// user's error and not a service that never starts.
+func allocate(tx *store.Tx, s *api.Service) error {
+	s.Endpoint.Spec = swarm.EndpointSpec{}
+	if s.Spec.EndpointSpec == nil {
+		s.Endpoint.Ports = nil
+		return nil
+	}
+	s.Endpoint.Spec = *s.Spec.EndpointSpec
+	if len(s.Spec.EndpointSpec.Ports) == 0 {
+		s.Endpoint.Ports = nil
+		return nil
+	}
+	ports := allocator.Ports{}
+	for other := range store.List[*api.Service](tx) {
+		if other.ID != s.ID {
+			ports.Add(other)
+		}
+	}
+	p, err := ports.Allocate(s)
+	s.Endpoint.Ports = p
+	return err
+}
+
+// ServiceUpdate replaces a service's spec, or goes back to the previous one.
+func (c *Control) ServiceUpdate(ctx context.Context, name string, version uint64, spec *swarm.ServiceSpec, o ServiceOptions) (*swarm.ServiceUpdateResponse, error) {
+	if o.Rollback != "" && o.Rollback != "previous" {
+		return nil, api.Errorf(api.Invalid, "unknown rollback %q: want \"previous\"", o.Rollback)
+	}
+	if o.RegistryAuthFrom != "" && o.RegistryAuthFrom != "spec" && o.RegistryAuthFrom != "previous-spec" {
+		return nil, api.Errorf(api.Invalid, "unsupported registryAuthFrom value %q: want \"spec\" or \"previous-spec\"", o.RegistryAuthFrom)
+	}
+	if o.Rollback == "" {
+		if err := ValidateService(spec); err != nil {
+			return nil, err
+		}
+	}
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		old, err := c.service(tx, name)
+		if err != nil {
+			return err
+		}
+		n, err := updated(old, spec, o)
+		if err != nil {
+			return err
+		}
+		n.Version.Index = version
+		if err := references(tx, &n.Spec); err != nil {
+			return err
+		}
+		if err := allocate(tx, n); err != nil {
+			return err
+		}
+		return store.Put(tx, n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &swarm.ServiceUpdateResponse{}, nil
+}
+
+// updated is the service as an update makes it.
+func updated(old *api.Service, spec *swarm.ServiceSpec, o ServiceOptions) (*api.Service, error) {
+	if o.Rollback == "previous" {
+		if old.PreviousSpec == nil {
+			return nil, api.Errorf(api.Conflict, "service %s does not have a previous spec", old.Spec.Name)
+		}
+		n := orchestrator.Rollback(old)
+		n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "rollback in progress", StartedAt: new(time.Now().UTC())}
+		return n, nil
+	}
+	if mode(&old.Spec) != mode(spec) {
+		return nil, api.Errorf(api.Unimplemented, "service mode change is not allowed: %s is %s", old.Spec.Name, mode(&old.Spec))
+	}
+	if spec.Name != old.Spec.Name {
+		return nil, api.Errorf(api.Unimplemented, "renaming services is not supported: %s is named %s", old.ID, old.Spec.Name)
+	}
+	n := *old
+	n.Spec, n.PreviousSpec, n.PreviousSpecVersion = *spec, &old.Spec, old.SpecVersion
+	n.PreviousRegistryAuth = old.RegistryAuth
+	switch {
+	case o.RegistryAuth != "":
+		n.RegistryAuth = o.RegistryAuth
+	case o.RegistryAuthFrom == "previous-spec":
+		n.RegistryAuth = old.PreviousRegistryAuth
+	}
+	if changesTasks(&old.Spec, spec) {
+		n.SpecVersion = max(old.SpecVersion, old.PreviousSpecVersion, old.Version.Index) + 1
+		n.UpdateStatus = nil
+	}
+	return &n, nil
+}
+
+// changesTasks reports whether tasks made by the two specs differ, so that they
+// have to be replaced.
+func changesTasks(a, b *swarm.ServiceSpec) bool {
+	return !reflect.DeepEqual(withoutPolicy(a.TaskTemplate), withoutPolicy(b.TaskTemplate)) || !reflect.DeepEqual(hostPorts(a), hostPorts(b))
+}
+
+// withoutPolicy leaves out what acts on tasks from outside.
+func withoutPolicy(t swarm.TaskSpec) swarm.TaskSpec {
+	t.RestartPolicy = nil
+	if t.Placement != nil {
+		p := *t.Placement
+		p.Preferences = nil
+		t.Placement = &p
+	}
+	return t
+}
+
+func hostPorts(s *swarm.ServiceSpec) []swarm.PortConfig {
+	var out []swarm.PortConfig
+	if s.EndpointSpec != nil {
+		for _, p := range s.EndpointSpec.Ports {
+			if p.PublishMode == swarm.PortConfigPublishModeHost {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+func mode(s *swarm.ServiceSpec) string {
+	switch {
+	case s.Mode.Global != nil:
+		return "global"
+	case s.Mode.ReplicatedJob != nil:
+		return "replicated-job"
+	case s.Mode.GlobalJob != nil:
+		return "global-job"
+	}
+	return "replicated"
+}
+
+// ServiceRemove removes a service; its tasks are then ended.
+func (c *Control) ServiceRemove(ctx context.Context, name string) error {
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		s, err := c.service(tx, name)
+		if err != nil {
+			return err
+		}
+		return store.Delete[*api.Service](tx, s.ID)
+	})
+	return err
+}
+
+// ServiceInspect returns a service; with defaults, what the user did not say is
+// filled in.
+func (c *Control) ServiceInspect(_ context.Context, name string, defaults bool) (*swarm.Service, error) {
+	s, err := c.service(c.cfg.Store.View(), name)
+	if err != nil {
+		return nil, err
+	}
+	out := s.Service
+	if defaults {
+		out.Spec = withDefaults(out.Spec)
+	}
+	return &out, nil
+}
+
+// ServiceList returns the services that the filters let through, by name.
+func (c *Control) ServiceList(_ context.Context, f api.Filters, status bool) ([]swarm.Service, error) {
+	if err := checkFilters(f, "id", "label", "mode", "name", "runtime"); err != nil {
+		return nil, err
+	}
+	view := c.cfg.Store.View()
+	out := []swarm.Service{}
+	for s := range store.List[*api.Service](view) {
+		if anyPrefix(f["id"], s.ID) && anyPrefix(f["name"], s.Spec.Name) && matchLabels(f["label"], s.Spec.Labels) &&
+			(len(f["mode"]) == 0 || slices.Contains(f["mode"], mode(&s.Spec))) &&
+			(len(f["runtime"]) == 0 || slices.Contains(f["runtime"], runtime(&s.Spec))) {
+			out = append(out, s.Service)
+		}
+	}
+	if status {
+		fillStatus(view, out)
+	}
+	return out, nil
+}
+
+func runtime(s *swarm.ServiceSpec) string {
+	if s.TaskTemplate.Runtime == "" {
+		return string(swarm.RuntimeContainer)
+	}
+	return string(s.TaskTemplate.Runtime)
+}
+
+// fillStatus counts the services' tasks in one pass.
+func fillStatus(view *store.View, services []swarm.Service) {
+	counts := make(map[string]*swarm.ServiceStatus, len(services))
+	for i := range services {
+		s := &services[i]
+		s.ServiceStatus = &swarm.ServiceStatus{}
+		if r := s.Spec.Mode.Replicated; r != nil && r.Replicas != nil {
+			s.ServiceStatus.DesiredTasks = *r.Replicas
+		}
+		counts[s.ID] = s.ServiceStatus
+	}
+	count := func(t *api.Task) {
+		st := counts[t.ServiceID]
+		if st == nil {
+			return
+		}
+		if t.Status.State == swarm.TaskStateRunning && t.DesiredState == swarm.TaskStateRunning {
+			st.RunningTasks++
+		}
+		if t.Spec.Global && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
+			st.DesiredTasks++
+		}
+	}
+	if len(services) == 1 {
+		for t := range store.List[*api.Task](view, store.ByService(services[0].ID)) {
+			count(t)
+		}
+		return
+	}
+	for t := range store.List[*api.Task](view) {
+		count(t)
+	}
+}

@@ -1,0 +1,156 @@
+package control
+
+import (
+	"context"
+	"slices"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
+)
+
+// TaskInspect returns a task, by id or unambiguous prefix.
+func (c *Control) TaskInspect(_ context.Context, id string) (*swarm.Task, error) {
+	view := c.cfg.Store.View()
+	t, err := find(view, "task", id, func(t *api.Task) string { return t.ID })
+	if err != nil {
+		return nil, err
+	}
+	out := Task(view, t)
+	return &out, nil
+}
+
+// Task is how the API shows a task.
+func Task(r store.Reader, t *api.Task) swarm.Task {
+	out := swarm.Task{
+		ID: t.ID, Meta: t.Meta, Spec: t.Spec.TaskSpec, ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID,
+		Status: t.Status, DesiredState: t.DesiredState, GenericResources: t.GenericResources, JobIteration: t.JobIteration,
+		Volumes: t.Volumes,
+	}
+	if out.Volumes == nil {
+		out.Volumes = []swarm.VolumeAttachment{}
+	}
+	for _, n := range t.Networks {
+		a := swarm.NetworkAttachment{Addresses: n.Addresses}
+		if net := store.Get[*api.Network](r, n.NetworkID); net != nil {
+			a.Network = net.Network
+		} else {
+			a.Network.ID = n.NetworkID
+		}
+		out.NetworksAttachments = append(out.NetworksAttachments, a)
+	}
+	return out
+}
+
+// taskFilter is a list's filters with names resolved.
+type taskFilter struct {
+	f                  api.Filters
+	services, nodes    []string
+	desired, upToDates []string
+}
+
+// TaskList returns the tasks that the filters let through.
+func (c *Control) TaskList(_ context.Context, f api.Filters) ([]swarm.Task, error) {
+	if err := checkFilters(f, "desired-state", "id", "label", "name", "node", "service", "up-to-date", "_up-to-date", "runtime"); err != nil {
+		return nil, err
+	}
+	view := c.cfg.Store.View()
+	tf := &taskFilter{f: f, desired: f["desired-state"], upToDates: append(f["up-to-date"], f["_up-to-date"]...)}
+	for _, d := range tf.desired {
+		if !slices.Contains([]string{"running", "shutdown", "accepted"}, d) {
+			return nil, api.Errorf(api.Invalid, "invalid filter 'desired-state=%s': want running, shutdown or accepted", d)
+		}
+	}
+	for _, name := range f["service"] {
+		if s, err := c.service(view, name); err == nil {
+			tf.services = append(tf.services, s.ID)
+		} else if api.Is(err, api.Invalid) {
+			return nil, err
+		} else {
+			tf.services = append(tf.services, name) // one that is gone may still have tasks
+		}
+	}
+	for _, name := range f["node"] {
+		if n, err := find(view, "node", name, nodeID); err == nil {
+			tf.nodes = append(tf.nodes, n.ID)
+		} else if api.Is(err, api.Invalid) {
+			return nil, err
+		} else {
+			tf.nodes = append(tf.nodes, name)
+		}
+	}
+	out := []swarm.Task{}
+	for t := range tf.candidates(view) {
+		if tf.match(view, t) {
+			out = append(out, Task(view, t))
+		}
+	}
+	return out, nil
+}
+
+// candidates uses an index where there is one for the filters.
+func (tf *taskFilter) candidates(view *store.View) func(func(*api.Task) bool) {
+	switch {
+	case len(tf.services) == 1:
+		return store.List[*api.Task](view, store.ByService(tf.services[0]))
+	case len(tf.nodes) == 1:
+		return store.List[*api.Task](view, store.ByNode(tf.nodes[0]))
+	}
+	return store.List[*api.Task](view)
+}
+
+func (tf *taskFilter) match(view *store.View, t *api.Task) bool {
+	if t.DesiredState == swarm.TaskStateRemove && len(tf.f["id"]) == 0 {
+		return false
+	}
+	return (len(tf.services) == 0 || slices.Contains(tf.services, t.ServiceID)) &&
+		(len(tf.nodes) == 0 || slices.Contains(tf.nodes, t.NodeID)) &&
+		anyPrefix(tf.f["id"], t.ID) &&
+		(len(tf.f["name"]) == 0 || slices.ContainsFunc(tf.f["name"], func(n string) bool { return n == t.Name() || n == shortName(t) || anyPrefix([]string{n}, t.Name()) })) &&
+		matchLabels(tf.f["label"], labels(t)) && tf.matchDesired(t) && tf.matchUpToDate(view, t)
+}
+
+func shortName(t *api.Task) string {
+	n := t.Name()
+	return n[:len(n)-len(t.ID)-1]
+}
+
+func labels(t *api.Task) map[string]string {
+	if c := t.Spec.ContainerSpec; c != nil {
+		return c.Labels
+	}
+	return nil
+}
+
+func (tf *taskFilter) matchDesired(t *api.Task) bool {
+	if len(tf.desired) == 0 {
+		return true
+	}
+	for _, d := range tf.desired {
+		switch d {
+		case "running":
+			if api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
+				return true
+			}
+		case "accepted":
+			if t.DesiredState == swarm.TaskStateAccepted {
+				return true
+			}
+		default:
+			if api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (tf *taskFilter) matchUpToDate(view *store.View, t *api.Task) bool {
+	if len(tf.upToDates) == 0 {
+		return true
+	}
+	s := store.Get[*api.Service](view, t.ServiceID)
+	is := s != nil && s.SpecVersion == t.SpecVersion
+	return slices.Contains(tf.upToDates, map[bool]string{true: "true", false: "false"}[is])
+}

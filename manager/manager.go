@@ -1,0 +1,135 @@
+// Package manager runs what only the leader of a swarm runs: its loops, all
+// listed in one place, for as long as this manager leads.
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/legion-swarm/legion/manager/allocator"
+	"github.com/legion-swarm/legion/manager/orchestrator"
+	"github.com/legion-swarm/legion/manager/scheduler"
+	"github.com/legion-swarm/legion/raftnode"
+	"github.com/legion-swarm/legion/store"
+)
+
+// Loop is a leader's loop. Run blocks until ctx ends; when it returns earlier,
+// the leadership epoch ends with it.
+type Loop struct {
+	Name string
+	Run  func(ctx context.Context) error
+}
+
+// Leadership tells who leads. *raftnode.Node implements it.
+type Leadership interface {
+	Status() raftnode.Status
+	// Changed is closed when Status has changed.
+	Changed() <-chan struct{}
+}
+
+var _ Leadership = (*raftnode.Node)(nil)
+
+// Config is what a Manager needs; all is required.
+type Config struct {
+	Store      *store.Store
+	Leadership Leadership
+	Log        *slog.Logger
+	// Loops that run besides the manager's own.
+	Loops []Loop
+}
+
+// Manager runs the leader's loops.
+type Manager struct {
+	cfg   Config
+	loops []Loop
+}
+
+// New returns a manager. It has no effects until Run.
+func New(cfg Config) *Manager {
+	log := func(name string) *slog.Logger { return cfg.Log.With("loop", name) }
+	return &Manager{cfg: cfg, loops: append([]Loop{
+		{"allocator", (&allocator.Loop{Store: cfg.Store, Log: log("allocator")}).Run},
+		{"scheduler", (&scheduler.Loop{Store: cfg.Store, Log: log("scheduler")}).Run},
+		{"orchestrator", (&orchestrator.Loop{Store: cfg.Store, Log: log("orchestrator")}).Run},
+	}, cfg.Loops...)}
+}
+
+const (
+	firstPause = 100 * time.Millisecond
+	maxPause   = 5 * time.Second
+)
+
+// Run runs the loops whenever this manager leads, until ctx ends. A loop that
+// fails ends the epoch: all loops then start over from the store, after a pause.
+func (m *Manager) Run(ctx context.Context) error {
+	pause := firstPause
+	for ctx.Err() == nil {
+		changed := m.cfg.Leadership.Changed()
+		st := m.cfg.Leadership.Status()
+		if !st.IsLeader {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		began := time.Now()
+		err := m.epoch(ctx, st.Term)
+		if err == nil {
+			pause = firstPause
+			continue
+		}
+		if time.Since(began) > time.Minute {
+			pause = firstPause
+		}
+		m.cfg.Log.Error("a loop of the leader failed; all start over", "term", st.Term, "err", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, maxPause)
+	}
+	return nil
+}
+
+// epoch runs the loops while this manager leads in the term. nil: it leads no
+// more.
+func (m *Manager) epoch(ctx context.Context, term uint64) error {
+	m.cfg.Log.Info("this manager leads the swarm", "term", term)
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range m.loops {
+		g.Go(func() error {
+			err := l.Run(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err == nil {
+				err = errors.New("ended by itself")
+			}
+			return fmt.Errorf("%s: %w", l.Name, err)
+		})
+	}
+	g.Go(func() error {
+		defer end()
+		for {
+			changed := m.cfg.Leadership.Changed()
+			if st := m.cfg.Leadership.Status(); !st.IsLeader || st.Term != term {
+				m.cfg.Log.Info("this manager leads no more", "term", term)
+				return nil
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	return g.Wait()
+}
