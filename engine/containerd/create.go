@@ -99,6 +99,9 @@ func (r *Runtime) launch(ctx context.Context, c *container, rc engine.RuntimeCon
 			closeStreams(streams)
 		}
 	}()
+	if err = ctx.Err(); err != nil {
+		return nil, err
+	}
 	asked = true
 	pid, err := r.createTask(ctx, c, s, mounts)
 	if err != nil {
@@ -124,13 +127,19 @@ func (r *Runtime) createTask(ctx context.Context, c *container, s *shim, mounts 
 	for _, m := range mounts {
 		q.Rootfs = append(q.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
-	ctx, cancel := context.WithTimeout(ctx, shimCallTimeout)
+	ctx, cancel := uninterrupted(ctx)
 	defer cancel()
 	resp, err := s.task.Create(ctx, q)
 	if err != nil {
 		return 0, runtimeError(err, c.id)
 	}
 	return int(resp.Pid), nil
+}
+
+// uninterrupted is for requests to a shim that change something: the shim goes
+// on with them when the caller gives up, so their outcome is waited for.
+func uninterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), shimCallTimeout)
 }
 
 // runtimeError makes runc's words the error's. What the image or the spec has
@@ -200,7 +209,10 @@ func (r *Runtime) Start(ctx context.Context, id string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeout(r.in(ctx), shimCallTimeout)
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	ctx, cancel := uninterrupted(r.in(ctx))
 	defer cancel()
 	resp, err := s.task.Start(ctx, &taskapi.StartRequest{ID: id})
 	if err != nil {

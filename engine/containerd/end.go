@@ -114,6 +114,8 @@ func (r *Runtime) delete(ctx context.Context, c *container, s *shim) error {
 		}
 	}
 	if s != nil {
+		ctx, cancel := uninterrupted(ctx)
+		defer cancel()
 		_, err := s.task.Delete(ctx, &taskapi.DeleteRequest{ID: c.id})
 		if err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 			select {
@@ -214,7 +216,7 @@ func (r *Runtime) orphan(s *shim) {
 
 // endLost kills what is left of a container without a shim and reports it.
 func (r *Runtime) endLost(ctx context.Context, c *container) {
-	code, at, reason := killed, time.Now(), lostReason
+	code, at, reason := killed, time.Now().UTC().Round(0), lostReason
 	if e, err := readExit(c.dir); err == nil {
 		code, at, reason = e.Status, e.Timestamp, ""
 	}

@@ -98,7 +98,10 @@ func (r *Runtime) startExec(ctx context.Context, c *container, s *shim, e *proce
 	if err != nil {
 		return nil, api.Errorf(api.Invalid, "containerd: exec %s: %w", e.id, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, shimCallTimeout)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := uninterrupted(ctx)
 	defer cancel()
 	if _, err := s.task.Exec(ctx, &taskapi.ExecProcessRequest{
 		ID: c.id, ExecID: e.id, Terminal: p.Terminal, Stdin: e.io.stdin, Stdout: e.io.stdout, Stderr: e.io.stderr,
@@ -130,7 +133,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, s *shim, e *proce
 func (r *Runtime) waitExec(c *container, s *shim, e *process) {
 	r.wg.Go(func() {
 		resp, err := s.task.Wait(r.in(context.Background()), &taskapi.WaitRequest{ID: c.id, ExecID: e.id})
-		exit := engine.Exit{ID: c.id, ExecID: e.id, Pid: e.pid, Code: killed, At: time.Now(), Reason: lostReason}
+		exit := engine.Exit{ID: c.id, ExecID: e.id, Pid: e.pid, Code: killed, At: time.Now().UTC().Round(0), Reason: lostReason}
 		if err == nil {
 			exit.Code, exit.At, exit.Reason = int(resp.ExitStatus), resp.ExitedAt.AsTime(), ""
 		}
@@ -212,7 +215,10 @@ func (r *Runtime) call(ctx context.Context, id, what string, f func(context.Cont
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.in(ctx), shimCallTimeout)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := uninterrupted(r.in(ctx))
 	defer cancel()
 	return classify(f(ctx, s), "containerd: %s container %s", what, id)
 }

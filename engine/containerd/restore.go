@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/task"
@@ -92,7 +93,7 @@ func (r *Runtime) restoreOne(ctx context.Context, id string, found map[string]*s
 		r.endLost(ctx, c)
 		return nil
 	}
-	st, err := s.task.State(ctx, &taskapi.StateRequest{ID: id})
+	st, err := settledState(ctx, s, id)
 	if err != nil {
 		if errdefs.IsNotFound(errgrpc.ToNative(err)) {
 			return r.scrap(ctx, c, s, true)
@@ -102,6 +103,22 @@ func (r *Runtime) restoreOne(ctx context.Context, id string, found map[string]*s
 	r.all[id] = c
 	r.adoptTask(c, s, st)
 	return nil
+}
+
+// settledState is the shim's answer about id. The shim may still be creating
+// it for the daemon that died, and knows nothing of it until that is done.
+func settledState(ctx context.Context, s *shim, id string) (*taskapi.StateResponse, error) {
+	for try := 0; ; try++ {
+		st, err := s.task.State(ctx, &taskapi.StateRequest{ID: id})
+		if err == nil || !errdefs.IsNotFound(errgrpc.ToNative(err)) || try == 20 {
+			return st, err
+		}
+		select {
+		case <-time.After(25 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 func (r *Runtime) adoptTask(c *container, s *shim, st *taskapi.StateResponse) {
@@ -161,26 +178,34 @@ func (r *Runtime) List(context.Context) ([]engine.RuntimeState, error) {
 }
 
 // Attach implements engine.Runtime.
-func (r *Runtime) Attach(ctx context.Context, id string) (*engine.Streams, error) {
+func (r *Runtime) Attach(ctx context.Context, id string) (_ *engine.Streams, err error) {
 	c, err := r.find(id)
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.attached {
+	taken, s, live := c.attached, c.shim, c.status != stopped
+	c.attached = true
+	c.mu.Unlock()
+	if taken {
 		return nil, errAttached(id)
 	}
+	defer func() {
+		if err != nil {
+			c.mu.Lock()
+			c.attached = false
+			c.mu.Unlock()
+		}
+	}()
 	streams, err := c.io.readers()
 	if err != nil {
 		return nil, classify(err, "containerd: streams of container %s", id)
 	}
-	if s := c.shim; c.io.stdin != "" && s != nil && c.status != stopped {
+	if c.io.stdin != "" && s != nil && live {
 		if streams.Stdin, err = c.io.writer(ctx, func() { r.closeIO(c, s, "") }); err != nil {
 			closeStreams(streams)
 			return nil, classify(err, "containerd: standard input of container %s", id)
 		}
 	}
-	c.attached = true
 	return streams, nil
 }
