@@ -54,8 +54,16 @@ const (
 // of the swarm, which come second where both have a name.
 type networks struct {
 	local *network.Networks
-	// swarm is nil unless this node is a manager.
+	// swarm returns nil unless this node is a manager.
 	swarm func() swarmNetworks
+	// containers connects running containers.
+	containers containerNetworks
+}
+
+// containerNetworks is the engine, for running containers' networks.
+type containerNetworks interface {
+	NetworkConnect(ctx context.Context, net, container string, e *dnet.EndpointSettings) error
+	NetworkDisconnect(ctx context.Context, net, container string, force bool) error
 }
 
 // swarmNetworks are the swarm's networks, as package manager/control has them.
@@ -153,4 +161,12 @@ func (n networks) NetworkRemove(ctx context.Context, name string) error {
 
 func (n networks) NetworkPrune(ctx context.Context, f api.Filters) (*dnet.PruneReport, error) {
 	return n.local.Prune(ctx, f)
+}
+
+func (n networks) NetworkConnect(ctx context.Context, name string, r *dnet.ConnectRequest) error {
+	return n.containers.NetworkConnect(ctx, name, r.Container, r.EndpointConfig)
+}
+
+func (n networks) NetworkDisconnect(ctx context.Context, name string, r *dnet.DisconnectRequest) error {
+	return n.containers.NetworkDisconnect(ctx, name, r.Container, r.Force)
 }

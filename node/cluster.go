@@ -1,0 +1,128 @@
+package node
+
+import (
+	"context"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/dockerapi"
+	"github.com/legion-swarm/legion/manager/control"
+)
+
+// cluster serves the swarm's objects through the manager that this node is; on
+// any other node every call answers as Docker does there.
+type cluster struct{ swarm *swarmNode }
+
+var _ dockerapi.Cluster = cluster{}
+
+// with calls fn with the manager's control.
+func with[T any](c cluster, fn func(*control.Control) (T, error)) (T, error) {
+	r, err := c.swarm.leading()
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return fn(r.control)
+}
+
+// do is with for calls that return an error only.
+func do(c cluster, fn func(*control.Control) error) error {
+	r, err := c.swarm.leading()
+	if err != nil {
+		return err
+	}
+	return fn(r.control)
+}
+
+func options(o dockerapi.ServiceOptions) control.ServiceOptions {
+	return control.ServiceOptions{RegistryAuth: o.RegistryAuth, RegistryAuthFrom: o.RegistryAuthFrom, Rollback: o.Rollback}
+}
+
+func (c cluster) NodeList(ctx context.Context, f api.Filters) ([]swarm.Node, error) {
+	return with(c, func(m *control.Control) ([]swarm.Node, error) { return m.NodeList(ctx, f) })
+}
+
+func (c cluster) NodeInspect(ctx context.Context, name string) (*swarm.Node, error) {
+	return with(c, func(m *control.Control) (*swarm.Node, error) { return m.NodeInspect(ctx, name) })
+}
+
+func (c cluster) NodeUpdate(ctx context.Context, id string, version uint64, s *swarm.NodeSpec) error {
+	return do(c, func(m *control.Control) error { return m.NodeUpdate(ctx, id, version, s) })
+}
+
+func (c cluster) NodeRemove(ctx context.Context, name string, force bool) error {
+	return do(c, func(m *control.Control) error { return m.NodeRemove(ctx, name, force) })
+}
+
+func (c cluster) ServiceList(ctx context.Context, f api.Filters, status bool) ([]swarm.Service, error) {
+	return with(c, func(m *control.Control) ([]swarm.Service, error) { return m.ServiceList(ctx, f, status) })
+}
+
+func (c cluster) ServiceInspect(ctx context.Context, name string, defaults bool) (*swarm.Service, error) {
+	return with(c, func(m *control.Control) (*swarm.Service, error) { return m.ServiceInspect(ctx, name, defaults) })
+}
+
+func (c cluster) ServiceCreate(ctx context.Context, s *swarm.ServiceSpec, o dockerapi.ServiceOptions) (*swarm.ServiceCreateResponse, error) {
+	return with(c, func(m *control.Control) (*swarm.ServiceCreateResponse, error) {
+		return m.ServiceCreate(ctx, s, options(o))
+	})
+}
+
+func (c cluster) ServiceUpdate(ctx context.Context, name string, version uint64, s *swarm.ServiceSpec, o dockerapi.ServiceOptions) (*swarm.ServiceUpdateResponse, error) {
+	return with(c, func(m *control.Control) (*swarm.ServiceUpdateResponse, error) {
+		return m.ServiceUpdate(ctx, name, version, s, options(o))
+	})
+}
+
+func (c cluster) ServiceRemove(ctx context.Context, name string) error {
+	return do(c, func(m *control.Control) error { return m.ServiceRemove(ctx, name) })
+}
+
+func (c cluster) TaskList(ctx context.Context, f api.Filters) ([]swarm.Task, error) {
+	return with(c, func(m *control.Control) ([]swarm.Task, error) { return m.TaskList(ctx, f) })
+}
+
+func (c cluster) TaskInspect(ctx context.Context, id string) (*swarm.Task, error) {
+	return with(c, func(m *control.Control) (*swarm.Task, error) { return m.TaskInspect(ctx, id) })
+}
+
+func (c cluster) SecretList(ctx context.Context, f api.Filters) ([]swarm.Secret, error) {
+	return with(c, func(m *control.Control) ([]swarm.Secret, error) { return m.SecretList(ctx, f) })
+}
+
+func (c cluster) SecretInspect(ctx context.Context, name string) (*swarm.Secret, error) {
+	return with(c, func(m *control.Control) (*swarm.Secret, error) { return m.SecretInspect(ctx, name) })
+}
+
+func (c cluster) SecretCreate(ctx context.Context, s *swarm.SecretSpec) (string, error) {
+	return with(c, func(m *control.Control) (string, error) { return m.SecretCreate(ctx, s) })
+}
+
+func (c cluster) SecretUpdate(ctx context.Context, name string, version uint64, s *swarm.SecretSpec) error {
+	return do(c, func(m *control.Control) error { return m.SecretUpdate(ctx, name, version, s) })
+}
+
+func (c cluster) SecretRemove(ctx context.Context, name string) error {
+	return do(c, func(m *control.Control) error { return m.SecretRemove(ctx, name) })
+}
+
+func (c cluster) ConfigList(ctx context.Context, f api.Filters) ([]swarm.Config, error) {
+	return with(c, func(m *control.Control) ([]swarm.Config, error) { return m.ConfigList(ctx, f) })
+}
+
+func (c cluster) ConfigInspect(ctx context.Context, name string) (*swarm.Config, error) {
+	return with(c, func(m *control.Control) (*swarm.Config, error) { return m.ConfigInspect(ctx, name) })
+}
+
+func (c cluster) ConfigCreate(ctx context.Context, s *swarm.ConfigSpec) (string, error) {
+	return with(c, func(m *control.Control) (string, error) { return m.ConfigCreate(ctx, s) })
+}
+
+func (c cluster) ConfigUpdate(ctx context.Context, name string, version uint64, s *swarm.ConfigSpec) error {
+	return do(c, func(m *control.Control) error { return m.ConfigUpdate(ctx, name, version, s) })
+}
+
+func (c cluster) ConfigRemove(ctx context.Context, name string) error {
+	return do(c, func(m *control.Control) error { return m.ConfigRemove(ctx, name) })
+}

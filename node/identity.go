@@ -1,0 +1,157 @@
+package node
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/issuer"
+	"github.com/legion-swarm/legion/store"
+)
+
+// Folders below <data-root>/swarm.
+const (
+	certificatesDir = "certificates"
+	raftDir         = "raft"
+	workerDir       = "worker"
+)
+
+func keyFiles(dir string) ca.Files { return ca.Files{Dir: filepath.Join(dir, certificatesDir)} }
+
+// genesis is a new swarm: what the first manager's log begins with.
+type genesis struct {
+	cluster *api.Cluster
+	node    *api.Node
+	keys    *ca.Keys
+}
+
+// Numbers that Docker gives a swarm when the user names none.
+const (
+	defaultTaskHistory      = 5
+	defaultSnapshotInterval = 10_000
+	defaultSlowFollower     = 500
+	defaultElectionTick     = 10
+	defaultHeartbeatTick    = 1
+	defaultHeartbeat        = 5 * time.Second
+	defaultSubnetSize       = 24
+	defaultDataPathPort     = 4789
+)
+
+// newSwarm makes the certificates and objects of a swarm whose first manager
+// this node is.
+func newSwarm(r *swarm.InitRequest, advertise string, now time.Time) (*genesis, error) {
+	root, err := ca.NewRoot(now)
+	if err != nil {
+		return nil, err
+	}
+	rootKey, err := root.KeyPEM()
+	if err != nil {
+		return nil, err
+	}
+	c := &api.Cluster{
+		RootCA:     api.RootCA{Cert: root.CertPEM(), Key: rootKey, Digest: root.Digest()},
+		JoinTokens: swarm.JoinTokens{Worker: ca.NewToken(root), Manager: ca.NewToken(root)},
+	}
+	c.ID = api.NewID()
+	c.Spec = specWithDefaults(r.Spec)
+	c.TLSInfo = tlsInfo(root)
+	c.DataPathPort = r.DataPathPort
+	if c.DataPathPort == 0 {
+		c.DataPathPort = defaultDataPathPort
+	}
+	c.DefaultAddrPool, c.SubnetSize = r.DefaultAddrPool, r.SubnetSize
+	if c.SubnetSize == 0 {
+		c.SubnetSize = defaultSubnetSize
+	}
+
+	id := api.NewID()
+	key, csr, err := ca.NewRequest()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := root.Issue(csr, ca.Identity{NodeID: id, Role: swarm.NodeRoleManager, Cluster: c.ID}, c.Spec.CAConfig.NodeCertExpiry, now)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := ca.NewKeys(root, cert, key, now)
+	if err != nil {
+		return nil, err
+	}
+	n := issuer.NewNode(id, swarm.NodeRoleManager, r.Availability, csr)
+	n.Certificate.State, n.Certificate.Cert = api.CertificateIssued, cert
+	n.ManagerAddr = advertise
+	return &genesis{cluster: c, node: n, keys: keys}, nil
+}
+
+// specWithDefaults fills in what Docker fills in.
+func specWithDefaults(s swarm.Spec) swarm.Spec {
+	if s.Name == "" {
+		s.Name = "default"
+	}
+	if s.Orchestration.TaskHistoryRetentionLimit == nil {
+		s.Orchestration.TaskHistoryRetentionLimit = new(int64(defaultTaskHistory))
+	}
+	set := func(v *uint64, d uint64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&s.Raft.SnapshotInterval, defaultSnapshotInterval)
+	set(&s.Raft.LogEntriesForSlowFollowers, defaultSlowFollower)
+	if s.Raft.KeepOldSnapshots == nil {
+		s.Raft.KeepOldSnapshots = new(uint64)
+	}
+	if s.Raft.ElectionTick == 0 {
+		s.Raft.ElectionTick = defaultElectionTick
+	}
+	if s.Raft.HeartbeatTick == 0 {
+		s.Raft.HeartbeatTick = defaultHeartbeatTick
+	}
+	if s.Dispatcher.HeartbeatPeriod == 0 {
+		s.Dispatcher.HeartbeatPeriod = defaultHeartbeat
+	}
+	if s.CAConfig.NodeCertExpiry == 0 {
+		s.CAConfig.NodeCertExpiry = ca.DefaultExpiry
+	}
+	return s
+}
+
+func tlsInfo(r *ca.Root) swarm.TLSInfo {
+	return swarm.TLSInfo{TrustRoot: string(r.CertPEM()), CertIssuerSubject: r.Subject(), CertIssuerPublicKey: r.PublicKey()}
+}
+
+// found writes the swarm's first objects, once.
+func (g *genesis) found(ctx context.Context, s *store.Store) error {
+	_, err := s.Update(ctx, func(tx *store.Tx) error {
+		if store.Count[*api.Cluster](tx) > 0 {
+			return nil
+		}
+		if err := store.Create(tx, g.cluster); err != nil {
+			return err
+		}
+		for _, name := range []string{"bridge", "host", "none"} {
+			if err := store.Create(tx, predefined(name)); err != nil {
+				return err
+			}
+		}
+		return store.Create(tx, g.node)
+	})
+	return err
+}
+
+// predefined is a network that every node has and services can name.
+func predefined(name string) *api.Network {
+	n := &api.Network{Predefined: true}
+	n.ID, n.Spec.Name, n.Spec.Scope = api.NewID(), name, scopeSwarm
+	driver := name
+	if name == "none" {
+		driver = "null"
+	}
+	n.Spec.DriverConfiguration = &swarm.Driver{Name: driver}
+	n.DriverState = swarm.Driver{Name: driver}
+	return n
+}

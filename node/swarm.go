@@ -1,0 +1,378 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/agent/exec"
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/dockerapi"
+	"github.com/legion-swarm/legion/store"
+)
+
+// Docker's sentences.
+const (
+	notManager = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again."
+	inSwarm    = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+	noSwarm    = "This node is not part of a swarm"
+	lastLeave  = "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+)
+
+// initTimeout bounds how long "swarm init" waits for the node to be ready.
+const initTimeout = 20 * time.Second
+
+// swarmNode is the node's membership: none, or one member that runs. Changes
+// are made one at a time.
+type swarmNode struct {
+	dir       string // <data-root>/swarm
+	advertise string // --swarm-default-advertise-addr
+	exec      exec.Executor
+	log       *slog.Logger
+	// removeTasks removes all tasks' containers from this node.
+	removeTasks func(context.Context) error
+
+	changing sync.Mutex // held while membership begins or ends
+
+	mu   sync.Mutex
+	life context.Context // the daemon's; nil before Run
+	cur  *running        // nil: no member
+	err  error           // why a member can't run
+}
+
+// running is a member with its life.
+type running struct {
+	*member
+	stop context.CancelFunc
+	done chan struct{} // closed when run has returned
+	err  error         // run's, once done
+}
+
+var _ dockerapi.Swarm = (*swarmNode)(nil)
+
+// resume begins the membership that is on disk, if there is one. A member that
+// can't begin leaves the node up, with the reason in its info.
+func (s *swarmNode) resume(life context.Context) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.mu.Lock()
+	s.life = life
+	s.mu.Unlock()
+	state, err := loadMembership(s.dir)
+	if err == nil && state == nil {
+		return
+	}
+	var m *member
+	if err == nil {
+		m, err = openMember(s.dir, state, nil, s.exec, s.log)
+	}
+	if err != nil {
+		s.log.Error("this node is part of a swarm, but can't take part", "err", err)
+		s.mu.Lock()
+		s.err = err
+		s.mu.Unlock()
+		return
+	}
+	s.begin(m)
+}
+
+// begin runs a member until it is ended or fails.
+func (s *swarmNode) begin(m *member) *running {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx, stop := context.WithCancel(s.life)
+	r := &running{member: m, stop: stop, done: make(chan struct{})}
+	s.cur, s.err = r, nil
+	go func() {
+		defer close(r.done)
+		if r.err = m.run(ctx); r.err == nil {
+			return
+		}
+		s.log.Error("the swarm member stopped; its containers run on", "err", r.err)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.cur == r {
+			s.cur, s.err = nil, r.err
+		}
+	}()
+	return r
+}
+
+// end stops the member and waits for it.
+func (s *swarmNode) end() {
+	s.mu.Lock()
+	r := s.cur
+	s.mu.Unlock()
+	if r == nil {
+		return
+	}
+	r.stop()
+	<-r.done
+	s.mu.Lock()
+	if s.cur == r {
+		s.cur = nil
+	}
+	s.mu.Unlock()
+}
+
+// current returns the member that runs, or nil and why there is none: nil when
+// the node is part of no swarm.
+func (s *swarmNode) current() (*running, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cur, s.err
+}
+
+// leading returns the member if it is a manager that runs.
+func (s *swarmNode) leading() (*running, error) {
+	r, err := s.current()
+	switch {
+	case r != nil:
+		return r, nil
+	case err != nil:
+		return nil, api.Errorf(api.Unavailable, "this node's part in the swarm has failed: %w", err)
+	}
+	return nil, api.Errorf(api.Unavailable, "%s", notManager)
+}
+
+// SwarmInit makes a swarm of this node.
+func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string, error) {
+	if !s.changing.TryLock() {
+		return "", api.Errorf(api.Unavailable, "the node is joining or leaving a swarm at this moment")
+	}
+	defer s.changing.Unlock()
+	if cur, err := s.current(); cur != nil || err != nil {
+		return "", api.Errorf(api.Unavailable, "%s", inSwarm)
+	}
+	state, err := s.initState(r)
+	if err != nil {
+		return "", err
+	}
+	g, err := newSwarm(r, state.AdvertiseAddr, time.Now())
+	if err != nil {
+		return "", err
+	}
+	state.NodeID, state.ClusterID = g.node.ID, g.cluster.ID
+	state.Managers = []swarm.Peer{{NodeID: g.node.ID, Addr: state.AdvertiseAddr}}
+	if err := s.found(ctx, state, g); err != nil {
+		s.end()
+		return "", errors.Join(err, forget(s.dir))
+	}
+	return g.node.ID, nil
+}
+
+// initState checks the request and settles the addresses.
+func (s *swarmNode) initState(r *swarm.InitRequest) (*membership, error) {
+	switch {
+	case r.ForceNewCluster:
+		return nil, api.Errorf(api.Unavailable, "--force-new-cluster needs a node that is part of a swarm")
+	case r.AutoLockManagers || r.Spec.EncryptionConfig.AutoLockManagers:
+		return nil, api.Errorf(api.Unimplemented, "autolock is not served yet")
+	}
+	if err := validateSpec(&r.Spec); err != nil {
+		return nil, err
+	}
+	host, err := hostInterfaces()
+	if err != nil {
+		return nil, err
+	}
+	state := &membership{DataPathPort: r.DataPathPort}
+	if state.ListenAddr, err = resolveListen(r.ListenAddr, host); err != nil {
+		return nil, err
+	}
+	if state.AdvertiseAddr, err = resolveAdvertise(r.AdvertiseAddr, s.advertise, state.ListenAddr, host); err != nil {
+		return nil, err
+	}
+	if r.DataPathAddr != "" {
+		a, err := addressOf(r.DataPathAddr, host)
+		if err != nil {
+			return nil, api.Errorf(api.Invalid, "invalid data path address %q: %w", r.DataPathAddr, err)
+		}
+		state.DataPathAddr = a.String()
+	}
+	return state, nil
+}
+
+// found puts a new swarm on disk, begins it and waits until this node is a
+// leader with a ready agent.
+func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) error {
+	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
+		return err
+	}
+	if err := keyFiles(s.dir).Save(g.keys, nil); err != nil {
+		return err
+	}
+	m, err := openMember(s.dir, state, g, s.exec, s.log)
+	if err != nil {
+		return err
+	}
+	r := s.begin(m)
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	if err := r.ready(ctx); err != nil {
+		return err
+	}
+	// Last, so that a daemon that dies before has no swarm.
+	return state.save(s.dir)
+}
+
+// ready waits until the managers see this node as ready.
+func (r *running) ready(ctx context.Context) error {
+	view, w := r.store.Watch(store.KindNode)
+	defer w.Close()
+	for {
+		if n := store.Get[*api.Node](view, r.state.NodeID); n != nil && n.Status.State == swarm.NodeStateReady {
+			return nil
+		}
+		changed := make(chan error, 1)
+		wait, cancel := context.WithCancel(ctx)
+		go func() {
+			_, err := w.Next(wait)
+			changed <- err
+		}()
+		select {
+		case <-r.done:
+			cancel()
+			<-changed
+			return r.err
+		case err := <-changed:
+			cancel()
+			if err != nil {
+				return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", err)
+			}
+		}
+		view = r.store.View()
+	}
+}
+
+// SwarmJoin is for swarms of more than one node.
+func (s *swarmNode) SwarmJoin(context.Context, *swarm.JoinRequest) error {
+	if cur, err := s.current(); cur != nil || err != nil {
+		return api.Errorf(api.Unavailable, "%s", inSwarm)
+	}
+	return api.Errorf(api.Unimplemented, "joining another node's swarm is not served yet: this version runs swarms of one node")
+}
+
+// SwarmLeave ends this node's membership.
+func (s *swarmNode) SwarmLeave(ctx context.Context, force bool) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	cur, err := s.current()
+	if cur == nil && err == nil {
+		return api.Errorf(api.Unavailable, "%s", noSwarm)
+	}
+	if !force {
+		return api.Errorf(api.Unavailable, "%s", lastLeave)
+	}
+	s.end()
+	if err := s.removeTasks(ctx); err != nil {
+		return err
+	}
+	if err := forget(s.dir); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.err = nil
+	s.mu.Unlock()
+	return nil
+}
+
+// SwarmInspect returns the swarm as managers see it.
+func (s *swarmNode) SwarmInspect(ctx context.Context) (*swarm.Swarm, error) {
+	r, err := s.leading()
+	if err != nil {
+		return nil, err
+	}
+	return r.control.SwarmInspect(ctx)
+}
+
+// SwarmUpdate changes the swarm's spec, and its tokens.
+func (s *swarmNode) SwarmUpdate(ctx context.Context, version uint64, spec *swarm.Spec, f dockerapi.SwarmUpdateFlags) error {
+	r, err := s.leading()
+	if err != nil {
+		return err
+	}
+	if f.RotateManagerUnlockKey || spec.EncryptionConfig.AutoLockManagers {
+		return api.Errorf(api.Unimplemented, "autolock is not served yet")
+	}
+	if err := validateSpec(spec); err != nil {
+		return err
+	}
+	return r.control.SwarmUpdate(ctx, version, spec, f.RotateWorkerToken, f.RotateManagerToken)
+}
+
+// SwarmUnlockKey returns the empty key of a swarm without autolock.
+func (s *swarmNode) SwarmUnlockKey(context.Context) (string, error) {
+	_, err := s.leading()
+	return "", err
+}
+
+// SwarmUnlock refuses: no swarm of this version is locked.
+func (s *swarmNode) SwarmUnlock(context.Context, string) error {
+	if cur, err := s.current(); cur == nil && err == nil {
+		return api.Errorf(api.Unavailable, "%s", noSwarm)
+	}
+	return api.Errorf(api.Conflict, "swarm is not locked")
+}
+
+// state is what _ping and info say of the node.
+func (s *swarmNode) state() (swarm.LocalNodeState, error) {
+	cur, err := s.current()
+	switch {
+	case cur != nil:
+		return swarm.LocalNodeStateActive, nil
+	case err != nil:
+		return swarm.LocalNodeStateError, err
+	}
+	return swarm.LocalNodeStateInactive, nil
+}
+
+// info is the swarm's part of the node's info.
+func (s *swarmNode) info(ctx context.Context) swarm.Info {
+	state, err := s.state()
+	i := swarm.Info{LocalNodeState: state}
+	if err != nil {
+		i.Error = err.Error()
+	}
+	r, _ := s.current()
+	if r == nil {
+		return i
+	}
+	i.NodeID, i.RemoteManagers = r.member.state.NodeID, r.member.state.Managers
+	if host, _, err := net.SplitHostPort(r.member.state.AdvertiseAddr); err == nil {
+		i.NodeAddr = host
+	}
+	i.ControlAvailable = true
+	view := r.store.View()
+	for n := range store.List[*api.Node](view) {
+		i.Nodes++
+		if n.Role == swarm.NodeRoleManager {
+			i.Managers++
+		}
+	}
+	if c, err := r.control.SwarmInspect(ctx); err == nil {
+		i.Cluster = &c.ClusterInfo
+	}
+	return i
+}
+
+// validateSpec checks what the managers' control can't: it is asked before
+// there is one.
+func validateSpec(s *swarm.Spec) error {
+	switch {
+	case s.CAConfig.NodeCertExpiry != 0 && s.CAConfig.NodeCertExpiry < time.Hour:
+		return api.Errorf(api.Invalid, "minimum certificate expiry time is 1h0m0s, not %s", s.CAConfig.NodeCertExpiry)
+	case s.Dispatcher.HeartbeatPeriod != 0 && s.Dispatcher.HeartbeatPeriod < time.Second:
+		return api.Errorf(api.Invalid, "the dispatcher's heartbeat period must be at least 1s, not %s", s.Dispatcher.HeartbeatPeriod)
+	case len(s.CAConfig.ExternalCAs) > 0 || s.CAConfig.SigningCACert != "" || s.CAConfig.SigningCAKey != "":
+		return api.Errorf(api.Unimplemented, "an external or own root CA is not served yet")
+	}
+	return nil
+}
