@@ -149,9 +149,9 @@ func TestServiceLife(t *testing.T) {
 	n.init()
 	n.create(spec("web", 3))
 	n.until("three run", alive(3))
-	n.change("web", func(s *swarm.ServiceSpec) { *s.Mode.Replicated.Replicas = 20 })
+	n.change("web", func(s *swarm.ServiceSpec) { s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(20))} })
 	n.until("twenty run", alive(20))
-	n.change("web", func(s *swarm.ServiceSpec) { *s.Mode.Replicated.Replicas = 2 })
+	n.change("web", func(s *swarm.ServiceSpec) { s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(2))} })
 	n.until("two are left, and no trace of the rest", func(ts []*api.Task) bool { return alive(2)(ts) && len(ts) == 2 })
 
 	dir := n.dir
