@@ -73,7 +73,8 @@ const (
 	maxAppendSize = 1 << 20  // bytes of an append message of more than one entry
 	maxUncommit   = 64 << 20 // bytes of proposals under way
 	maxProposal   = 16 << 20 // bytes of one
-	maxBacklog    = 128      // batches that wait to be applied
+	maxEntry      = maxProposal + 1<<10
+	maxBacklog    = 128 // batches that wait to be applied
 	inlineApply   = 256 << 10
 	snapshotBytes = 64 << 20 // of entries after which a snapshot is taken
 	spaceRetry    = time.Second

@@ -38,10 +38,31 @@ func parseMessage(b []byte) (m raftpb.Message, err error) {
 	if err := m.Unmarshal(b); err != nil {
 		return m, api.Errorf(api.Invalid, "raft message: %w", err)
 	}
-	if m.From == 0 || m.Type == raftpb.MsgProp || raft.IsLocalMsg(m.Type) || raft.IsLocalMsgTarget(m.From) {
-		return m, api.Errorf(api.Invalid, "raft message of type %s from %x: not one between managers", m.Type, m.From)
+	if m.From == 0 || raft.IsLocalMsgTarget(m.From) || !wellFormed(&m) {
+		return m, api.Errorf(api.Invalid, "raft message of type %d from %x: not one that a manager sends to another", m.Type, m.From)
 	}
 	return m, nil
+}
+
+// wellFormed refuses what raft would panic on.
+func wellFormed(m *raftpb.Message) bool {
+	switch m.Type {
+	case raftpb.MsgAppResp, raftpb.MsgVote, raftpb.MsgVoteResp, raftpb.MsgPreVote, raftpb.MsgPreVoteResp, raftpb.MsgHeartbeat,
+		raftpb.MsgHeartbeatResp, raftpb.MsgTransferLeader, raftpb.MsgTimeoutNow:
+		return true
+	case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
+		return len(m.Entries) == 1
+	case raftpb.MsgSnap:
+		return m.Snapshot != nil && m.Snapshot.Metadata.Index > 0
+	case raftpb.MsgApp:
+		for i := range m.Entries {
+			if m.Entries[i].Index != m.Index+1+uint64(i) || m.Entries[i].Term > m.Term || len(m.Entries[i].Data) > maxEntry {
+				return false
+			}
+		}
+		return true
+	}
+	return false
 }
 
 func (n *Node) step(m raftpb.Message) {

@@ -107,6 +107,13 @@ func (n *Node) end(cancel func(), err error, panicked any) error {
 	}
 	cancel()
 	n.tasks.Wait()
+	select {
+	case s := <-n.snapEnd: // it was written while Run ended
+		if err == nil {
+			err = n.snapshotDone(s)
+		}
+	default:
+	}
 	if err == nil && n.full == nil && n.hard != n.wal.state && n.hard.Term > 0 {
 		err = n.wal.append(batch{state: &n.hard}) // a quicker start next time
 	}

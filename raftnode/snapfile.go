@@ -168,6 +168,9 @@ func (s *snapshotReader) block() ([]byte, error) {
 	}
 	n := binary.LittleEndian.Uint32(h[:])
 	if n == 0 {
+		if h[4] != 0 {
+			return nil, fmt.Errorf("%w: its end is not what was written", ErrCorrupt)
+		}
 		if _, err := io.ReadFull(s.r, h[:4]); err != nil {
 			return nil, cut(err)
 		}
