@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/build/bin:$(PATH)
 .PHONY: all deps bundle up down test check bench soak fuzz generate clean
 
 all: deps bundle ## bin/legion, with the programs that travel in it
-	CGO_ENABLED=0 go build -trimpath -tags bundle -ldflags '$(LDFLAGS)' -o bin/legion ./cmd/legion
+	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -tags bundle -ldflags '$(LDFLAGS)' -o bin/legion ./cmd/legion
 
 deps:
 	@scripts/install-deps

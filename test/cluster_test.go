@@ -91,23 +91,38 @@ func (n *node) inspect(t *testing.T, object, template string) string {
 	return n.docker(t, "inspect", "-f", template, object)
 }
 
-// pids are the processes of a service's containers, as the host numbers them.
+// pids are the processes of a service's containers, as the host numbers them,
+// sorted.
 func (n *node) pids(t *testing.T, service string) []int {
 	t.Helper()
-	ids, err := n.containers(service)
+	pids, err := n.processes(service)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return pids
+}
+
+// processes is pids for a service that may be changing: a container that goes
+// between two questions is an error.
+func (n *node) processes(service string) ([]int, error) {
+	ids, err := n.containers(service)
+	if err != nil || len(ids) == 0 {
+		return nil, err
+	}
+	out, err := n.command("docker", append([]string{"inspect", "-f", "{{.State.Pid}}"}, ids...)...)
+	if err != nil {
+		return nil, err
+	}
 	var pids []int
-	for _, id := range ids {
-		pid, err := strconv.Atoi(n.inspect(t, id, "{{.State.Pid}}"))
+	for word := range strings.FieldsSeq(out) {
+		pid, err := strconv.Atoi(word)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		pids = append(pids, pid)
 	}
 	slices.Sort(pids)
-	return pids
+	return pids, nil
 }
 
 // tasks are lines of service ps.
