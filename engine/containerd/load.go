@@ -34,10 +34,9 @@ func (i *Images) Load(ctx context.Context, r io.Reader, want []ocispec.Platform,
 	}
 	err = i.load(ctx, r, want, progress)
 	free()
-	if err != nil { // nothing of it stays
-		if e := i.collect(i.in(context.WithoutCancel(ctx))); e != nil {
-			i.cfg.Log.Warn("content of an archive that could not be loaded is still there", "error", e)
-		}
+	// What the archive had besides images, or all of it if it was malformed.
+	if e := i.collect(context.WithoutCancel(i.in(ctx))); e != nil {
+		i.cfg.Log.Warn("unused content of a loaded archive is still there", "error", e)
 	}
 	return err
 }

@@ -254,8 +254,7 @@ func (i *Images) fetch(ctx context.Context, s *session, target ocispec.Descripto
 			if d.Size > maxConfigSize {
 				return nil, api.Errorf(api.Invalid, "%s %s of %s is larger than %d bytes", d.MediaType, d.Digest, reference.FamiliarString(s.ref), maxConfigSize)
 			}
-			_, err := remotes.FetchHandler(i.st.content, fetcher)(ctx, d)
-			return nil, err
+			return nil, i.fetchBlob(ctx, fetcher, d)
 		}),
 		images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 			found, err := children(ctx, d)
@@ -281,12 +280,25 @@ func (i *Images) fetchLayer(ctx context.Context, fetcher remotes.Fetcher, d ocis
 		t.status(d.Digest, "Already exists")
 		return nil
 	}
-	err := remotes.Fetch(ctx, i.st.content, t.counted(fetcher), d)
-	if err != nil && !errdefs.IsAlreadyExists(err) {
+	if err := i.fetchBlob(ctx, t.counted(fetcher), d); err != nil {
 		return fmt.Errorf("layer %s: %w", d.Digest, err)
 	}
 	t.status(d.Digest, "Download complete")
 	return nil
+}
+
+// fetchBlob copies one blob. What broke off is gone on with the next time;
+// what came damaged is not kept.
+func (i *Images) fetchBlob(ctx context.Context, fetcher remotes.Fetcher, d ocispec.Descriptor) error {
+	err := remotes.Fetch(ctx, i.st.content, fetcher, d)
+	switch {
+	case err == nil || errdefs.IsAlreadyExists(err):
+		return nil
+	case errdefs.IsFailedPrecondition(err):
+		_ = i.st.content.Abort(ctx, remotes.MakeRefKey(ctx, d))
+		return api.Errorf(api.Unavailable, "the registry sent damaged content for %s: %w", d.Digest, err)
+	}
+	return err
 }
 
 // unpackWith unpacks layer by layer and tells about each.
