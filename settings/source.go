@@ -137,6 +137,9 @@ func readFile(file []byte) (map[string]json.RawMessage, error) {
 	if len(bytes.TrimSpace(file)) == 0 {
 		return keys, nil
 	}
+	if first := bytes.TrimSpace(file)[0]; first != '{' {
+		return nil, api.Errorf(api.Invalid, "not a JSON object of options: it begins with %q", first)
+	}
 	d := json.NewDecoder(bytes.NewReader(file))
 	if err := d.Decode(&keys); err != nil {
 		return nil, api.Errorf(api.Invalid, "not a JSON object of options: %w%s", err, position(file, err))
@@ -162,11 +165,11 @@ func readFile(file []byte) (map[string]json.RawMessage, error) {
 
 // position says where in the file a syntax error is.
 func position(file []byte, err error) string {
+	before := file
 	var syntax *json.SyntaxError
-	if !errors.As(err, &syntax) {
-		return ""
+	if errors.As(err, &syntax) {
+		before = file[:min(int(syntax.Offset), len(file))]
 	}
-	before := file[:min(int(syntax.Offset), len(file))]
 	return fmt.Sprintf(" (line %d)", 1+bytes.Count(before, []byte("\n")))
 }
 
