@@ -79,7 +79,7 @@ func (n *Node) changeMembers(e *raftpb.Entry) error {
 	if err := unmarshal(&cc, e.Data); err != nil {
 		return err
 	}
-	n.conf = *n.raw.ApplyConfChange(cc)
+	n.conf, n.renew = *n.raw.ApplyConfChange(cc), true
 	if cc.Type == raftpb.ConfChangeRemoveNode {
 		delete(n.addresses, cc.NodeID)
 	} else if len(cc.Context) > 0 {

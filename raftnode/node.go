@@ -47,6 +47,7 @@ type Node struct {
 	full      error // the disk is
 	running   bool
 	leading   bool // as raft says
+	renew     bool // members have changed since the last publish
 
 	apply    applySide
 	tasks    sync.WaitGroup // goroutines that Run waits for
@@ -191,7 +192,7 @@ func (n *Node) loadSnapshot(r *replay) error {
 
 // adopt takes over what a snapshot says of the members.
 func (n *Node) adopt(h *snapshotHead) {
-	n.conf, n.snapped = h.metadata().ConfState, h.Index
+	n.conf, n.snapped, n.renew = h.metadata().ConfState, h.Index, true
 	n.addresses = maps.Clone(h.Addresses)
 	if n.addresses == nil {
 		n.addresses = map[uint64]string{}
@@ -237,10 +238,11 @@ func (n *Node) publish() {
 	n.leading = s.RaftState == raft.StateLeader
 	lead := s.RaftState == raft.StateLeader && n.apply.term.Load() == s.Term && n.full == nil
 	old := n.status.Load()
-	if old != nil && old.IsLeader == lead && old.Leader == s.Lead && old.Term == s.Term && old.SnapshotIndex == n.snapped &&
-		(old.Err == nil) == (n.full == nil) && slices.Equal(old.Voters, n.conf.Voters) && slices.Equal(old.Learners, n.conf.Learners) {
+	if old != nil && !n.renew && old.IsLeader == lead && old.Leader == s.Lead && old.Term == s.Term &&
+		old.SnapshotIndex == n.snapped && (old.Err == nil) == (n.full == nil) {
 		return
 	}
+	n.renew = false
 	st := &Status{ID: n.cfg.ID, Leader: s.Lead, Term: s.Term, IsLeader: lead, SnapshotIndex: n.snapped,
 		Voters: n.conf.Voters, Learners: n.conf.Learners, Members: n.members(), Err: n.full}
 	n.status.Store(st)

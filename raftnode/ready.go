@@ -166,7 +166,8 @@ func (n *Node) commit(ctx context.Context, rd *raft.Ready) error {
 		}
 	}
 	if changed {
-		b.conf, b.addresses = &n.conf, maps.Clone(n.addresses)
+		conf := n.conf
+		b.conf, b.addresses = &conf, maps.Clone(n.addresses)
 		// A start must not fall back to members that are gone.
 		if err := n.write(ctx, batch{state: &n.hard}); err != nil {
 			return err
