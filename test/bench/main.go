@@ -92,28 +92,31 @@ func (r *results) add(name, peer string, v float64) {
 }
 
 func (r *results) print() error {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(w, "median of runs\t")
+	header := []string{"median of runs"}
 	for _, p := range r.peers {
-		fmt.Fprintf(w, "%s\t", p.name)
+		header = append(header, p.name)
 	}
 	if len(r.peers) == 2 {
-		fmt.Fprint(w, "ratio\t")
+		header = append(header, "ratio")
 	}
-	fmt.Fprintln(w)
+	lines := []string{strings.Join(header, "\t")}
 	slices.Sort(r.names)
 	for _, name := range r.names {
-		fmt.Fprintf(w, "%s\t", name)
+		fields := []string{name}
 		var medians []float64
 		for _, p := range r.peers {
 			m := median(r.values[name][p.name])
 			medians = append(medians, m)
-			fmt.Fprintf(w, "%.4g\t", m)
+			fields = append(fields, fmt.Sprintf("%.4g", m))
 		}
 		if len(medians) == 2 {
-			fmt.Fprintf(w, "%.2f\t", medians[0]/medians[1])
+			fields = append(fields, fmt.Sprintf("%.2f", medians[0]/medians[1]))
 		}
-		fmt.Fprintln(w)
+		lines = append(lines, strings.Join(fields, "\t"))
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	if _, err := fmt.Fprintln(w, strings.Join(lines, "\t\n")+"\t"); err != nil {
+		return err
 	}
 	return w.Flush()
 }

@@ -19,7 +19,7 @@ type peer struct {
 
 	dir    string
 	cmd    *exec.Cmd
-	ended  chan error
+	ended  chan struct{} // closed when cmd has ended
 	client *client.Client
 }
 
@@ -44,8 +44,11 @@ func (p *peer) start(ctx context.Context) (err error) {
 	if err := p.cmd.Start(); err != nil {
 		return err
 	}
-	p.ended = make(chan error, 1)
-	go func() { p.ended <- p.cmd.Wait() }()
+	p.ended = make(chan struct{})
+	go func() {
+		_ = p.cmd.Wait() // how it ended is in its log
+		close(p.ended)
+	}()
 	if p.client, err = client.New(client.WithHost("unix://" + p.dir + "/sock")); err != nil {
 		return err
 	}

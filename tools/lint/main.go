@@ -26,9 +26,9 @@ import (
 
 // Checks of staticcheck that are left out, and why.
 var leftOut = []string{
-	"ST1000", // package comments: the tree's own test
-	"ST1003", // names: Docker's API has its own spelling
-	"ST1016", // receiver names
+	"ST1000",                     // package comments: the tree's own test
+	"ST1003",                     // names: Docker's API has its own spelling
+	"ST1016",                     // receiver names
 	"ST1020", "ST1021", "ST1022", // the form of doc comments
 	"SA1019", // deprecated: Docker's API keeps deprecated fields that clients read
 }

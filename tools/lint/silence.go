@@ -12,16 +12,18 @@ import (
 // One match: the names; the reason is required.
 var nolint = regexp.MustCompile(`^//nolint:([\w,]+) // \S`)
 
-// silencing returns the check without the findings that a comment excuses, and
-// without those in generated files.
+// silencing returns the check without the findings that a comment excuses,
+// without those in generated files, and without the unchecked errors of what
+// tests defer: a test that can't close its input has other worries.
 func silencing(a *analysis.Analyzer) *analysis.Analyzer {
 	next := a.Run
 	a.Run = func(pass *analysis.Pass) (any, error) {
 		excused, generated := excuses(pass, a.Name)
+		deferred := deferredInTests(pass)
 		report, p := pass.Report, *pass
 		p.Report = func(d analysis.Diagnostic) {
 			at := pass.Fset.Position(d.Pos)
-			if !generated[at.Filename] && !excused[line{at.Filename, at.Line}] {
+			if !generated[at.Filename] && !excused[line{at.Filename, at.Line}] && !(a.Name == "errcheck" && deferred[line{at.Filename, at.Line}]) {
 				report(d)
 			}
 		}
@@ -53,4 +55,21 @@ func excuses(pass *analysis.Pass, check string) (excused map[line]bool, generate
 		}
 	}
 	return excused, generated
+}
+
+func deferredInTests(pass *analysis.Pass) map[line]bool {
+	deferred := map[line]bool{}
+	for _, f := range pass.Files {
+		if !strings.HasSuffix(pass.Fset.Position(f.Pos()).Filename, "_test.go") {
+			continue
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			if d, ok := n.(*ast.DeferStmt); ok {
+				at := pass.Fset.Position(d.Pos())
+				deferred[line{at.Filename, at.Line}] = true
+			}
+			return true
+		})
+	}
+	return deferred
 }
