@@ -16,9 +16,9 @@ func pure() map[string][]string {
 		"settings":             {},
 		"agent/exec":           {},
 		"store":                {"store.go", "config.go"},
-		"manager/scheduler":    {"run.go", "loop.go"},
-		"manager/orchestrator": {"run.go", "loop.go"},
-		"manager/allocator":    {"run.go", "loop.go"},
+		"manager/scheduler":    {"loop.go"},
+		"manager/orchestrator": {"loop.go", "agenda.go"},
+		"manager/allocator":    {"loop.go"},
 	}
 }
 
