@@ -2,6 +2,7 @@ package main
 
 import (
 	"go/ast"
+	"go/types"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,17 +14,20 @@ import (
 var nolint = regexp.MustCompile(`^//nolint:([\w,]+) // \S`)
 
 // silencing returns the check without the findings that a comment excuses,
-// without those in generated files, and without the unchecked errors of what
-// tests defer: a test that can't close its input has other worries.
+// without those in generated files, and without unchecked errors that are
+// harmless.
 func silencing(a *analysis.Analyzer) *analysis.Analyzer {
 	next := a.Run
 	a.Run = func(pass *analysis.Pass) (any, error) {
 		excused, generated := excuses(pass, a.Name)
-		deferred := deferredInTests(pass)
+		harmless := map[line]bool{}
+		if a.Name == "errcheck" {
+			harmless = harmlessCalls(pass)
+		}
 		report, p := pass.Report, *pass
 		p.Report = func(d analysis.Diagnostic) {
 			at := pass.Fset.Position(d.Pos)
-			if !generated[at.Filename] && !excused[line{at.Filename, at.Line}] && !(a.Name == "errcheck" && deferred[line{at.Filename, at.Line}]) {
+			if !generated[at.Filename] && !excused[line{at.Filename, at.Line}] && !harmless[line{at.Filename, at.Line}] {
 				report(d)
 			}
 		}
@@ -57,19 +61,47 @@ func excuses(pass *analysis.Pass, check string) (excused map[line]bool, generate
 	return excused, generated
 }
 
-func deferredInTests(pass *analysis.Pass) map[line]bool {
-	deferred := map[line]bool{}
+// harmlessCalls are lines with calls whose error tells nothing: what tests
+// defer, and closing what wrote nothing or was a connection. A file is neither.
+func harmlessCalls(pass *analysis.Pass) map[line]bool {
+	harmless := map[line]bool{}
+	mark := func(n ast.Node) {
+		at := pass.Fset.Position(n.Pos())
+		harmless[line{at.Filename, at.Line}] = true
+	}
 	for _, f := range pass.Files {
-		if !strings.HasSuffix(pass.Fset.Position(f.Pos()).Filename, "_test.go") {
-			continue
-		}
+		test := strings.HasSuffix(pass.Fset.Position(f.Pos()).Filename, "_test.go")
 		ast.Inspect(f, func(n ast.Node) bool {
-			if d, ok := n.(*ast.DeferStmt); ok {
-				at := pass.Fset.Position(d.Pos())
-				deferred[line{at.Filename, at.Line}] = true
+			switch n := n.(type) {
+			case *ast.DeferStmt:
+				if test || closesQuietly(pass, n.Call) {
+					mark(n)
+				}
+			case *ast.ExprStmt:
+				if call, ok := n.X.(*ast.CallExpr); ok && closesQuietly(pass, call) {
+					mark(n)
+				}
 			}
 			return true
 		})
 	}
-	return deferred
+	return harmless
+}
+
+// closesQuietly reports whether the call is Close of something that is no
+// buffer or file of written data.
+func closesQuietly(pass *analysis.Pass, call *ast.CallExpr) bool {
+	sel, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok || sel.Sel.Name != "Close" {
+		return false
+	}
+	t := pass.TypesInfo.TypeOf(sel.X)
+	if t == nil || t.String() == "*os.File" {
+		return false
+	}
+	has := func(name string) bool {
+		o, _, _ := types.LookupFieldOrMethod(t, true, pass.Pkg, name)
+		return o != nil
+	}
+	return !has("Write") || has("RemoteAddr")
 }
