@@ -100,8 +100,8 @@ type Service struct {
 // Task is one run of a service's spec in a slot (or on a node, for global
 // services). It runs at most once: to restart is to replace.
 //
-// Spec, SpecVersion, Slot, ServiceID and DesiredState are written by the
-// orchestrator, Networks and Ports by the allocator, NodeID and
+// Spec, SpecVersion, Slot, ServiceID, NotBefore and DesiredState are written by the
+// orchestrator (NodeID too, for global services), Networks and Ports by the allocator, NodeID and
 // GenericResources by the scheduler, Status by the agent through the
 // dispatcher (by managers only before ASSIGNED, and for ORPHANED).
 type Task struct {
@@ -120,6 +120,9 @@ type Task struct {
 
 	Status       swarm.TaskStatus
 	DesiredState swarm.TaskState
+	// NotBefore is the earliest time at which DesiredState may become RUNNING:
+	// the end of the restart delay. Zero: at once. Written when the task is made.
+	NotBefore time.Time `json:",omitzero"`
 
 	Networks         []NetworkAttachment
 	Ports            []swarm.PortConfig // published ports, as allocated

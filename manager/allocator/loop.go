@@ -93,7 +93,7 @@ func (l *Loop) allocate(ctx context.Context, services, tasks map[string]bool) er
 
 func (l *Loop) services(ctx context.Context, ids map[string]bool) error {
 	_, err := l.Store.Update(ctx, func(tx *store.Tx) error {
-		ports := Ports{}
+		ports := api.Ports{}
 		for s := range store.List[*api.Service](tx) {
 			ports.Add(s)
 		}
@@ -122,7 +122,7 @@ func (l *Loop) services(ctx context.Context, ids map[string]bool) error {
 }
 
 // endpoint is what a service's Endpoint should be.
-func endpoint(s *api.Service, ports Ports) (swarm.Endpoint, error) {
+func endpoint(s *api.Service, ports api.Ports) (swarm.Endpoint, error) {
 	var e swarm.Endpoint
 	if s.Spec.EndpointSpec != nil {
 		e.Spec = *s.Spec.EndpointSpec

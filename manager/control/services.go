@@ -9,7 +9,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/manager/allocator"
 	"github.com/legion-swarm/legion/manager/orchestrator"
 	"github.com/legion-swarm/legion/store"
 )
@@ -61,7 +60,7 @@ func allocate(tx *store.Tx, s *api.Service) error {
 		s.Endpoint.Ports = nil
 		return nil
 	}
-	ports := allocator.Ports{}
+	ports := api.Ports{}
 	for other := range store.List[*api.Service](tx) {
 		if other.ID != s.ID {
 			ports.Add(other)

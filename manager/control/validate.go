@@ -11,7 +11,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/manager/scheduler"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -173,7 +172,7 @@ func validateTask(t *swarm.TaskSpec) error {
 		return err
 	}
 	if t.Placement != nil {
-		if _, err := scheduler.ParseConstraints(t.Placement.Constraints); err != nil {
+		if _, err := api.ParseConstraints(t.Placement.Constraints); err != nil {
 			return err
 		}
 		for _, p := range t.Placement.Preferences {

@@ -7,14 +7,13 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/manager/scheduler"
 )
 
 // global keeps a task on every node that the service may run on.
 func (p *plan) global() {
-	var constraints []scheduler.Constraint
+	var constraints []api.Constraint
 	if pl := p.Service.Spec.TaskTemplate.Placement; pl != nil {
-		constraints, _ = scheduler.ParseConstraints(pl.Constraints) // checked when the service was written
+		constraints, _ = api.ParseConstraints(pl.Constraints) // checked when the service was written
 	}
 	have := map[string]*slot{}
 	for _, s := range p.slots {
@@ -23,7 +22,7 @@ func (p *plan) global() {
 	for _, id := range slices.Sorted(maps.Keys(p.Nodes)) {
 		n, s := p.Nodes[id], have[id]
 		switch {
-		case n.Spec.Availability == swarm.NodeAvailabilityDrain || !scheduler.MatchAll(constraints, n):
+		case n.Spec.Availability == swarm.NodeAvailabilityDrain || !api.MatchAll(constraints, n):
 			if s != nil {
 				p.shutdownAll(s)
 			}

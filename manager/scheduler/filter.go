@@ -2,72 +2,161 @@ package scheduler
 
 import (
 	"fmt"
+	"maps"
+	"reflect"
+	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
 )
 
-// filter says whether a task may run on a node, and in words of Docker's why
-// not on how many.
-type filter struct {
-	check   func(g *group, n *node) bool
-	explain func(nodes int) string
+// filter is a reason for which a node can't take a task.
+type filter int
+
+// In the order in which they are asked; the first that refuses is told.
+const (
+	ready filter = iota
+	resources
+	plugins
+	constraints
+	platform
+	hostPorts
+	maxReplicas
+	filters      // how many there are
+	passed  = -1 // by all
+)
+
+// explain says, in Docker's words, on how many nodes the filter refused a task.
+func (f filter) explain(nodes int) string {
+	on := fmt.Sprintf("%d nodes", nodes)
+	if nodes == 1 {
+		on = "1 node"
+	}
+	switch f {
+	case ready:
+		return on + " not available for new tasks"
+	case resources:
+		return "insufficient resources on " + on
+	case plugins:
+		return "missing plugin on " + on
+	case constraints:
+		return "scheduling constraints not satisfied on " + on
+	case platform:
+		return "unsupported platform on " + on
+	case hostPorts:
+		return "host-mode port already in use on " + on
+	default:
+		return "max replicas per node limit exceed on " + on
+	}
+}
+
+// refusals counts the nodes that each filter turned away.
+type refusals [filters]int
+
+func (r *refusals) String() string {
+	order := make([]filter, 0, filters)
+	for f := range filters {
+		if r[f] > 0 {
+			order = append(order, f)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b filter) int { return r[b] - r[a] })
+	why := make([]string, 0, len(order))
+	for _, f := range order {
+		why = append(why, f.explain(r[f]))
+	}
+	if len(why) == 0 {
+		return "no suitable node (the swarm has no nodes)"
+	}
+	return "no suitable node (" + strings.Join(why, "; ") + ")"
 }
 
 // group is a set of tasks that are alike: the same service and spec.
 type group struct {
 	spec        *api.TaskSpec
-	service     string
 	key         string
-	constraints []Constraint
+	service     string
+	constraints []api.Constraint
 	ports       []port
+	drivers     []plugin
 	reserve     swarm.Resources
 	maxReplicas int
+	spread      []string // keys of node attributes, outermost first
+	claims      bool     // generic resources
 }
 
+type plugin struct{ kind, name string }
+
 func newGroup(t *api.Task) *group {
-	g := &group{spec: t.Spec, service: t.ServiceID, key: failureKey(t), ports: hostPorts(t.Spec)}
+	g := &group{spec: t.Spec, key: groupKey(t), service: t.ServiceID}
+	if g.service == "" {
+		g.service = t.ID // nothing else is of its kind
+	}
 	if p := t.Spec.Placement; p != nil {
-		g.constraints, _ = ParseConstraints(p.Constraints) // checked when the service was written
+		g.constraints, _ = api.ParseConstraints(p.Constraints) // checked when the service was written
 		g.maxReplicas = int(p.MaxReplicas)
+		for _, p := range p.Preferences {
+			if p.Spread != nil {
+				g.spread = append(g.spread, p.Spread.SpreadDescriptor)
+			}
+		}
 	}
 	if r := t.Spec.Resources; r != nil && r.Reservations != nil {
 		g.reserve = *r.Reservations
+		g.claims = len(g.reserve.GenericResources) > 0
 	}
+	for _, p := range t.Spec.HostPorts() {
+		if p.PublishedPort != 0 {
+			g.ports = append(g.ports, port{p.PublishedPort, p.Protocol})
+		}
+	}
+	g.drivers = needs(&t.Spec.TaskSpec)
 	return g
 }
 
-func counted(one string) func(int) string {
-	return func(n int) string {
-		s := "s"
-		if n == 1 {
-			s = ""
+// needs are the plugins that a task uses, besides what every node has.
+func needs(s *swarm.TaskSpec) []plugin {
+	var out []plugin
+	if s.ContainerSpec != nil {
+		for _, m := range s.ContainerSpec.Mounts {
+			if m.Type == mount.TypeVolume && m.VolumeOptions != nil && m.VolumeOptions.DriverConfig != nil &&
+				m.VolumeOptions.DriverConfig.Name != "" && m.VolumeOptions.DriverConfig.Name != "local" {
+				out = append(out, plugin{"Volume", m.VolumeOptions.DriverConfig.Name})
+			}
 		}
-		return fmt.Sprintf(one, n, s)
 	}
-}
-
-// filters in the order in which they are asked; the first that refuses is the
-// one that is told.
-func filters() []filter {
-	return []filter{
-		{check: (*group).ready, explain: counted("%d node%s not available for new tasks")},
-		{check: (*group).resources, explain: counted("insufficient resources on %d node%s")},
-		{check: (*group).constrained, explain: counted("scheduling constraints not satisfied on %d node%s")},
-		{check: (*group).platform, explain: counted("unsupported platform on %d node%s")},
-		{check: (*group).hostPorts, explain: counted("host-mode port already in use on %d node%s")},
-		{check: (*group).replicas, explain: counted("max replicas per node limit exceed on %d node%s")},
+	if l := s.LogDriver; l != nil && !slices.Contains([]string{"", "none", "json-file", "local"}, l.Name) {
+		out = append(out, plugin{"Log", l.Name})
 	}
+	return out
 }
 
-func (g *group) ready(n *node) bool {
-	return n.Status.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive
+// refusal returns the first filter that refuses the node, or passed.
+func (g *group) refusal(n *node) filter {
+	switch {
+	case n.Status.State != swarm.NodeStateReady || n.Spec.Availability != swarm.NodeAvailabilityActive:
+		return ready
+	case !g.fits(n):
+		return resources
+	case len(g.drivers) > 0 && !g.plugged(n):
+		return plugins
+	case len(g.constraints) > 0 && !api.MatchAll(g.constraints, n.Node):
+		return constraints
+	case g.spec.Placement != nil && !api.MatchPlatform(g.spec.Placement.Platforms, n.Node):
+		return platform
+	case len(g.ports) > 0 && slices.ContainsFunc(g.ports, func(p port) bool { return n.ports[p] > 0 }):
+		return hostPorts
+	case g.maxReplicas > 0 && n.services[g.service] >= g.maxReplicas:
+		return maxReplicas
+	}
+	return passed
 }
 
-func (g *group) resources(n *node) bool {
-	have := n.Description.Resources
+func (g *group) fits(n *node) bool {
+	have := &n.Description.Resources
 	if g.reserve.NanoCPUs > 0 && have.NanoCPUs-n.cpu < g.reserve.NanoCPUs ||
 		g.reserve.MemoryBytes > 0 && have.MemoryBytes-n.memory < g.reserve.MemoryBytes {
 		return false
@@ -95,55 +184,57 @@ func total(have []swarm.GenericResource, kind string) int64 {
 	return n
 }
 
-func (g *group) constrained(n *node) bool { return MatchAll(g.constraints, n.Node) }
-
-func (g *group) platform(n *node) bool {
-	if g.spec.Placement == nil || len(g.spec.Placement.Platforms) == 0 {
-		return true
-	}
-	have := n.Description.Platform
-	for _, p := range g.spec.Placement.Platforms {
-		if (p.OS == "" || strings.EqualFold(p.OS, have.OS)) && (p.Architecture == "" || strings.EqualFold(arch(p.Architecture), arch(have.Architecture))) {
-			return true
-		}
-	}
-	return false
-}
-
-func (g *group) hostPorts(n *node) bool {
-	for _, p := range g.ports {
-		if n.ports[p] > 0 {
+// plugged reports whether the node has the drivers. Names compare with and
+// without the tag "latest", as Docker's do.
+func (g *group) plugged(n *node) bool {
+	for _, want := range g.drivers {
+		if !slices.ContainsFunc(n.Description.Engine.Plugins, func(p swarm.PluginDescription) bool {
+			return p.Type == want.kind && strings.TrimSuffix(p.Name, ":latest") == strings.TrimSuffix(want.name, ":latest")
+		}) {
 			return false
 		}
 	}
 	return true
 }
 
-func (g *group) replicas(n *node) bool {
-	return g.maxReplicas == 0 || n.services[g.service] < g.maxReplicas
-}
-
-// take gives out generic resources of the node for one task.
-func (g *group) take(n *node) []swarm.GenericResource {
+// claim gives out generic resources of the node for one task that fits.
+func (g *group) claim(n *node) []swarm.GenericResource {
+	if !g.claims {
+		return nil
+	}
 	var out []swarm.GenericResource
 	for _, want := range g.reserve.GenericResources {
-		d := want.DiscreteResourceSpec
-		if d == nil {
-			continue
-		}
-		left := d.Value
-		for _, r := range n.Description.Resources.GenericResources {
-			switch {
-			case r.DiscreteResourceSpec != nil && r.DiscreteResourceSpec.Kind == d.Kind:
-				out = append(out, swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: d.Kind, Value: d.Value}})
-				left = 0
-			case left > 0 && r.NamedResourceSpec != nil && r.NamedResourceSpec.Kind == d.Kind:
-				if _, taken := n.named[d.Kind+"="+r.NamedResourceSpec.Value]; !taken {
-					out = append(out, r)
-					left--
-				}
-			}
+		if d := want.DiscreteResourceSpec; d != nil {
+			out = append(out, n.claim(d)...)
 		}
 	}
 	return out
+}
+
+// claim takes free names of the kind first, the rest as a number.
+func (n *node) claim(want *swarm.DiscreteGenericResource) []swarm.GenericResource {
+	var out []swarm.GenericResource
+	left := want.Value
+	for _, r := range n.Description.Resources.GenericResources {
+		if left == 0 {
+			break
+		}
+		if r.NamedResourceSpec == nil || r.NamedResourceSpec.Kind != want.Kind {
+			continue
+		}
+		if _, taken := n.named[want.Kind+"="+r.NamedResourceSpec.Value]; !taken {
+			out = append(out, r)
+			left--
+		}
+	}
+	if left > 0 {
+		out = append(out, swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: want.Kind, Value: left}})
+	}
+	return out
+}
+
+// changed reports whether a node differs in anything that filters look at.
+func changed(a, b *api.Node) bool {
+	return a.Status.State != b.Status.State || a.Status.Addr != b.Status.Addr || a.Spec.Availability != b.Spec.Availability || a.Role != b.Role ||
+		!maps.Equal(a.Spec.Labels, b.Spec.Labels) || !reflect.DeepEqual(a.Description, b.Description)
 }

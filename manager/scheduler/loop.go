@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
@@ -20,48 +22,53 @@ type Loop struct {
 	Log   *slog.Logger
 }
 
-// maxAssign bounds how many tasks one transaction assigns.
-const maxAssign = 5000
+const (
+	// maxBatch bounds how many tasks are scheduled, and written, at a time.
+	maxBatch = 1000
+	// writers bounds how many batches are being written while the next is
+	// scheduled.
+	writers = 4
+)
 
 // Run blocks until ctx ends or the store can't be written to.
 func (l *Loop) Run(ctx context.Context) error {
 	for {
 		err := l.follow(ctx)
-		if !errors.Is(err, store.ErrOverflow) && !errors.Is(err, errDiffers) {
+		if !errors.Is(err, store.ErrOverflow) {
 			return err
 		}
-		l.Log.Info("the scheduler reads the store anew", "why", err)
+		l.Log.Info("the scheduler fell behind and reads the store anew")
 	}
 }
 
-// errDiffers says that the state is not what the store has: a write failed.
-var errDiffers = errors.New("scheduler: state differs from the store")
-
+// session is the loop from one snapshot on.
 type session struct {
 	*Loop
 	state *State
-	// fresh tasks are to be scheduled, waiting ones were and found no node.
-	fresh, waiting map[string]*api.Task
+	// queue has the tasks to schedule, oldest first. An entry that is not in
+	// fresh any more is out of date.
+	queue []*api.Task
+	fresh map[string]*api.Task
+	// waiting tasks found no node.
+	waiting map[string]*api.Task
 }
 
-func (l *Loop) follow(ctx context.Context) error {
+// follow runs until the watch fails, and waits for its writers.
+func (l *Loop) follow(ctx context.Context) (err error) {
 	view, w := l.Store.Watch(store.KindTask, store.KindNode)
 	defer w.Close()
 	s := &session{Loop: l, state: New(), fresh: map[string]*api.Task{}, waiting: map[string]*api.Task{}}
-	now := time.Now()
-	for n := range store.List[*api.Node](view) {
-		s.state.SetNode(n)
-	}
-	for t := range store.List[*api.Task](view) {
-		s.task(t.ID, t, now)
-	}
-	for {
-		for len(s.fresh) > 0 {
-			if err := s.assign(ctx); err != nil {
-				return err
-			}
+	s.load(view)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(writers)
+	defer func() {
+		if failed := g.Wait(); failed != nil && ctx.Err() == nil {
+			err = failed
 		}
-		changes, err := w.Next(ctx)
+	}()
+	for {
+		s.schedule(gctx, g)
+		changes, err := w.Next(gctx)
 		if err != nil {
 			return err
 		}
@@ -72,15 +79,31 @@ func (l *Loop) follow(ctx context.Context) error {
 	}
 }
 
+func (s *session) load(view *store.View) {
+	now := time.Now()
+	for n := range store.List[*api.Node](view) {
+		s.state.SetNode(n)
+	}
+	for t := range store.List[*api.Task](view) {
+		s.task(t.ID, t, now)
+	}
+	slices.SortFunc(s.queue, older)
+}
+
+func older(a, b *api.Task) int {
+	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
+}
+
 func (s *session) change(c *store.Change, now time.Time) {
 	switch c.Kind {
 	case store.KindNode:
-		s.retry()
-		if n, ok := c.New.(*api.Node); ok && n != nil {
-			s.state.SetNode(n)
-		} else {
+		n, ok := c.New.(*api.Node)
+		if !ok || n == nil {
 			s.state.RemoveNode(c.ID)
+		} else if !s.state.SetNode(n) {
+			return
 		}
+		s.retry()
 	case store.KindTask:
 		t, _ := c.New.(*api.Task)
 		s.task(c.ID, t, now)
@@ -89,84 +112,111 @@ func (s *session) change(c *store.Change, now time.Time) {
 
 // retry has waiting tasks scheduled again: there may be room now.
 func (s *session) retry() {
+	if len(s.waiting) == 0 {
+		return
+	}
+	n := len(s.queue)
 	for id, t := range s.waiting {
 		s.fresh[id] = t
-		delete(s.waiting, id)
+		s.queue = append(s.queue, t)
 	}
+	clear(s.waiting)
+	slices.SortFunc(s.queue[n:], older)
 }
 
 // task takes a task's new version; nil: it was deleted.
 func (s *session) task(id string, t *api.Task, now time.Time) {
-	if t != nil && t.Status.State == swarm.TaskStatePending && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
-		if s.waiting[id] != nil {
-			s.waiting[id] = t
-		} else {
-			s.fresh[id] = t
-		}
+	pending := t != nil && t.Status.State == swarm.TaskStatePending && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning)
+	if pending && s.waiting[id] != nil {
+		s.waiting[id] = t // most likely our own explanation
 		return
 	}
 	delete(s.fresh, id)
 	delete(s.waiting, id)
-	if t == nil || api.Final(t.Status.State) {
+	if s.state.SetTask(id, t, now) {
 		s.retry()
 	}
-	s.state.SetTask(id, t, now)
+	if pending {
+		s.fresh[id] = t
+		s.queue = append(s.queue, t)
+	}
 }
 
-// assign schedules what is fresh and writes it down.
-func (s *session) assign(ctx context.Context) error {
-	tasks := make([]*api.Task, 0, min(len(s.fresh), maxAssign))
-	for id, t := range s.fresh {
-		if len(tasks) == maxAssign {
-			break
+// schedule places all that is fresh, and has it written.
+func (s *session) schedule(ctx context.Context, g *errgroup.Group) {
+	for ctx.Err() == nil {
+		batch := s.take()
+		if len(batch) == 0 {
+			return
 		}
-		tasks = append(tasks, t)
-		delete(s.fresh, id)
-	}
-	slices.SortFunc(tasks, func(a, b *api.Task) int {
-		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
-	})
-	now := time.Now().UTC()
-	placements := s.state.Schedule(tasks, now)
-	for i := range placements {
-		if p := &placements[i]; p.NodeID == "" || p.Why != "" {
-			s.waiting[p.Task.ID] = p.Task
-		}
-	}
-	lost := false
-	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
-		lost = false
+		now := time.Now().UTC()
+		placements := s.state.Schedule(batch, now)
 		for i := range placements {
-			taken, err := write(tx, &placements[i], now)
-			if err != nil {
+			if p := &placements[i]; p.NodeID == "" {
+				s.waiting[p.Task.ID] = p.Task
+			}
+		}
+		placements = slices.DeleteFunc(placements, func(p Placement) bool { return p.NodeID == "" && p.Task.Status.Err == p.Why })
+		if len(placements) > 0 {
+			g.Go(func() error { return s.write(ctx, placements, now) })
+		}
+	}
+}
+
+// take returns the next tasks to schedule.
+func (s *session) take() []*api.Task {
+	var batch []*api.Task
+	for len(s.queue) > 0 && len(batch) < maxBatch {
+		t := s.queue[0]
+		s.queue = s.queue[1:]
+		if s.fresh[t.ID] == t {
+			delete(s.fresh, t.ID)
+			batch = append(batch, t)
+		}
+	}
+	return batch
+}
+
+// write writes placements down, in halves if the store won't take them at once.
+func (l *Loop) write(ctx context.Context, placements []Placement, now time.Time) error {
+	_, err := l.Store.Update(ctx, func(tx *store.Tx) error {
+		for i := range placements {
+			if err := place(tx, &placements[i], now); err != nil {
 				return err
 			}
-			lost = lost || !taken
 		}
 		return nil
 	})
-	if err == nil && lost {
-		err = errDiffers
+	if api.Is(err, api.ResourceExhausted) && len(placements) > 1 {
+		half := len(placements) / 2
+		if err := l.write(ctx, placements[:half], now); err != nil {
+			return err
+		}
+		return l.write(ctx, placements[half:], now)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("write placements: %w", err)
+	}
+	return nil
 }
 
-// write puts a placement in the transaction. It reports false if the task is
-// not any more what was scheduled.
-func write(tx *store.Tx, p *Placement, now time.Time) (bool, error) {
+// place puts a placement in the transaction, unless the task is not any more
+// what was scheduled: then the watch will say so, and the state is mended.
+func place(tx *store.Tx, p *Placement, now time.Time) error {
 	cur := store.Get[*api.Task](tx, p.Task.ID)
 	if cur == nil || cur.Version != p.Task.Version {
-		return p.NodeID == "", nil
+		return nil
 	}
 	t := *cur
 	switch {
-	case p.Why == "":
+	case p.NodeID == "":
+		t.Status = swarm.TaskStatus{State: swarm.TaskStatePending, Timestamp: now, Message: "pending task scheduling", Err: p.Why}
+	case t.NodeID != "":
+		t.GenericResources = p.Resources
+		t.Status = swarm.TaskStatus{State: swarm.TaskStateAssigned, Timestamp: now, Message: "scheduler confirmed task can run on preassigned node"}
+	default:
 		t.NodeID, t.GenericResources = p.NodeID, p.Resources
 		t.Status = swarm.TaskStatus{State: swarm.TaskStateAssigned, Timestamp: now, Message: "scheduler assigned task to node"}
-	case t.Status.Err == p.Why:
-		return true, nil
-	default:
-		t.Status = swarm.TaskStatus{State: swarm.TaskStatePending, Timestamp: now, Message: "pending task scheduling", Err: p.Why}
 	}
-	return true, store.Put(tx, &t)
+	return store.Put(tx, &t)
 }
