@@ -17,7 +17,8 @@ func sayLegion(text string) string {
 	return strings.NewReplacer(
 		`"docker `, `"legion `, "'docker ", "'legion ", "`docker ", "`legion ",
 		"    docker swarm ", "    legion swarm ",
-		"Is the docker daemon running?", "Is the Legion daemon running? Start it with: legion daemon",
+		"failed to connect to the docker API at", "failed to connect to the Legion API at",
+		"if the daemon is running:", "if the daemon is running (legion daemon):",
 	).Replace(text)
 }
 
