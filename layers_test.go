@@ -10,7 +10,7 @@ import (
 func layers() [][]string {
 	return [][]string{
 		{"api"},
-		{"swarmpb", "store", "ca", "agent/exec", "network", "dns", "network/bpf", "settings", "bundle"},
+		{"swarmpb", "store", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
 		{"raftnode", "rpc", "engine", "agent", "network/linux", "network/networktest", "agent/exec/exectest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer"},
 		{"engine/enginetest", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
