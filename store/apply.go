@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -37,25 +36,44 @@ func (s *Store) Apply(index uint64, data []byte) (result, fatal error) {
 			return errStale, nil
 		}
 	}
-	a := applier{store: s, txn: txn, index: index, specs: map[string]*api.TaskSpec{}}
+	a := applier{store: s, txn: txn, index: index, specs: map[string][]byte{}, refs: map[string]int{}}
 	for i := range e.ops {
-		if result, fatal = a.apply(&e.ops[i]); result != nil || fatal != nil {
-			if fatal == nil {
-				s.publish(index, nil)
-				return result, nil
-			}
-			return nil, fmt.Errorf("entry %d: %w", index, fatal)
+		if result, err = a.apply(&e.ops[i]); result != nil || err != nil {
+			break
 		}
 	}
+	if result == nil && err == nil {
+		result, err = a.finish()
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("entry %d: %w", index, err)
+	case result != nil:
+		s.publish(index, nil)
+		return result, nil
+	}
 	txn.Commit()
-	a.countSpecs()
+	for key, n := range a.refs {
+		if s.refs[key] += n; s.refs[key] == 0 {
+			delete(s.refs, key)
+		}
+	}
 	s.publish(index, a.changes)
 	return nil, nil
 }
 
 // publish makes the newest view and tells watchers. Callers hold mu.
 func (s *Store) publish(index uint64, changes []Change) {
-	s.view.Store(newView(s.db, index))
+	counts := s.View().counts
+	for i := range changes {
+		switch c := &changes[i]; {
+		case c.Old == nil:
+			counts[c.Kind]++
+		case c.New == nil:
+			counts[c.Kind]--
+		}
+	}
+	s.view.Store(newView(s.db, index, counts))
 	if len(changes) == 0 {
 		return
 	}
@@ -69,18 +87,15 @@ type applier struct {
 	store   *Store
 	txn     *memdb.Txn
 	index   uint64
-	specs   map[string]*api.TaskSpec // that came with the entry
+	specs   map[string][]byte // that came with the entry, not decoded yet
+	refs    map[string]int    // by how much the number of tasks with a spec changes
 	changes []Change
 }
 
 func (a *applier) apply(o *op) (result, fatal error) {
 	switch o.code {
 	case opSpec:
-		spec := new(api.TaskSpec)
-		if err := json.Unmarshal(o.body, spec); err != nil {
-			return nil, fmt.Errorf("%w: spec %s: %w", errMalformed, o.id, err)
-		}
-		a.specs[o.id] = spec
+		a.specs[o.id] = o.body
 		return nil, nil
 	case opDelete:
 		old := first(a.txn, o.kind, o.id)
@@ -90,25 +105,33 @@ func (a *applier) apply(o *op) (result, fatal error) {
 		if err := a.txn.Delete(o.kind.String(), old); err != nil {
 			return nil, err
 		}
-		a.changes = append(a.changes, Change{Kind: o.kind, ID: o.id, Old: old, Index: a.index})
+		a.changed(Change{Kind: o.kind, ID: o.id, Old: old, Index: a.index})
 		return nil, nil
 	}
 	return a.put(o)
 }
 
+func (a *applier) changed(c Change) {
+	a.changes = append(a.changes, c)
+	if t, ok := c.New.(*api.Task); ok {
+		a.refs[specKey(t)]++
+	}
+	if t, ok := c.Old.(*api.Task); ok {
+		a.refs[specKey(t)]--
+	}
+}
+
 func (a *applier) put(o *op) (result, fatal error) {
-	obj, err := decodeObject(o.kind, o.body)
+	obj, err := decodeObject(o.kind, o.body, &a.store.intern)
 	if err != nil {
 		return nil, err
 	}
 	if t, ok := obj.(*api.Task); ok {
-		if t.Spec = a.spec(specKey(t)); t.Spec == nil {
-			return errStale, nil
-		}
-	}
-	if o.kind.named() {
-		if err := nameFree(a.txn, o.kind, obj); err != nil {
-			return err, nil
+		if err := a.giveSpec(t); err != nil {
+			if errors.Is(err, errStale) {
+				return err, nil
+			}
+			return nil, err
 		}
 	}
 	metaOf(obj).Version.Index = a.index
@@ -117,48 +140,46 @@ func (a *applier) put(o *op) (result, fatal error) {
 	if err := a.txn.Insert(o.kind.String(), obj); err != nil {
 		return nil, err
 	}
-	a.changes = append(a.changes, Change{Kind: o.kind, ID: id, Old: old, New: obj, Index: a.index})
+	a.changed(Change{Kind: o.kind, ID: id, Old: old, New: obj, Index: a.index})
 	return nil, nil
 }
 
-// spec finds the spec that tasks share: what the store has comes first.
-func (a *applier) spec(key string) *api.TaskSpec {
-	if e := a.store.specs[key]; e != nil {
-		return e.spec
+// giveSpec gives a task the spec that it shares: what the store has comes
+// first, then what came with the entry.
+func (a *applier) giveSpec(t *api.Task) error {
+	key := specKey(t)
+	if row := specOf(a.txn, key); row != nil {
+		t.Spec = row.spec
+		return nil
 	}
-	return a.specs[key]
+	body, ok := a.specs[key]
+	if !ok {
+		return errStale // it was dropped while the entry was on its way
+	}
+	spec, err := decodeSpec(key, body)
+	if err != nil {
+		return err
+	}
+	t.Spec = spec
+	return a.txn.Insert(tableSpec, newSpecRow(t, spec))
 }
 
-// countSpecs keeps count of the tasks that share a spec, and drops specs that
-// none does any more.
-func (a *applier) countSpecs() {
+// finish checks what only the whole change can be checked for, and drops specs
+// that no task has any more.
+func (a *applier) finish() (result, fatal error) {
 	for i := range a.changes {
-		c := &a.changes[i]
-		if c.Kind != KindTask {
-			continue
-		}
-		if t, ok := c.New.(*api.Task); ok {
-			a.store.hold(specKey(t), t.Spec)
-		}
-		if t, ok := c.Old.(*api.Task); ok {
-			a.store.release(specKey(t))
+		if c := &a.changes[i]; c.New != nil && c.Kind.named() {
+			if err := nameFree(a.txn, c.Kind, c.New); err != nil {
+				return err, nil
+			}
 		}
 	}
-}
-
-func (s *Store) hold(key string, spec *api.TaskSpec) {
-	e := s.specs[key]
-	if e == nil {
-		e = &specEntry{spec: spec}
-		s.specs[key] = e
-	}
-	e.refs++
-}
-
-func (s *Store) release(key string) {
-	if e := s.specs[key]; e != nil {
-		if e.refs--; e.refs == 0 {
-			delete(s.specs, key)
+	for key, n := range a.refs {
+		if n < 0 && a.store.refs[key]+n == 0 {
+			if err := a.txn.Delete(tableSpec, specOf(a.txn, key)); err != nil {
+				return nil, err
+			}
 		}
 	}
+	return nil, nil
 }

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 
 	"github.com/legion-swarm/legion/api"
@@ -14,13 +16,13 @@ import (
 //
 //	format, reads, ops
 //	read: kind, id, version            what the change depends on
-//	op:   opPut, kind, body            body: the object as JSON, tasks without their spec
+//	op:   opPut, kind, body            body: the object as JSON; a task as appendTask has it
 //	      opDelete, kind, id
 //	      opSpec, key, body            a spec that tasks of this entry refer to
 //
-// with counts and lengths as varints. JSON, since objects are written seldom
-// next to how often they are read, and fields come and go with versions; a
-// task's spec is stored once per service and version.
+// with counts and lengths as varints. JSON, since objects other than tasks are
+// written seldom next to how often they are read; a task's spec is stored once
+// per service and version.
 const format = 1
 
 const (
@@ -46,7 +48,7 @@ type read struct {
 type op struct {
 	code byte
 	kind Kind
-	id   string // of a deletion; the key of a spec
+	id   string // what a deletion deletes; the key of a spec
 	body []byte
 }
 
@@ -58,21 +60,15 @@ func specKey(t *api.Task) string {
 	return t.ServiceID + "/" + strconv.FormatUint(t.SpecVersion, 10)
 }
 
-// taskRecord is a task in the log: its Spec shadows the task's and stays empty.
-type taskRecord struct {
-	*api.Task
-	Spec json.RawMessage `json:",omitempty"`
-}
-
 func encodeObject(o any) ([]byte, error) {
 	if t, ok := o.(*api.Task); ok {
-		return json.Marshal(taskRecord{Task: t})
+		return appendTask(make([]byte, 0, 192), t)
 	}
 	return json.Marshal(o)
 }
 
-func decodeObject(k Kind, body []byte) (any, error) {
-	var o any
+// decodeObject decodes what encodeObject encoded; a task has no spec yet.
+func decodeObject(k Kind, body []byte, in *intern) (o any, err error) {
 	switch k {
 	case KindCluster:
 		o = new(api.Cluster)
@@ -81,11 +77,7 @@ func decodeObject(k Kind, body []byte) (any, error) {
 	case KindService:
 		o = new(api.Service)
 	case KindTask:
-		t := new(api.Task)
-		if err := json.Unmarshal(body, &taskRecord{Task: t}); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", errMalformed, k, err)
-		}
-		o = t
+		o, err = decodeTask(body, in)
 	case KindNetwork:
 		o = new(api.Network)
 	case KindSecret:
@@ -96,14 +88,37 @@ func decodeObject(k Kind, body []byte) (any, error) {
 		return nil, fmt.Errorf("%w: unknown %s: written by a newer version?", errMalformed, k)
 	}
 	if k != KindTask {
-		if err := json.Unmarshal(body, o); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", errMalformed, k, err)
-		}
+		err = strictJSON(body, o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errMalformed, k, err)
 	}
 	if idOf(o) == "" {
 		return nil, fmt.Errorf("%w: %s without an id", errMalformed, k)
 	}
 	return o, nil
+}
+
+// strictJSON refuses fields that it does not know: to drop what a newer version
+// wrote would be to diverge from it.
+func strictJSON(b []byte, to any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(to); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("more than one value")
+	}
+	return nil
+}
+
+func decodeSpec(key string, body []byte) (*api.TaskSpec, error) {
+	spec := new(api.TaskSpec)
+	if err := strictJSON(body, spec); err != nil {
+		return nil, fmt.Errorf("%w: spec %s: %w", errMalformed, key, err)
+	}
+	return spec, nil
 }
 
 func (e *entry) encode() []byte {
@@ -149,6 +164,7 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 // decoder reads an entry. After the first error every read gives zero values.
 type decoder struct {
 	b   []byte
+	in  *intern
 	err error
 }
 
@@ -188,6 +204,36 @@ func (d *decoder) bytes() []byte {
 	s := d.b[:n:n]
 	d.b = d.b[n:]
 	return s
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail("bad number")
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) int() int       { return int(d.varint()) }
+func (d *decoder) str() string    { return string(d.bytes()) }
+func (d *decoder) shared() string { return d.in.get(d.bytes()) }
+
+func (d *decoder) flag() bool {
+	c := d.byte()
+	if c > 1 {
+		d.fail("bad flag")
+	}
+	return c == 1
+}
+
+// end refuses anything after what was read.
+func (d *decoder) end() error {
+	if d.err == nil && len(d.b) > 0 {
+		d.fail("more than its end")
+	}
+	return d.err
 }
 
 // count reads how many items follow, each of at least min bytes.
@@ -238,11 +284,8 @@ func decodeEntry(b []byte) (*entry, error) {
 	for range d.count(3) {
 		e.ops = append(e.ops, d.op())
 	}
-	if d.err == nil && len(d.b) > 0 {
-		d.fail("more than its end")
-	}
-	if d.err != nil {
-		return nil, d.err
+	if err := d.end(); err != nil {
+		return nil, err
 	}
 	return e, nil
 }

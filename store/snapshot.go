@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"maps"
-	"slices"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -37,13 +35,10 @@ func (v *View) Snapshot(w io.Writer) error {
 	e := &snapshotWriter{w: bw}
 	e.raw([]byte(snapshotMagic))
 	e.raw(binary.AppendUvarint(nil, v.index))
-	specs := map[string]*api.TaskSpec{}
-	for t := range List[*api.Task](v) {
-		specs[specKey(t)] = t.Spec
-	}
-	for _, key := range slices.Sorted(maps.Keys(specs)) {
-		body, err := json.Marshal(specs[key])
-		e.op(&op{code: opSpec, id: key, body: body}, err)
+	for o := range rows(v.txn, tableSpec, ByIDPrefix("")) {
+		row := o.(*specRow)
+		body, err := json.Marshal(row.spec)
+		e.op(&op{code: opSpec, id: row.key, body: body}, err)
 	}
 	for k := KindCluster; k.valid(); k++ {
 		for o := range v.list(k, ByIDPrefix("")) {
@@ -93,14 +88,14 @@ func (s *Store) Restore(r io.Reader) error {
 	if err := fresh.reset(); err != nil {
 		return err
 	}
-	index, err := fresh.read(r)
+	index, counts, err := fresh.read(r)
 	if err != nil {
 		return fmt.Errorf("store: read snapshot: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.db, s.specs = fresh.db, fresh.specs
-	s.view.Store(newView(s.db, index))
+	s.db, s.refs, s.intern = fresh.db, fresh.refs, fresh.intern
+	s.view.Store(newView(s.db, index, counts))
 	s.failWatchers()
 	return nil
 }
@@ -123,81 +118,99 @@ func (r *sumReader) ReadByte() (byte, error) {
 	return b[0], err
 }
 
-func (s *Store) read(r io.Reader) (index uint64, err error) {
+func (s *Store) read(r io.Reader) (index uint64, c counts, err error) {
 	in := &sumReader{r: bufio.NewReaderSize(r, 64<<10)}
 	magic := make([]byte, len(snapshotMagic))
 	if _, err := io.ReadFull(in, magic); err != nil {
-		return 0, err
+		return 0, c, err
 	}
 	if string(magic) != snapshotMagic {
-		return 0, fmt.Errorf("%w: not a snapshot of this version", errMalformed)
+		return 0, c, fmt.Errorf("%w: not a snapshot of this version", errMalformed)
 	}
 	if index, err = binary.ReadUvarint(in); err != nil {
-		return 0, err
+		return 0, c, err
 	}
 	txn := s.db.Txn(true)
 	defer txn.Abort() // no effect after Commit
-	for {
-		n, err := binary.ReadUvarint(in)
-		if err != nil {
-			return 0, err
-		}
-		if n == 0 {
-			break
-		}
-		if n > maxOp {
-			return 0, fmt.Errorf("%w: an object of %d bytes", errMalformed, n)
-		}
-		var b bytes.Buffer
-		if _, err := io.CopyN(&b, in, int64(n)); err != nil {
-			return 0, err
-		}
-		if err := s.restoreOp(txn, b.Bytes()); err != nil {
-			return 0, err
-		}
+	l := loader{store: s, txn: txn, specs: map[string]*api.TaskSpec{}}
+	if err := l.ops(in); err != nil {
+		return 0, c, err
 	}
 	want := in.sum
 	var got [4]byte
 	if _, err := io.ReadFull(in.r, got[:]); err != nil {
-		return 0, err
+		return 0, c, err
 	}
 	if binary.LittleEndian.Uint32(got[:]) != want {
-		return 0, errors.New("checksum does not match: the file is damaged")
+		return 0, c, errors.New("checksum does not match: the file is damaged")
 	}
 	txn.Commit()
-	return index, nil
+	return index, l.counts, nil
 }
 
-func (s *Store) restoreOp(txn *memdb.Txn, b []byte) error {
+// loader takes a snapshot's operations.
+type loader struct {
+	store  *Store
+	txn    *memdb.Txn
+	specs  map[string]*api.TaskSpec
+	counts counts
+}
+
+func (l *loader) ops(in *sumReader) error {
+	var b bytes.Buffer
+	for {
+		n, err := binary.ReadUvarint(in)
+		if err != nil || n == 0 {
+			return err
+		}
+		if n > maxOp {
+			return fmt.Errorf("%w: an object of %d bytes", errMalformed, n)
+		}
+		b.Reset()
+		if _, err := io.CopyN(&b, in, int64(n)); err != nil {
+			return err
+		}
+		if err := l.op(b.Bytes()); err != nil {
+			return err
+		}
+	}
+}
+
+func (l *loader) op(b []byte) (err error) {
 	d := &decoder{b: b}
 	o := d.op()
-	if d.err == nil && len(d.b) > 0 {
-		d.fail("more than its end")
-	}
-	switch {
-	case d.err != nil:
-		return d.err
+	switch err := d.end(); {
+	case err != nil:
+		return err
 	case o.code == opSpec:
-		spec := new(api.TaskSpec)
-		if err := json.Unmarshal(o.body, spec); err != nil {
-			return fmt.Errorf("%w: spec %s: %w", errMalformed, o.id, err)
-		}
-		s.specs[o.id] = &specEntry{spec: spec}
-		return nil
+		l.specs[o.id], err = decodeSpec(o.id, o.body)
+		return err
 	case o.code != opPut:
 		return fmt.Errorf("%w: operation %d in a snapshot", errMalformed, o.code)
 	}
-	obj, err := decodeObject(o.kind, o.body)
+	obj, err := decodeObject(o.kind, o.body, &l.store.intern)
 	if err != nil {
 		return err
 	}
 	if t, ok := obj.(*api.Task); ok {
-		e := s.specs[specKey(t)]
-		if e == nil {
-			return fmt.Errorf("%w: task %s without its spec", errMalformed, t.ID)
+		if err := l.giveSpec(t); err != nil {
+			return err
 		}
-		t.Spec = e.spec
-		e.refs++
 	}
-	return txn.Insert(o.kind.String(), obj)
+	if first(l.txn, o.kind, idOf(obj)) != nil {
+		return fmt.Errorf("%w: %s %s is there twice", errMalformed, o.kind, idOf(obj))
+	}
+	l.counts[o.kind]++
+	return l.txn.Insert(o.kind.String(), obj)
+}
+
+func (l *loader) giveSpec(t *api.Task) error {
+	key := specKey(t)
+	if t.Spec = l.specs[key]; t.Spec == nil {
+		return fmt.Errorf("%w: task %s without its spec", errMalformed, t.ID)
+	}
+	if l.store.refs[key]++; l.store.refs[key] > 1 {
+		return nil
+	}
+	return l.txn.Insert(tableSpec, newSpecRow(t, t.Spec))
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,14 +52,9 @@ type Store struct {
 	mu       sync.Mutex
 	proposer Proposer
 	db       *memdb.MemDB
-	specs    map[string]*specEntry
+	refs     map[string]int // how many tasks have a spec, by specKey
+	intern   intern
 	watchers map[*Watcher]struct{}
-}
-
-// specEntry is a spec with the number of tasks that share it.
-type specEntry struct {
-	spec *api.TaskSpec
-	refs int
 }
 
 // New returns an empty store.
@@ -73,7 +69,7 @@ func New(c Config) (*Store, error) {
 	if err := s.reset(); err != nil {
 		return nil, err
 	}
-	s.view.Store(newView(s.db, 0))
+	s.view.Store(newView(s.db, 0, counts{}))
 	return s, nil
 }
 
@@ -82,7 +78,7 @@ func (s *Store) reset() error {
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	s.db, s.specs = db, map[string]*specEntry{}
+	s.db, s.refs = db, map[string]int{}
 	return nil
 }
 
@@ -100,8 +96,8 @@ func (s *Store) View() *View { return s.view.Load() }
 // returns without error the change is in the log and View shows it; index is
 // the entry's, and the new Version.Index of every object written (0 when fn
 // wrote nothing). If what fn read was changed meanwhile, fn is run again on a
-// newer snapshot, until ctx ends; so fn must have no effect but on tx. fn's
-// error is returned as it is.
+// newer snapshot, until ctx ends (Conflict); so fn must have no effect but on
+// tx. fn's error is returned as it is.
 //
 // Unavailable and NotLeader mean that the change may or may not come to pass.
 func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64, err error) {
@@ -114,7 +110,7 @@ func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64
 		if len(tx.order) == 0 {
 			return 0, nil
 		}
-		data, err := s.encode(tx)
+		data, err := encode(tx)
 		if err != nil {
 			return 0, err
 		}
@@ -128,8 +124,8 @@ func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64
 		if !errors.Is(err, errStale) {
 			return index, err
 		}
-		if err := wait(ctx, pause); err != nil {
-			return 0, fmt.Errorf("the objects kept changing: %w", err)
+		if err := wait(ctx, pause/2+rand.N(pause)); err != nil {
+			return 0, api.Errorf(api.Conflict, "others kept changing the same objects; nothing was changed: %w", err)
 		}
 		pause = min(2*pause, maxRetryPause)
 	}
@@ -157,7 +153,7 @@ func (s *Store) begin() *Tx {
 // encode makes the entry of a transaction. A spec goes with it unless the
 // store already has it; if that is dropped before the entry is applied, the
 // entry is stale and comes again.
-func (s *Store) encode(tx *Tx) ([]byte, error) {
+func encode(tx *Tx) ([]byte, error) {
 	e := &entry{reads: make([]read, 0, len(tx.reads)), ops: make([]op, 0, len(tx.order))}
 	for r, v := range tx.reads {
 		e.reads = append(e.reads, read{r, v})
@@ -173,7 +169,7 @@ func (s *Store) encode(tx *Tx) ([]byte, error) {
 			continue
 		}
 		if t, ok := c.object.(*api.Task); ok {
-			spec, err := s.specOp(t, sent)
+			spec, err := specOp(tx.view, t, sent)
 			if err != nil {
 				return nil, err
 			}
@@ -195,15 +191,9 @@ func (s *Store) encode(tx *Tx) ([]byte, error) {
 	return e.encode(), nil
 }
 
-func (s *Store) specOp(t *api.Task, sent map[string]bool) (*op, error) {
-	if t.Spec == nil {
-		return nil, api.Errorf(api.Invalid, "task %s has no spec", t.ID)
-	}
+func specOp(v *View, t *api.Task, sent map[string]bool) (*op, error) {
 	key := specKey(t)
-	s.mu.Lock()
-	_, known := s.specs[key]
-	s.mu.Unlock()
-	if known || sent[key] {
+	if sent[key] || specOf(v.txn, key) != nil {
 		return nil, nil
 	}
 	body, err := json.Marshal(t.Spec)

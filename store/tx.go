@@ -113,8 +113,25 @@ func Delete[T api.Object](tx *Tx, id string) error {
 }
 
 func (tx *Tx) put(r ref, o any) error {
+	if t, ok := o.(*api.Task); ok {
+		if err := tx.shareSpec(t); err != nil {
+			return err
+		}
+	}
 	tx.note(r, o)
 	return tx.txn.Insert(r.kind.String(), o)
+}
+
+// shareSpec does what apply will do: the first spec of its key is every task's.
+func (tx *Tx) shareSpec(t *api.Task) error {
+	if t.Spec == nil {
+		return api.Errorf(api.Invalid, "task %s has no spec", t.ID)
+	}
+	if row := specOf(tx.txn, specKey(t)); row != nil {
+		t.Spec = row.spec
+		return nil
+	}
+	return tx.txn.Insert(tableSpec, newSpecRow(t, t.Spec))
 }
 
 func (tx *Tx) note(r ref, o any) {

@@ -22,13 +22,18 @@ type View struct {
 	db    *memdb.MemDB
 	txn   *memdb.Txn // read-only
 	index uint64
+
+	counts counts
 }
+
+// counts is how many objects there are of each kind.
+type counts [kinds + 1]int
 
 var _ Reader = (*View)(nil)
 
-func newView(db *memdb.MemDB, index uint64) *View {
+func newView(db *memdb.MemDB, index uint64, c counts) *View {
 	snap := db.Snapshot()
-	return &View{db: snap, txn: snap.Txn(false), index: index}
+	return &View{db: snap, txn: snap.Txn(false), index: index, counts: c}
 }
 
 // Index is that of the last log entry that the view holds.
@@ -59,10 +64,14 @@ func List[T api.Object](r Reader, by ...By) iter.Seq[T] {
 	}
 }
 
-// Count counts what List would give.
+// Count counts what List would give; in a View, at no cost without a By.
 func Count[T api.Object](r Reader, by ...By) int {
+	b := one(by)
+	if v, ok := r.(*View); ok && len(by) == 0 {
+		return v.counts[kindOf[T]()]
+	}
 	n := 0
-	for range r.list(kindOf[T](), one(by)) {
+	for range r.list(kindOf[T](), b) {
 		n++
 	}
 	return n
@@ -87,12 +96,19 @@ func first(txn *memdb.Txn, k Kind, id string) any {
 }
 
 func all(txn *memdb.Txn, k Kind, by By) iter.Seq[any] {
+	if k == KindTask && by.ofSpec() {
+		return bySpec(txn, by)
+	}
+	return rows(txn, k.String(), by)
+}
+
+func rows(txn *memdb.Txn, table string, by By) iter.Seq[any] {
 	return func(yield func(any) bool) {
 		index := by.index
 		if by.prefix {
 			index += "_prefix"
 		}
-		it, err := txn.Get(k.String(), index, by.key)
+		it, err := txn.Get(table, index, by.key)
 		if err != nil {
 			return // the kind has no such index: nothing matches
 		}
@@ -102,4 +118,32 @@ func all(txn *memdb.Txn, k Kind, by By) iter.Seq[any] {
 			}
 		}
 	}
+}
+
+// bySpec finds tasks through their specs: tasks themselves are not indexed by
+// what their specs refer to.
+func bySpec(txn *memdb.Txn, by By) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		for o := range rows(txn, tableSpec, by) {
+			row := o.(*specRow)
+			of := ByService(row.service)
+			if row.service == "" {
+				of = By{index: indexID, key: row.key}
+			}
+			for o := range rows(txn, KindTask.String(), of) {
+				if t := o.(*api.Task); t.Spec == row.spec && !yield(t) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func specOf(txn *memdb.Txn, key string) *specRow {
+	o, err := txn.First(tableSpec, indexID, key)
+	if err != nil {
+		panic(err) // the schema has the table and the index
+	}
+	row, _ := o.(*specRow)
+	return row
 }
