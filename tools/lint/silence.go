@@ -28,6 +28,7 @@ func silencing(a *analysis.Analyzer) *analysis.Analyzer {
 		p.Report = func(d analysis.Diagnostic) {
 			at := pass.Fset.Position(d.Pos)
 			if !generated[at.Filename] && !excused[line{at.Filename, at.Line}] && !harmless[line{at.Filename, at.Line}] {
+				d.Message += " (" + a.Name + ")"
 				report(d)
 			}
 		}
