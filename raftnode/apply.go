@@ -19,7 +19,8 @@ type applySide struct {
 	backlog atomic.Int64 // batches queued or being applied by the goroutine
 	index   atomic.Uint64
 	term    atomic.Uint64
-	writing atomic.Bool // a snapshot; cleared by Run
+	writing atomic.Bool   // a snapshot; cleared by Run
+	every   atomic.Uint64 // entries a snapshot is taken
 
 	conf      raftpb.ConfState
 	addresses map[uint64]string

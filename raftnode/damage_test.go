@@ -125,7 +125,10 @@ func TestAnotherMembersFolderIsRefused(t *testing.T) {
 
 func TestOldSnapshotsAndSegmentsGo(t *testing.T) {
 	fs := newMemFS()
-	s := startSolo(t, fs, func(c *Config) { c.SnapshotInterval, c.KeepOldSnapshots = 10, 2 })
+	s := startSolo(t, fs, nil)
+	if err := s.SetRetention(t.Context(), Retention{SnapshotInterval: 10, KeepOldSnapshots: 2}); err != nil {
+		t.Fatal(err)
+	}
 	big := strings.Repeat("z", 1<<20)
 	for i := range 60 {
 		s.propose(t, big)

@@ -87,6 +87,7 @@ func Open(cfg Config) (_ *Node, err error) {
 		snapEnd: make(chan snapDone, 1), failures: make(chan error, 1),
 	}
 	n.keys.sealer = cfg.Sealer
+	n.apply.every.Store(cfg.SnapshotInterval)
 	n.apply.queue = make(chan applyBatch, maxBacklog)
 	// Entries of an earlier run may still be applied: their seqs must not be ours.
 	n.seq.Store(rand.Uint64())

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/store"
@@ -246,10 +248,15 @@ func TestSealedLogShowsNothing(t *testing.T) {
 	}
 }
 
+// BenchmarkUpdateFsync is what a service create costs: transaction, raft, disk
+// and all. fsync-us is the mean of a bare write and fdatasync of the same size,
+// in the same folder, just before.
 func BenchmarkUpdateFsync(b *testing.B) {
 	for _, clients := range []int{1, 8, 64} {
 		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
-			m := start(b, b.TempDir(), nil)
+			dir := b.TempDir()
+			bare := bareSync(b, filepath.Join(dir, "bare"))
+			m := start(b, filepath.Join(dir, "raft"), nil)
 			b.ResetTimer()
 			var wg sync.WaitGroup
 			for c := range clients {
@@ -264,6 +271,37 @@ func BenchmarkUpdateFsync(b *testing.B) {
 			}
 			wg.Wait()
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "updates/s")
+			b.ReportMetric(float64(bare.Nanoseconds())/1000, "fsync-us")
 		})
 	}
+}
+
+// bareSync measures the disk.
+func bareSync(b *testing.B, path string) time.Duration {
+	f, err := os.Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if err := f.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
+	const n, size = 300, 500
+	if _, err := f.Write(make([]byte, n*size)); err != nil {
+		b.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		b.Fatal(err)
+	}
+	began := time.Now()
+	for i := range n {
+		if _, err := f.WriteAt(bytes.Repeat([]byte{1}, size), int64(i*size)); err != nil {
+			b.Fatal(err)
+		}
+		if err := unix.Fdatasync(int(f.Fd())); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return time.Since(began) / n
 }

@@ -28,7 +28,7 @@ const snapshotTemporary = "snapshot.tmp"
 func (n *Node) maybeSnapshot(force bool) {
 	a := &n.apply
 	index := a.index.Load()
-	due := index-a.snapped >= n.cfg.SnapshotInterval || a.bytes >= snapshotBytes
+	due := index-a.snapped >= a.every.Load() || a.bytes >= snapshotBytes
 	if index == 0 || len(a.conf.Voters) == 0 || !(due || force) || !n.running || a.writing.Swap(true) {
 		return
 	}
@@ -107,6 +107,27 @@ func (n *Node) compact(index uint64) {
 	if err := n.storage.Compact(index - n.cfg.SlowFollowerEntries); err != nil {
 		n.cfg.Log.Warn("raft: the log in memory can't be shortened", "err", err)
 	}
+}
+
+// Retention says when snapshots are taken and what is kept, as Config's fields
+// of the same names.
+type Retention struct {
+	SnapshotInterval, KeepOldSnapshots, SlowFollowerEntries uint64
+}
+
+// SetRetention changes it while Run runs. 0 means the default, as in Config.
+func (n *Node) SetRetention(ctx context.Context, r Retention) error {
+	return n.do(ctx, func() error {
+		c := n.cfg
+		c.SnapshotInterval, c.KeepOldSnapshots, c.SlowFollowerEntries = r.SnapshotInterval, r.KeepOldSnapshots, r.SlowFollowerEntries
+		c, err := c.withDefaults()
+		if err != nil {
+			return err
+		}
+		n.apply.every.Store(c.SnapshotInterval)
+		n.cfg.KeepOldSnapshots, n.cfg.SlowFollowerEntries = c.KeepOldSnapshots, c.SlowFollowerEntries
+		return nil
+	})
 }
 
 // reseal is a change of keys under way.
