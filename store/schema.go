@@ -29,7 +29,7 @@ const (
 const tableSpec = "spec"
 
 // common is the state that nearly all tasks are in: there is no index of these,
-// which would take a fifth of the memory of all tasks.
+// which would take a third of the memory of all tasks.
 const common = swarm.TaskStateRunning
 
 // specRow is a spec that tasks share. It is there as long as a task has it.
