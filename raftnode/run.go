@@ -107,6 +107,7 @@ func (n *Node) end(cancel func(), err error, panicked any) error {
 	}
 	cancel()
 	n.tasks.Wait()
+	n.running = false
 	select {
 	case s := <-n.snapEnd: // it was written while Run ended
 		if err == nil {

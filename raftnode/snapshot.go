@@ -180,17 +180,18 @@ func (n *Node) resealed(s snapDone) error {
 	if s.key.number != n.reseal.number { // it was begun before the change
 		return n.hand(context.Background(), applyBatch{snapshot: true})
 	}
-	err := s.err
+	err, broken := s.err, false
 	if err == nil {
 		err = n.rewrite(s.head)
+		broken = err != nil && !errors.Is(err, errNoSpace)
 	}
 	n.reseal.reply <- err
 	n.reseal = nil
 	n.publish()
-	if errors.Is(err, errNoSpace) || err == s.err {
-		return nil
+	if broken {
+		return err
 	}
-	return err
+	return nil
 }
 
 // rewrite leaves a log without anything that is older than the snapshot.

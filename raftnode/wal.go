@@ -49,7 +49,13 @@ type wal struct {
 	buf    []byte
 	out    []byte
 	last   map[uint64]uint64 // segment → highest index of an entry in it
-	spare  chan error        // nil: none is being made or is there
+	spare  *spare            // nil: none is being made or is there
+}
+
+// spare is a segment that is made in advance.
+type spare struct {
+	done chan struct{}
+	err  error // once done
 }
 
 // batch is what append makes durable.
@@ -186,9 +192,12 @@ func (w *wal) put(mode byte, data []byte) error {
 
 // prepare makes the next segment's file meanwhile.
 func (w *wal) prepare() {
-	done := make(chan error, 1)
-	w.spare = done
-	go func() { done <- makeSegment(w.fs, filepath.Join(w.dir, spareName), segmentSize) }()
+	s := &spare{done: make(chan struct{})}
+	w.spare = s
+	go func() {
+		defer close(s.done)
+		s.err = makeSegment(w.fs, filepath.Join(w.dir, spareName), segmentSize)
+	}()
 }
 
 // roll begins a new segment, with room for need bytes.
@@ -211,19 +220,19 @@ func (w *wal) roll(need int64) error {
 }
 
 func (w *wal) newSegment(size int64) (File, string, error) {
-	spare, path := filepath.Join(w.dir, spareName), filepath.Join(w.dir, segmentName(w.number+1))
+	from, path := filepath.Join(w.dir, spareName), filepath.Join(w.dir, segmentName(w.number+1))
 	err := errNoSpare
 	if w.spare != nil {
-		err = <-w.spare
-		w.spare = nil
+		<-w.spare.done
+		err, w.spare = w.spare.err, nil
 	}
 	if err != nil || size > segmentSize {
-		err = makeSegment(w.fs, spare, max(size, segmentSize))
+		err = makeSegment(w.fs, from, max(size, segmentSize))
 	}
 	if err != nil {
 		return nil, "", err
 	}
-	if err := w.fs.Rename(spare, path); err != nil {
+	if err := w.fs.Rename(from, path); err != nil {
 		return nil, "", err
 	}
 	if err := w.fs.SyncDir(w.dir); err != nil {
@@ -302,7 +311,7 @@ func (w *wal) drop(index uint64) error {
 // Close waits for the spare segment and closes the file.
 func (w *wal) Close() error {
 	if w.spare != nil {
-		<-w.spare // its error is met when the segment is needed
+		<-w.spare.done
 		w.spare = nil
 	}
 	if w.file == nil {
