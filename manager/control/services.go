@@ -9,7 +9,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/manager/orchestrator"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -114,7 +113,7 @@ func updated(old *api.Service, spec *swarm.ServiceSpec, o ServiceOptions) (*api.
 		if old.PreviousSpec == nil {
 			return nil, api.Errorf(api.Conflict, "service %s does not have a previous spec", old.Spec.Name)
 		}
-		n := orchestrator.Rollback(old)
+		n := old.Rollback()
 		n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "rollback in progress", StartedAt: new(time.Now().UTC())}
 		return n, nil
 	}

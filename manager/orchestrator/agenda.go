@@ -1,12 +1,6 @@
 package orchestrator
 
-import (
-	"context"
-	"errors"
-	"time"
-
-	"github.com/legion-swarm/legion/store"
-)
+import "time"
 
 // agenda has the services to plan: now, and at given times.
 type agenda struct {
@@ -41,26 +35,12 @@ func (a *agenda) take(n int) []string {
 	a.order = a.order[len(batch):]
 	for _, id := range batch {
 		delete(a.now, id)
+		delete(a.timers, id) // the plan says anew when to look again
 	}
 	return batch
 }
 
-// wait returns when something has changed, or a service's time has come.
-func (a *agenda) wait(ctx context.Context, w *store.Watcher) ([]store.Change, error) {
-	wait := ctx
-	if next, ok := a.next(); ok {
-		var cancel context.CancelFunc
-		wait, cancel = context.WithDeadline(ctx, next)
-		defer cancel()
-	}
-	changes, err := w.Next(wait)
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		err = nil
-	}
-	a.due(time.Now())
-	return changes, err
-}
-
+// next is the earliest time at which a service is to be planned.
 func (a *agenda) next() (at time.Time, ok bool) {
 	for _, t := range a.timers {
 		if !ok || t.Before(at) {
@@ -70,6 +50,7 @@ func (a *agenda) next() (at time.Time, ok bool) {
 	return at, ok
 }
 
+// due moves to now what has come.
 func (a *agenda) due(now time.Time) {
 	for id, t := range a.timers {
 		if !t.After(now) {

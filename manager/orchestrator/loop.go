@@ -3,9 +3,12 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"time"
+
+	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
@@ -14,8 +17,12 @@ import (
 // defaultHistory is how many tasks a slot keeps when the swarm does not say.
 const defaultHistory = 5
 
-// maxBatch bounds how many services are planned in one transaction.
-const maxBatch = 32
+const (
+	// maxServices bounds how many services are planned in one transaction, and
+	// maxChanges how much is written for them.
+	maxServices = 32
+	maxChanges  = 4000
+)
 
 // Loop keeps the tasks of all services as Plan has them.
 type Loop struct {
@@ -31,143 +38,233 @@ func (l *Loop) Run(ctx context.Context) error {
 		if !errors.Is(err, store.ErrOverflow) {
 			return err
 		}
-		l.Log.Info("fell behind the store; all services are planned anew")
+		l.Log.Info("the orchestrator fell behind and plans all services anew")
 	}
 }
 
-// follow runs from one snapshot on.
+// session is the loop from one snapshot on.
+type session struct {
+	*Loop
+	agenda *agenda
+	nodes  map[string]*api.Node
+	ran    map[string]time.Time // since when tasks that have failed were running
+}
+
 func (l *Loop) follow(ctx context.Context) error {
-	view, w := l.Store.Watch(store.KindService, store.KindTask, store.KindNode)
+	view, w := l.Store.Watch(store.KindService, store.KindTask, store.KindNode, store.KindCluster)
 	defer w.Close()
-	a := newAgenda()
-	for s := range store.List[*api.Service](view) {
-		a.add(s.ID)
+	s := &session{Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{}, ran: map[string]time.Time{}}
+	for n := range store.List[*api.Node](view) {
+		s.nodes[n.ID] = n
 	}
-	for t := range store.List[*api.Task](view) {
-		a.add(t.ServiceID)
-	}
+	s.all(view)
 	for {
-		for batch := a.take(maxBatch); len(batch) > 0; batch = a.take(maxBatch) {
-			if err := l.plan(ctx, batch, a); err != nil {
+		for batch := s.agenda.take(maxServices); len(batch) > 0; batch = s.agenda.take(maxServices) {
+			if err := s.plan(ctx, batch, maxChanges); err != nil {
 				return err
 			}
 		}
-		changes, err := a.wait(ctx, w)
+		changes, err := s.wait(ctx, w)
 		if err != nil {
 			return err
 		}
 		for i := range changes {
-			l.note(a, &changes[i])
+			s.note(&changes[i])
 		}
 	}
 }
 
+// all has every service planned, also those that only tasks are left of.
+func (s *session) all(view *store.View) {
+	for o := range store.List[*api.Service](view) {
+		s.agenda.add(o.ID)
+	}
+	for t := range store.List[*api.Task](view) {
+		s.agenda.add(t.ServiceID)
+	}
+}
+
+// wait returns when something has changed, or a service's time has come.
+func (s *session) wait(ctx context.Context, w *store.Watcher) ([]store.Change, error) {
+	until := ctx
+	if next, ok := s.agenda.next(); ok {
+		var cancel context.CancelFunc
+		until, cancel = context.WithDeadline(ctx, next)
+		defer cancel()
+	}
+	changes, err := w.Next(until)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = nil
+	}
+	s.agenda.due(time.Now())
+	return changes, err
+}
+
 // note adds the services that a change concerns.
-func (l *Loop) note(a *agenda, c *store.Change) {
+func (s *session) note(c *store.Change) {
 	switch c.Kind {
 	case store.KindService:
-		a.add(c.ID)
+		s.agenda.add(c.ID)
 	case store.KindTask:
-		for _, o := range [...]any{c.Old, c.New} {
-			if t, ok := o.(*api.Task); ok && t != nil {
-				a.add(t.ServiceID)
-			}
-		}
+		was, _ := c.Old.(*api.Task)
+		is, _ := c.New.(*api.Task)
+		s.noteTask(was, is)
 	case store.KindNode:
-		if sameForPlans(c) {
+		was, _ := c.Old.(*api.Node)
+		is, _ := c.New.(*api.Node)
+		s.noteNode(c.ID, was, is)
+	case store.KindCluster:
+		was, _ := c.Old.(*api.Cluster)
+		is, _ := c.New.(*api.Cluster)
+		if was != nil && is != nil && history(was) != history(is) {
+			s.all(s.Store.View())
+		}
+	}
+}
+
+func (s *session) noteTask(was, is *api.Task) {
+	switch {
+	case is == nil:
+		delete(s.ran, was.ID)
+		s.agenda.add(was.ServiceID)
+	case was == nil || s.matters(was, is):
+		s.agenda.add(is.ServiceID)
+	}
+	if was != nil && is != nil && was.Status.State == swarm.TaskStateRunning && api.Final(is.Status.State) {
+		s.ran[is.ID] = since(was)
+	}
+}
+
+// matters reports whether plans look at what has changed in a task. Most of a
+// task's steps do not matter, and there are many.
+func (s *session) matters(was, is *api.Task) bool {
+	running := api.Rank(swarm.TaskStateRunning)
+	if was.DesiredState != is.DesiredState || was.Status.State != is.Status.State && api.Rank(is.Status.State) >= running {
+		return true
+	}
+	if was.NodeID == is.NodeID {
+		return false
+	}
+	n := s.nodes[is.NodeID] // it may have gone while the task was put there
+	return n == nil || n.Status.State == swarm.NodeStateDown || n.Spec.Availability != swarm.NodeAvailabilityActive
+}
+
+func (s *session) noteNode(id string, was, is *api.Node) {
+	if is == nil {
+		delete(s.nodes, id)
+	} else {
+		s.nodes[id] = is
+		if was != nil && sameForPlans(was, is) {
 			return
 		}
-		view := l.Store.View()
-		for t := range store.List[*api.Task](view, store.ByNode(c.ID)) {
-			a.add(t.ServiceID)
-		}
-		for s := range store.List[*api.Service](view) {
-			if global(s) {
-				a.add(s.ID)
-			}
+	}
+	view := s.Store.View()
+	for t := range store.List[*api.Task](view, store.ByNode(id)) {
+		s.agenda.add(t.ServiceID)
+	}
+	for o := range store.List[*api.Service](view) {
+		if o.Spec.Mode.Global != nil {
+			s.agenda.add(o.ID)
 		}
 	}
 }
 
 // sameForPlans reports whether a node changed in nothing that plans look at.
-func sameForPlans(c *store.Change) bool {
-	a, okA := c.Old.(*api.Node)
-	b, okB := c.New.(*api.Node)
-	return okA && okB && a != nil && b != nil && a.Spec.Availability == b.Spec.Availability && a.Status.State == b.Status.State &&
+func sameForPlans(a, b *api.Node) bool {
+	return a.Spec.Availability == b.Spec.Availability && a.Status.State == b.Status.State && a.Status.Addr == b.Status.Addr &&
 		a.Role == b.Role && maps.Equal(a.Spec.Labels, b.Spec.Labels) && maps.Equal(a.Description.Engine.Labels, b.Description.Engine.Labels) &&
-		a.Description.Hostname == b.Description.Hostname
+		a.Description.Hostname == b.Description.Hostname && a.Description.Platform == b.Description.Platform
 }
 
-// plan plans the services in one transaction.
-func (l *Loop) plan(ctx context.Context, services []string, a *agenda) error {
-	var again map[string]time.Time
-	_, err := l.Store.Update(ctx, func(tx *store.Tx) error {
-		again = map[string]time.Time{}
-		nodes, history := surroundings(tx)
+// plan plans services in one transaction. Those that there is no room for come
+// again; if even one has too much to write, it is done in smaller steps.
+func (s *session) plan(ctx context.Context, services []string, limit int) error {
+	again := map[string]time.Time{}
+	now := time.Now().UTC() // before the transaction, so that tasks are not older than their plan
+	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
+		clear(again)
+		left := limit
 		for _, id := range services {
-			in := Input{
-				Service: store.Get[*api.Service](tx, id), Nodes: nodes, Now: time.Now().UTC(), NewID: api.NewID,
+			if left <= 0 {
+				again[id] = now
+				continue
 			}
-			for t := range store.List[*api.Task](tx, store.ByService(id)) {
-				in.Tasks = append(in.Tasks, t)
-			}
-			at, err := write(tx, in, history)
-			if err != nil {
+			in := s.input(tx, id, now)
+			in.MaxChanges = left
+			out := Plan(in)
+			left -= len(out.Create) + len(out.Desired) + len(out.Delete)
+			if err := write(tx, &in, &out); err != nil {
 				return err
 			}
-			if !at.IsZero() {
-				again[id] = at
+			if !out.Again.IsZero() {
+				again[id] = out.Again
 			}
 		}
 		return nil
 	})
-	for id, at := range again {
-		a.at(id, at)
+	switch {
+	case api.Is(err, api.ResourceExhausted) && len(services) > 1:
+		for _, id := range services {
+			if err := s.plan(ctx, []string{id}, limit); err != nil {
+				return err
+			}
+		}
+		return nil
+	case api.Is(err, api.ResourceExhausted) && limit > 1:
+		return s.plan(ctx, services, limit/2)
+	case err != nil:
+		return fmt.Errorf("plan services: %w", err)
 	}
-	return err
+	for id, at := range again {
+		s.agenda.at(id, at)
+	}
+	return nil
 }
 
-func surroundings(tx *store.Tx) (nodes map[string]*api.Node, history int64) {
-	nodes, history = map[string]*api.Node{}, defaultHistory
-	for n := range store.List[*api.Node](tx) {
-		nodes[n.ID] = n
+func (s *session) input(tx *store.Tx, service string, now time.Time) Input {
+	in := Input{
+		Service: store.Get[*api.Service](tx, service), Nodes: s.nodes, Now: now, NewID: api.NewID, History: defaultHistory,
+		RanSince: func(id string) time.Time { return s.ran[id] },
 	}
 	for c := range store.List[*api.Cluster](tx) {
-		if h := c.Spec.Orchestration.TaskHistoryRetentionLimit; h != nil {
-			history = *h
-		}
+		in.History = history(c)
 	}
-	return nodes, history
+	for t := range store.List[*api.Task](tx, store.ByService(service)) {
+		in.Tasks = append(in.Tasks, t)
+	}
+	return in
+}
+
+func history(c *api.Cluster) int64 {
+	if h := c.Spec.Orchestration.TaskHistoryRetentionLimit; h != nil {
+		return *h
+	}
+	return defaultHistory
 }
 
 // write puts a service's plan in the transaction.
-func write(tx *store.Tx, in Input, history int64) (again time.Time, err error) {
-	out := Plan(in)
+func write(tx *store.Tx, in *Input, out *Output) error {
 	for _, t := range in.Tasks {
-		desired, ok := out.Desired[t.ID]
-		if !ok {
-			continue
-		}
-		c := *t
-		c.DesiredState = desired
-		if err := store.Put(tx, &c); err != nil {
-			return again, err
+		if desired, ok := out.Desired[t.ID]; ok {
+			c := *t
+			c.DesiredState = desired
+			if err := store.Put(tx, &c); err != nil {
+				return err
+			}
 		}
 	}
 	for _, t := range out.Create {
 		if err := store.Create(tx, t); err != nil {
-			return again, err
+			return err
+		}
+	}
+	for _, id := range out.Delete {
+		if err := store.Delete[*api.Task](tx, id); err != nil {
+			return err
 		}
 	}
 	if out.Update != nil {
-		if err := store.Put(tx, out.Update); err != nil {
-			return again, err
-		}
+		return store.Put(tx, out.Update)
 	}
-	for _, id := range Reap(in, history) {
-		if err := store.Delete[*api.Task](tx, id); err != nil {
-			return again, err
-		}
-	}
-	return out.Again, nil
+	return nil
 }

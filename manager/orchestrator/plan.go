@@ -1,8 +1,6 @@
 package orchestrator
 
 import (
-	"cmp"
-	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -18,10 +16,18 @@ type Input struct {
 	Tasks []*api.Task
 	// Nodes by id.
 	Nodes map[string]*api.Node
-	// Now is the time of the plan.
+	// Now is the time of the plan. Tasks that follow from it are created at this
+	// time or later.
 	Now time.Time
 	// NewID gives an id for a new task.
 	NewID func() string
+	// History is how many tasks are kept in a slot; negative: all.
+	History int64
+	// RanSince tells when a task that has ended began to run; zero if that is not
+	// known. May be nil.
+	RanSince func(taskID string) time.Time
+	// MaxChanges bounds the plan; what is left is for the next one. 0: no bound.
+	MaxChanges int
 }
 
 // Output is what should change.
@@ -29,9 +35,10 @@ type Output struct {
 	Create []*api.Task
 	// Desired are new desired states of tasks, by id.
 	Desired map[string]swarm.TaskState
-	// Delete are tasks that nothing keeps any more.
+	// Delete are ids of tasks that nothing keeps any more.
 	Delete []string
-	// Update is the service's new update status and spec, nil if they stay.
+	// Update is the service with a new update status, and after a rollback with
+	// its previous spec; nil if it stays.
 	Update *api.Service
 	// Again is when to plan again though nothing has changed; zero: never.
 	Again time.Time
@@ -40,43 +47,61 @@ type Output struct {
 // plan is a Plan under way.
 type plan struct {
 	Input
-	out   Output
-	slots []*slot
-}
-
-// slot is one place that a service's tasks run in, one after the other: a
-// number, or a node for global services.
-type slot struct {
-	number int
-	node   string
-	tasks  []*api.Task // newest first
+	out         Output
+	spec        *api.TaskSpec // of new tasks
+	slots       []*slot
+	differences map[uint64]difference // of older spec versions
+	constraints map[*api.TaskSpec][]api.Constraint
 }
 
 // Plan says what to do about a service's tasks.
 func Plan(in Input) Output {
-	p := &plan{Input: in, out: Output{Desired: map[string]swarm.TaskState{}}}
+	p := &plan{
+		Input: in, out: Output{Desired: map[string]swarm.TaskState{}},
+		differences: map[uint64]difference{}, constraints: map[*api.TaskSpec][]api.Constraint{},
+	}
 	if in.Service == nil {
-		p.removeAll()
+		p.removeAll(in.Tasks)
+		p.reapRemoved()
 		return p.out
 	}
+	p.spec = in.Service.TaskSpec()
 	p.group()
-	switch {
-	case global(in.Service):
+	if p.spec.Global {
 		p.global()
-	default:
+	} else {
 		p.replicated()
 	}
+	p.tidy()
 	p.update()
 	p.release()
+	p.reapRemoved()
+	p.reapHistory()
 	return p.out
 }
 
-func global(s *api.Service) bool { return s.Spec.Mode.Global != nil }
+// full reports whether the plan has as many changes as it may; it then goes on
+// in the next one.
+func (p *plan) full() bool {
+	if p.MaxChanges == 0 || len(p.out.Create)+len(p.out.Desired)+len(p.out.Delete) < p.MaxChanges {
+		return false
+	}
+	p.again(p.Now)
+	return true
+}
 
-// removeAll ends the tasks of a service that is gone; the reaper deletes them
-// once they have ended.
-func (p *plan) removeAll() {
-	for _, t := range p.Tasks {
+func (p *plan) again(at time.Time) {
+	if p.out.Again.IsZero() || at.Before(p.out.Again) {
+		p.out.Again = at
+	}
+}
+
+// removeAll ends tasks for good; they are deleted once they have ended.
+func (p *plan) removeAll(tasks []*api.Task) {
+	for _, t := range tasks {
+		if p.full() {
+			return
+		}
 		p.want(t, swarm.TaskStateRemove)
 	}
 }
@@ -96,146 +121,54 @@ func (p *plan) desired(t *api.Task) swarm.TaskState {
 	return t.DesiredState
 }
 
-func (p *plan) again(at time.Time) {
-	if p.out.Again.IsZero() || at.Before(p.out.Again) {
-		p.out.Again = at
-	}
-}
-
-// group sorts the tasks into slots, but for those that are to be removed.
-func (p *plan) group() {
-	type key struct {
-		number int
-		node   string
-	}
-	by := map[key]*slot{}
-	for _, t := range p.Tasks {
-		if t.DesiredState == swarm.TaskStateRemove {
-			continue
-		}
-		k := key{number: t.Slot}
-		if global(p.Service) {
-			k = key{node: t.NodeID}
-		}
-		s := by[k]
-		if s == nil {
-			s = &slot{number: k.number, node: k.node}
-			by[k] = s
-			p.slots = append(p.slots, s)
-		}
-		s.tasks = append(s.tasks, t)
-	}
-	for _, s := range p.slots {
-		slices.SortFunc(s.tasks, newestFirst)
-	}
-	slices.SortFunc(p.slots, func(a, b *slot) int {
-		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.node, b.node))
-	})
-}
-
-func newestFirst(a, b *api.Task) int {
-	return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.Version.Index, a.Version.Index), cmp.Compare(a.ID, b.ID))
-}
-
 // wanted reports whether a task is meant to run, now or soon.
 func (p *plan) wanted(t *api.Task) bool {
 	return api.Rank(p.desired(t)) <= api.Rank(swarm.TaskStateRunning)
 }
 
-// live returns the slot's wanted task that is newest, or nil.
-func (p *plan) live(s *slot) *api.Task {
-	for _, t := range s.tasks {
-		if p.wanted(t) {
-			return t
-		}
-	}
-	return nil
-}
-
 // running reports whether the task runs, and should.
-func running(t *api.Task) bool {
-	return t.Status.State == swarm.TaskStateRunning && t.DesiredState == swarm.TaskStateRunning
+func (p *plan) running(t *api.Task) bool {
+	return t != nil && t.Status.State == swarm.TaskStateRunning && p.desired(t) == swarm.TaskStateRunning
 }
 
-// create plans a new task for a slot. after is the task that it follows, which
-// must have ended before it starts; delay is the least time until it starts.
-func (p *plan) create(s *slot, after *api.Task, delay time.Duration) *api.Task {
-	t := NewTask(p.Service, p.NewID(), s.number, s.node, p.Now)
-	if after != nil && (delay > 0 || !ended(after)) {
-		t.DesiredState = swarm.TaskStateReady
-		if delay > 0 {
-			p.again(p.Now.Add(delay))
-		}
+// create plans a new task for a slot, that starts after the delay and when
+// nothing else of the slot runs.
+func (p *plan) create(s *slot, delay time.Duration) *api.Task {
+	t := p.newTask(s)
+	if delay > 0 {
+		t.NotBefore = p.Now.Add(delay)
+		p.again(t.NotBefore)
 	}
+	if delay > 0 || p.blocked(s, t) {
+		t.DesiredState = swarm.TaskStateReady
+	}
+	return t
+}
+
+// newTask plans a new task for a slot, that starts at once.
+func (p *plan) newTask(s *slot) *api.Task {
+	t := &api.Task{
+		ID: p.NewID(), ServiceID: p.Service.ID, Slot: s.number, NodeID: s.node, SpecVersion: p.Service.SpecVersion, Spec: p.spec,
+		Status:       swarm.TaskStatus{State: swarm.TaskStateNew, Timestamp: p.Now, Message: "created"},
+		DesiredState: swarm.TaskStateRunning,
+	}
+	t.CreatedAt = p.Now
+	s.created = true
 	p.out.Create = append(p.out.Create, t)
 	return t
 }
 
-// NewTask makes a task of a service as it is now. node is for global services.
-func NewTask(s *api.Service, id string, slot int, node string, now time.Time) *api.Task {
-	t := &api.Task{
-		ID: id, ServiceID: s.ID, Slot: slot, NodeID: node, SpecVersion: s.SpecVersion,
-		Spec: &api.TaskSpec{
-			TaskSpec: s.Spec.TaskTemplate, ServiceName: s.Spec.Name, ServiceLabels: s.Spec.Labels,
-			Global: global(s), Endpoint: s.Spec.EndpointSpec, RegistryAuth: s.RegistryAuth,
-		},
-		Status:       swarm.TaskStatus{State: swarm.TaskStateNew, Timestamp: now, Message: "created"},
-		DesiredState: swarm.TaskStateRunning,
-	}
-	t.CreatedAt = now
-	return t
-}
-
-// ended reports whether nothing of the task runs any more, or ever will.
-func ended(t *api.Task) bool {
-	return api.Final(t.Status.State) || t.NodeID == "" && api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning)
-}
-
-// release lets tasks start that wait for the one before them, or for their
-// delay.
+// release lets tasks start that waited for their delay or for those before them.
 func (p *plan) release() {
-	delay := restartDelay(p.Service)
 	for _, s := range p.slots {
-		for i, t := range s.tasks {
-			if p.desired(t) != swarm.TaskStateReady {
-				continue
+		for _, t := range s.tasks {
+			switch {
+			case p.desired(t) != swarm.TaskStateReady:
+			case t.NotBefore.After(p.Now):
+				p.again(t.NotBefore)
+			case !p.blocked(s, t) && !p.full():
+				p.want(t, swarm.TaskStateRunning)
 			}
-			if i+1 < len(s.tasks) && !ended(s.tasks[i+1]) && !p.lost(s.tasks[i+1]) {
-				continue
-			}
-			if at := t.CreatedAt.Add(delay); i+1 < len(s.tasks) && restarted(s.tasks[i+1]) && at.After(p.Now) {
-				p.again(at)
-				continue
-			}
-			p.want(t, swarm.TaskStateRunning)
 		}
 	}
-}
-
-// restarted reports whether the task ended by itself, so that its successor
-// waits for the restart delay.
-func restarted(t *api.Task) bool {
-	switch t.Status.State {
-	case swarm.TaskStateFailed, swarm.TaskStateRejected, swarm.TaskStateComplete:
-		return true
-	}
-	return false
-}
-
-// lost reports whether the task is on a node that can't tell of it.
-func (p *plan) lost(t *api.Task) bool {
-	if t.NodeID == "" {
-		return false
-	}
-	n := p.Nodes[t.NodeID]
-	return n == nil || n.Status.State == swarm.NodeStateDown
-}
-
-// evicted reports whether the task may not stay on its node.
-func (p *plan) evicted(t *api.Task) bool {
-	if t.NodeID == "" {
-		return false
-	}
-	n := p.Nodes[t.NodeID]
-	return p.lost(t) || n.Spec.Availability == swarm.NodeAvailabilityDrain
 }

@@ -4,34 +4,46 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 )
 
-// Reap returns the tasks that can be deleted: those to be removed that have
-// ended, and in each slot those beyond the history that is kept (negative: all
-// are), oldest first.
-func Reap(in Input, history int64) []string {
-	var gone []string
-	p := &plan{Input: in}
-	for _, t := range in.Tasks {
-		if t.DesiredState == swarm.TaskStateRemove && (ended(t) || in.Nodes[t.NodeID] == nil) {
-			gone = append(gone, t.ID)
-		}
-	}
-	if in.Service == nil || history < 0 {
-		return gone
-	}
-	p.group()
-	keep := int(history)
-	if r := in.Service.Spec.TaskTemplate.RestartPolicy; r != nil && r.MaxAttempts != nil {
-		keep = max(keep, int(min(*r.MaxAttempts, maxHistory))+1) // the policy counts them
-	}
-	for _, s := range p.slots {
-		for i, t := range s.tasks {
-			if i > 0 && i >= keep && t.DesiredState == swarm.TaskStateShutdown && ended(t) {
-				gone = append(gone, t.ID)
-			}
-		}
-	}
-	return gone
-}
-
 // maxHistory bounds what a restart policy can make the store keep, per slot.
 const maxHistory = 1000
+
+// reapRemoved deletes the tasks that were to be removed and have ended, or whose
+// node is gone.
+func (p *plan) reapRemoved() {
+	for _, t := range p.Tasks {
+		if t.DesiredState == swarm.TaskStateRemove && (ended(t) || t.NodeID != "" && p.Nodes[t.NodeID] == nil) {
+			if p.full() {
+				return
+			}
+			p.out.Delete = append(p.out.Delete, t.ID)
+		}
+	}
+}
+
+// reapHistory deletes, in each slot, ended tasks beyond the history that is
+// kept, oldest first, and those that no node ever had. What restart policy and
+// update look at is kept longer.
+func (p *plan) reapHistory() {
+	if p.History < 0 {
+		return
+	}
+	keep := int(p.History)
+	if r := p.policy(); r.MaxAttempts != nil && *r.MaxAttempts > 0 {
+		keep = max(keep, int(min(*r.MaxAttempts, maxHistory))+1)
+	}
+	if st := p.Service.UpdateStatus; st != nil && underWay(st.State) {
+		keep = max(keep, 2)
+	}
+	for _, s := range p.slots {
+		for i := len(s.tasks) - 1; i >= 0; i-- {
+			t := s.tasks[i]
+			if t.DesiredState != swarm.TaskStateShutdown || !ended(t) || mayHaveRun(t) && (i == 0 || i < keep) {
+				continue
+			}
+			if p.full() {
+				return
+			}
+			p.out.Delete = append(p.out.Delete, t.ID)
+		}
+	}
+}

@@ -3,12 +3,9 @@ package orchestrator
 import (
 	"cmp"
 	"slices"
-
-	"github.com/moby/moby/api/types/swarm"
-
-	"github.com/legion-swarm/legion/api"
 )
 
+// replicas is how many slots there should be.
 func (p *plan) replicas() int {
 	if r := p.Service.Spec.Mode.Replicated; r != nil && r.Replicas != nil {
 		return int(*r.Replicas)
@@ -28,19 +25,23 @@ func (p *plan) replicated() {
 			free[s.number] = s
 		}
 	}
-	if surplus := len(taken) - want; surplus > 0 {
-		p.scaleDown(taken, surplus)
-		taken = slices.DeleteFunc(taken, func(s *slot) bool {
-			return len(s.tasks) > 0 && p.desired(s.tasks[0]) == swarm.TaskStateRemove
-		})
+	if len(taken) > want {
+		p.byWorth(taken)
+		for _, s := range taken[want:] {
+			p.removeAll(s.tasks)
+		}
+		taken = taken[:want]
 	}
-	used := map[int]bool{}
+	used := make(map[int]bool, len(taken))
 	for _, s := range taken {
 		used[s.number] = true
 		p.tend(s)
 	}
 	number := 1
 	for range want - len(taken) {
+		if p.full() {
+			return
+		}
 		for used[number] {
 			number++
 		}
@@ -49,50 +50,25 @@ func (p *plan) replicated() {
 		if s == nil {
 			s = &slot{number: number}
 		}
-		var after *api.Task
-		if len(s.tasks) > 0 {
-			after = s.tasks[0]
-		}
-		p.create(s, after, 0)
+		p.create(s, 0)
 	}
 }
 
-// scaleDown removes n of the slots: first those that do not run, then those on
-// the nodes that have most of the service's tasks, then the highest numbers.
-func (p *plan) scaleDown(taken []*slot, n int) {
+// byWorth sorts slots so that those which can best be spared come last: those
+// that do not run, then those on nodes that have most of the service's tasks,
+// then the highest numbers.
+func (p *plan) byWorth(slots []*slot) {
+	slices.SortFunc(slots, func(a, b *slot) int { return cmp.Compare(a.number, b.number) })
+	rank := make(map[*slot]int, len(slots))
 	onNode := map[string]int{}
-	for _, s := range taken {
-		if t := p.live(s); t != nil && running(t) {
-			onNode[t.NodeID]++
-		}
-	}
-	rest := slices.Clone(taken)
-	for range n {
-		i := p.surplus(rest, onNode)
-		if t := p.live(rest[i]); t != nil && running(t) {
-			onNode[t.NodeID]--
-		}
-		for _, t := range rest[i].tasks {
-			p.want(t, swarm.TaskStateRemove)
-		}
-		rest = slices.Delete(rest, i, i+1)
-	}
-}
-
-// surplus returns which slot can best be spared.
-func (p *plan) surplus(slots []*slot, onNode map[string]int) int {
-	rank := func(s *slot) int {
+	for _, s := range slots {
 		t := p.live(s)
-		if t == nil || !running(t) {
-			return 1 << 30
+		if !p.running(t) {
+			rank[s] = len(slots)
+			continue
 		}
-		return onNode[t.NodeID]
+		rank[s] = onNode[t.NodeID] // the node's first, second…
+		onNode[t.NodeID]++
 	}
-	best := 0
-	for i := range slots {
-		if cmp.Or(cmp.Compare(rank(slots[i]), rank(slots[best])), cmp.Compare(slots[i].number, slots[best].number)) > 0 {
-			best = i
-		}
-	}
-	return best
+	slices.SortStableFunc(slots, func(a, b *slot) int { return cmp.Compare(rank[a], rank[b]) })
 }

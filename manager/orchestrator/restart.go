@@ -11,81 +11,109 @@ import (
 // defaultRestartDelay is Docker's.
 const defaultRestartDelay = 5 * time.Second
 
-func restartDelay(s *api.Service) time.Duration {
-	if r := s.Spec.TaskTemplate.RestartPolicy; r != nil && r.Delay != nil {
-		return *r.Delay
+// A task that could not even be prepared (its image is missing, say) is tried
+// again after ever longer delays: twice the last, up to maxBackoff.
+const (
+	minBackoff = time.Second
+	maxBackoff = 5 * time.Minute
+)
+
+func (p *plan) policy() swarm.RestartPolicy {
+	r := swarm.RestartPolicy{}
+	if s := p.Service.Spec.TaskTemplate.RestartPolicy; s != nil {
+		r = *s
 	}
-	return defaultRestartDelay
+	if r.Condition == "" {
+		r.Condition = swarm.RestartPolicyConditionAny
+	}
+	if r.Delay == nil {
+		r.Delay = new(defaultRestartDelay)
+	}
+	return r
 }
 
-// tend replaces the slot's task if it has ended or may not stay where it is.
-// It reports whether the slot is taken: by a task, or by the policy that there
-// be no other.
-func (p *plan) tend(s *slot) bool {
+// tend replaces the slot's live task if it has ended or may not stay where it
+// is, as the restart policy allows.
+func (p *plan) tend(s *slot) {
 	t := p.live(s)
+	if t == nil || p.full() {
+		return
+	}
 	switch {
-	case t == nil:
-		return p.finished(s)
+	case api.Final(t.Status.State) && t.NotBefore.After(p.Now):
+		p.again(t.NotBefore) // it could not even be prepared while it waited
+	case api.Final(t.Status.State):
+		p.want(t, swarm.TaskStateShutdown)
+		if p.mayRestart(s, t) {
+			p.create(s, p.delay(s))
+		}
 	case p.evicted(t):
 		p.want(t, swarm.TaskStateShutdown)
-		p.create(s, t, 0)
-		return true
-	case !api.Final(t.Status.State):
-		return true
+		if p.policy().Condition != swarm.RestartPolicyConditionNone || !mayHaveRun(t) {
+			p.create(s, 0)
+		}
 	}
-	p.want(t, swarm.TaskStateShutdown)
-	if p.mayRestart(s, t) {
-		p.create(s, t, restartDelay(p.Service))
-	}
-	return true
 }
 
-// finished reports whether the slot's last task ended and the policy allows no
-// other of the same spec.
+// mayHaveRun reports whether the task was given to a node.
+func mayHaveRun(t *api.Task) bool {
+	return api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned)
+}
+
+// finished reports whether the slot's last task was of the present spec and the
+// policy allows no other: the slot stays taken.
 func (p *plan) finished(s *slot) bool {
 	if len(s.tasks) == 0 {
 		return false
 	}
 	t := s.tasks[0]
-	return t.SpecVersion == p.Service.SpecVersion && restarted(t) && !p.mayRestart(s, t)
+	switch {
+	case p.stale(t):
+		return false
+	case byItself(t):
+		return !p.mayRestart(s, t)
+	}
+	return p.policy().Condition == swarm.RestartPolicyConditionNone && mayHaveRun(t)
 }
 
 // mayRestart applies the restart policy to a task that has ended.
 func (p *plan) mayRestart(s *slot, t *api.Task) bool {
-	r := p.Service.Spec.TaskTemplate.RestartPolicy
-	if r == nil {
-		return true
-	}
-	switch r.Condition {
-	case swarm.RestartPolicyConditionNone:
+	r := p.policy()
+	switch {
+	case r.Condition == swarm.RestartPolicyConditionNone,
+		r.Condition == swarm.RestartPolicyConditionOnFailure && t.Status.State == swarm.TaskStateComplete:
 		return false
-	case swarm.RestartPolicyConditionOnFailure:
-		if t.Status.State == swarm.TaskStateComplete {
-			return false
-		}
-	}
-	if r.MaxAttempts == nil || *r.MaxAttempts == 0 {
+	case r.MaxAttempts == nil || *r.MaxAttempts == 0:
 		return true
 	}
-	return p.attempts(s) < *r.MaxAttempts
+	return p.attempts(s, r.Window, since(t)) < *r.MaxAttempts
 }
 
-// attempts counts how often the slot's tasks of this spec were restarted, within
-// the policy's window if it has one.
-func (p *plan) attempts(s *slot) uint64 {
-	var window time.Duration
-	if w := p.Service.Spec.TaskTemplate.RestartPolicy.Window; w != nil {
-		window = *w
-	}
+// attempts counts how often the slot's tasks of the present spec were restarted,
+// within the window before the end of the last one if there is a window.
+func (p *plan) attempts(s *slot, window *time.Duration, end time.Time) uint64 {
 	var n uint64
 	for i, t := range s.tasks {
-		first := i == len(s.tasks)-1
-		if t.SpecVersion != p.Service.SpecVersion || first || !restarted(s.tasks[i+1]) {
+		if p.stale(t) || i == len(s.tasks)-1 || !byItself(s.tasks[i+1]) || p.stale(s.tasks[i+1]) {
 			break
 		}
-		if window == 0 || p.Now.Sub(t.CreatedAt) < window {
+		if window == nil || *window == 0 || end.Sub(t.CreatedAt) < *window {
 			n++
 		}
 	}
 	return n
+}
+
+// delay is how long the slot's next task waits.
+func (p *plan) delay(s *slot) time.Duration {
+	d := *p.policy().Delay
+	for i, t := range s.tasks {
+		if t.Status.State != swarm.TaskStateRejected || p.stale(t) {
+			break
+		}
+		if i > 0 && d < maxBackoff {
+			d = min(2*max(d, minBackoff), maxBackoff)
+		}
+	}
+	return d
 }

@@ -1,7 +1,9 @@
 package orchestrator
 
 import (
-	"fmt"
+	"cmp"
+	"math"
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -19,48 +21,77 @@ type updater struct {
 	config   swarm.UpdateConfig
 	rollback bool
 	started  time.Time
-	dirty    []*slot // with a task of another spec
-	fresh    []*slot // with one of the newest
-	failed   []*api.Task
+	stale    []*slot // whose live task is of another spec
+	fresh    []*slot // whose live task is of the newest
+	busy     int     // slots that count against the parallelism
 }
 
-// update goes on with the service's update, if there is one.
+// underWay reports whether an update in this state is going on.
+func underWay(s swarm.UpdateState) bool {
+	return s == swarm.UpdateStateUpdating || s == swarm.UpdateStateRollbackStarted
+}
+
+// update goes on with the service's update, or begins one if tasks are stale.
 func (p *plan) update() {
-	u := &updater{plan: p}
 	st := p.Service.UpdateStatus
-	u.rollback = st != nil && st.State == swarm.UpdateStateRollbackStarted
-	u.config = updateConfig(p.Service, u.rollback)
-	if st != nil && st.StartedAt != nil {
-		u.started = *st.StartedAt
-	}
-	u.sort()
-	switch {
-	case st != nil && (st.State == swarm.UpdateStatePaused || st.State == swarm.UpdateStateRollbackPaused):
+	if st != nil && (st.State == swarm.UpdateStatePaused || st.State == swarm.UpdateStateRollbackPaused) {
 		return
-	case st != nil && (st.State == swarm.UpdateStateUpdating || st.State == swarm.UpdateStateRollbackStarted):
-		if u.tooManyFailures() {
-			u.fail()
+	}
+	u := newUpdater(p)
+	if st == nil || !underWay(st.State) {
+		if len(u.stale) == 0 {
 			return
 		}
-	case len(u.dirty) == 0:
-		return
-	default:
 		u.started = p.Now
 		u.status(swarm.UpdateStateUpdating, "update in progress", false)
+	} else if failed := u.failed(); failed != "" {
+		u.fail(failed)
+		return
 	}
-	u.finishStartFirst()
 	u.advance()
 }
 
-func updateConfig(s *api.Service, rollback bool) swarm.UpdateConfig {
-	c := s.Spec.UpdateConfig
+func newUpdater(p *plan) *updater {
+	st := p.Service.UpdateStatus
+	u := &updater{plan: p, rollback: st != nil && st.State == swarm.UpdateStateRollbackStarted}
+	u.config = updateConfig(&p.Service.Spec, u.rollback)
+	if st != nil && st.StartedAt != nil {
+		u.started = *st.StartedAt
+	}
+	for _, s := range p.slots {
+		switch t := p.live(s); {
+		case s.created && p.replaced(s):
+			u.busy++
+		case t == nil:
+		case p.stale(t):
+			u.stale = append(u.stale, s)
+		default:
+			u.fresh = append(u.fresh, s)
+		}
+	}
+	// Those that do not run are no loss.
+	slices.SortStableFunc(u.stale, func(a, b *slot) int {
+		return cmp.Compare(btoi(p.running(p.live(a))), btoi(p.running(p.live(b))))
+	})
+	return u
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func updateConfig(s *swarm.ServiceSpec, rollback bool) swarm.UpdateConfig {
+	c := s.UpdateConfig
 	if rollback {
-		c = s.Spec.RollbackConfig
+		c = s.RollbackConfig
 	}
-	if c == nil {
-		c = &swarm.UpdateConfig{Parallelism: 1}
+	u := swarm.UpdateConfig{Parallelism: 1}
+	if c != nil {
+		u = *c
 	}
-	u := *c
 	if u.Monitor == 0 {
 		u.Monitor = defaultMonitor
 	}
@@ -73,44 +104,70 @@ func updateConfig(s *api.Service, rollback bool) swarm.UpdateConfig {
 	return u
 }
 
-func (u *updater) sort() {
-	for _, s := range u.slots {
-		for _, t := range s.tasks {
-			if t.SpecVersion == u.Service.SpecVersion && !t.CreatedAt.Before(u.started) &&
-				(t.Status.State == swarm.TaskStateFailed || t.Status.State == swarm.TaskStateRejected) {
-				u.failed = append(u.failed, t)
-			}
-		}
-		switch t := u.live(s); {
-		case t == nil:
-		case t.SpecVersion != u.Service.SpecVersion:
-			u.dirty = append(u.dirty, s)
-		default:
-			u.fresh = append(u.fresh, s)
-		}
+// replaced reports whether the slot had tasks of another spec: it was not made
+// by scaling up.
+func (p *plan) replaced(s *slot) bool { return slices.ContainsFunc(s.tasks, p.stale) }
+
+// since is when the task came to its present state, as far as the manager's
+// clock can tell: the node's own may be off.
+func since(t *api.Task) time.Time {
+	at := t.Status.Timestamp
+	if at.After(t.UpdatedAt) {
+		at = t.UpdatedAt
 	}
+	if at.Before(t.CreatedAt) {
+		at = t.CreatedAt
+	}
+	return at
 }
 
-// tooManyFailures compares the slots whose new task failed with the ratio that
-// the service allows.
-func (u *updater) tooManyFailures() bool {
-	slots := map[string]bool{}
-	for _, t := range u.failed {
-		slots[fmt.Sprint(t.Slot, t.NodeID)] = true
+// failed returns the id of a task whose failure, with others, is more than the
+// service allows; "" if all is well. A slot's failures count once, and only
+// those of tasks that did not outlive the time of monitoring.
+func (u *updater) failed() string {
+	if u.config.FailureAction == swarm.UpdateFailureActionContinue {
+		return ""
 	}
-	total := len(u.dirty) + len(u.fresh)
-	return len(slots) > 0 && float32(len(slots)) > u.config.MaxFailureRatio*float32(total) &&
-		u.config.FailureAction != swarm.UpdateFailureActionContinue
+	failures, first := 0, ""
+	for _, s := range u.slots {
+		if t := u.failure(s); t != nil {
+			failures++
+			if first == "" {
+				first = t.ID
+			}
+		}
+	}
+	if total := len(u.stale) + len(u.fresh) + u.busy; float32(failures) <= u.config.MaxFailureRatio*float32(total) {
+		return ""
+	}
+	return first
+}
+
+// failure returns a task of the slot that counts as a failure of the update.
+func (u *updater) failure(s *slot) *api.Task {
+	for _, t := range s.tasks {
+		if t.CreatedAt.Before(u.started) || u.plan.stale(t) ||
+			t.Status.State != swarm.TaskStateFailed && t.Status.State != swarm.TaskStateRejected {
+			continue
+		}
+		if u.RanSince != nil {
+			if ran := u.RanSince(t.ID); !ran.IsZero() && since(t).Sub(ran) > u.config.Monitor {
+				continue
+			}
+		}
+		return t
+	}
+	return nil
 }
 
 // fail does what the service asks for when an update goes wrong.
-func (u *updater) fail() {
-	why := "due to failure or early termination of task " + u.failed[0].ID
+func (u *updater) fail(task string) {
+	why := "due to failure or early termination of task " + task
 	switch {
 	case u.rollback:
 		u.status(swarm.UpdateStateRollbackPaused, "rollback paused "+why, false)
 	case u.config.FailureAction == swarm.UpdateFailureActionRollback && u.Service.PreviousSpec != nil:
-		s := Rollback(u.Service)
+		s := u.Service.Rollback()
 		s.UpdateStatus = &swarm.UpdateStatus{
 			State: swarm.UpdateStateRollbackStarted, StartedAt: new(u.Now), Message: "update rolled back " + why,
 		}
@@ -120,90 +177,74 @@ func (u *updater) fail() {
 	}
 }
 
-// Rollback returns the service with its previous spec. It has one.
-func Rollback(s *api.Service) *api.Service {
-	r := *s
-	r.Spec, r.SpecVersion, r.RegistryAuth = *s.PreviousSpec, s.PreviousSpecVersion, s.PreviousRegistryAuth
-	r.PreviousSpec, r.PreviousSpecVersion, r.PreviousRegistryAuth = nil, 0, ""
-	return &r
-}
-
 func (u *updater) status(state swarm.UpdateState, message string, done bool) {
 	s := *u.Service
-	s.UpdateStatus = &swarm.UpdateStatus{State: state, Message: message, StartedAt: &u.started}
+	s.UpdateStatus = &swarm.UpdateStatus{State: state, Message: message, StartedAt: new(u.started)}
 	if done {
 		s.UpdateStatus.CompletedAt = new(u.Now)
 	}
 	u.out.Update = &s
 }
 
-// finishStartFirst ends old tasks whose replacement runs.
-func (u *updater) finishStartFirst() {
-	for _, s := range u.fresh {
-		if !running(u.live(s)) {
-			continue
-		}
-		for _, t := range s.tasks {
-			if t.SpecVersion != u.Service.SpecVersion {
-				u.want(t, swarm.TaskStateShutdown)
-			}
-		}
-	}
-}
-
 // advance updates as many slots as may be under way at once, and completes the
 // update when all are done and were watched long enough.
 func (u *updater) advance() {
-	busy, settled := 0, u.started
+	settled := u.started
 	for _, s := range u.fresh {
-		t := u.live(s)
-		if t.CreatedAt.Before(u.started) {
+		if u.live(s).CreatedAt.Before(u.started) || !u.replaced(s) {
 			continue
 		}
-		if !running(t) {
-			busy++
+		at, done := u.reached(s)
+		if !done {
+			u.busy++
 			continue
 		}
-		if end := t.Status.Timestamp.Add(u.config.Delay); len(u.dirty) > 0 && end.After(u.Now) {
-			busy++
+		if end := at.Add(u.config.Delay); len(u.stale) > 0 && end.After(u.Now) {
+			u.busy++
 			u.again(end)
 		}
-		if end := t.Status.Timestamp.Add(u.config.Monitor); end.After(settled) {
+		if end := at.Add(u.config.Monitor); end.After(settled) {
 			settled = end
 		}
 	}
-	limit := int(u.config.Parallelism)
-	if limit == 0 {
-		limit = len(u.dirty)
+	room := len(u.stale)
+	if most := u.config.Parallelism; most > 0 {
+		room = min(room, max(0, int(min(most, math.MaxInt32))-u.busy))
 	}
-	for _, s := range u.dirty[:min(len(u.dirty), max(limit-busy, 0))] {
+	for _, s := range u.stale[:room] {
+		if u.full() {
+			return
+		}
 		u.replace(s)
 	}
-	if len(u.dirty) > 0 || busy > 0 || u.out.Update != nil {
-		return
-	}
-	if settled.After(u.Now) {
+	switch {
+	case len(u.stale) > 0 || u.busy > 0 || u.out.Update != nil:
+	case settled.After(u.Now):
 		u.again(settled)
-		return
-	}
-	if u.rollback {
+	case u.rollback:
 		u.status(swarm.UpdateStateRollbackCompleted, "rollback completed", true)
-	} else {
+	default:
 		u.status(swarm.UpdateStateCompleted, "update completed", true)
 	}
 }
 
+// reached returns when the slot's new task ran, or failed to.
+func (u *updater) reached(s *slot) (time.Time, bool) {
+	if t := u.live(s); u.running(t) {
+		return since(t), true
+	}
+	if t := u.failure(s); t != nil {
+		return since(t), true
+	}
+	return time.Time{}, false
+}
+
 // replace puts a task of the newest spec in a slot.
 func (u *updater) replace(s *slot) {
-	old := u.live(s)
-	if u.config.Order == swarm.UpdateOrderStartFirst && running(old) {
-		u.create(&slot{number: s.number, node: s.node}, nil, 0)
+	if u.config.Order == swarm.UpdateOrderStartFirst && u.running(u.live(s)) {
+		u.newTask(s)
 		return
 	}
-	for _, t := range s.tasks {
-		if u.wanted(t) {
-			u.want(t, swarm.TaskStateShutdown)
-		}
-	}
-	u.create(s, old, 0)
+	u.end(s)
+	u.create(s, 0)
 }

@@ -1,0 +1,239 @@
+package orchestrator_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"pgregory.net/rapid"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/orchestrator"
+)
+
+// TestInvariants lets users, nodes and time do what they like to a swarm, one
+// random step of anybody at a time, and checks after each what must always hold;
+// then lets all come to rest and checks that there is just what was asked for.
+func TestInvariants(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t)
+		c := &chaos{world: w, rt: rt, lost: map[string]bool{}, startFirst: rapid.Bool().Draw(rt, "start first")}
+		for i := range rapid.IntRange(1, 3).Draw(rt, "nodes") {
+			w.node(fmt.Sprint("n", i), nil)
+		}
+		w.setService("web", func(s *swarm.ServiceSpec) {
+			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(rapid.IntRange(0, 4).Draw(rt, "replicas")))}
+			s.TaskTemplate.RestartPolicy.Delay = new(time.Duration(rapid.IntRange(0, 2).Draw(rt, "delay")) * time.Second)
+			s.UpdateConfig.Parallelism = uint64(rapid.IntRange(0, 3).Draw(rt, "parallelism"))
+			s.UpdateConfig.FailureAction = rapid.SampledFrom([]swarm.FailureAction{"pause", "continue", "rollback"}).Draw(rt, "action")
+			if c.startFirst {
+				s.UpdateConfig.Order, s.RollbackConfig.Order = "start-first", "start-first"
+			}
+		})
+		w.setService("all", func(s *swarm.ServiceSpec) { s.Mode.Global = &swarm.GlobalService{} })
+		w.settle()
+		for range 150 {
+			c.step()
+			c.check()
+		}
+		c.rest()
+	})
+}
+
+type chaos struct {
+	*world
+	rt         *rapid.T
+	startFirst bool
+	lost       map[string]bool // tasks whose node was down once
+}
+
+// step does one thing: a plan, a placement, one task's next state, or a blow of
+// fate.
+func (c *chaos) step() {
+	const steps = "PPPPSSSSttttttttttttttwrunee" // how often each is done
+	switch rapid.SampledFrom([]byte(steps)).Draw(c.rt, "step") {
+	case 'P':
+		c.plan()
+	case 'S':
+		c.place()
+	case 't':
+		if tasks := c.sorted(); len(tasks) > 0 {
+			c.world.step(rapid.SampledFrom(tasks).Draw(c.rt, "task"))
+		}
+	case 'w':
+		c.now = c.now.Add(time.Duration(rapid.IntRange(1, 6000).Draw(c.rt, "ms")) * time.Millisecond)
+	case 'r':
+		c.setService("web", func(s *swarm.ServiceSpec) {
+			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(rapid.IntRange(0, 4).Draw(c.rt, "replicas")))}
+		})
+	case 'u':
+		c.setService("web", func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.ContainerSpec.Image = rapid.SampledFrom([]string{"a", "b", "c"}).Draw(c.rt, "image")
+		})
+	case 'n':
+		id := rapid.SampledFrom(sorted(c.nodes)).Draw(c.rt, "node")
+		c.setNode(id, func(n *api.Node) {
+			n.Status.State = rapid.SampledFrom([]swarm.NodeState{"ready", "down"}).Draw(c.rt, "state")
+			n.Spec.Availability = rapid.SampledFrom([]swarm.NodeAvailability{"active", "pause", "drain"}).Draw(c.rt, "availability")
+		})
+	case 'e':
+		running := slices.DeleteFunc(c.sorted(), func(t *api.Task) bool { return t.Status.State != swarm.TaskStateRunning })
+		if len(running) > 0 {
+			t := rapid.SampledFrom(running).Draw(c.rt, "task")
+			c.status(t.ID, rapid.SampledFrom([]swarm.TaskState{"failed", "complete"}).Draw(c.rt, "end"), "")
+		}
+	}
+}
+
+// check holds at every moment. That states only go forward is checked where
+// they change.
+func (c *chaos) check() {
+	type slot struct {
+		service, node string
+		number        int
+	}
+	live := map[slot]int{}
+	for _, t := range c.tasks {
+		if n := c.nodes[t.NodeID]; n != nil && n.Status.State == swarm.NodeStateDown {
+			c.lost[t.ID] = true // it was given up, and may run there after all
+		}
+		if api.Rank(t.Status.State) < api.Rank(swarm.TaskStateStarting) || api.Final(t.Status.State) || c.lost[t.ID] {
+			continue
+		}
+		k := slot{service: t.ServiceID, number: t.Slot}
+		if t.Spec.Global {
+			k.node = t.NodeID
+		}
+		live[k]++
+		if live[k] > 1 && !c.startFirst {
+			c.dump()
+			c.rt.Fatalf("two tasks of slot %v run at once", k)
+		}
+	}
+}
+
+// rest heals everything, lets time pass, and checks that there is exactly what
+// the services ask for, and nothing left to do.
+func (c *chaos) rest() {
+	for id := range c.nodes {
+		c.setNode(id, func(n *api.Node) {
+			n.Status.State, n.Spec.Availability = swarm.NodeStateReady, swarm.NodeAvailabilityActive
+		})
+	}
+	if st := c.services["web"].UpdateStatus; st != nil && st.State == swarm.UpdateStatePaused {
+		s := *c.services["web"]
+		s.UpdateStatus = nil
+		c.services["web"] = &s
+	}
+	c.settle()
+	c.pass(10 * time.Minute)
+	got := map[string]int{}
+	for _, t := range c.tasks {
+		switch {
+		case t.Status.State == swarm.TaskStateRunning && t.DesiredState == swarm.TaskStateRunning:
+			got[t.ServiceID]++
+			if s := c.services[t.ServiceID]; t.Spec.ContainerSpec.Image != s.Spec.TaskTemplate.ContainerSpec.Image && !paused(s) {
+				c.dump()
+				c.rt.Fatalf("%s still has image %s after an update to %s", t.ID, t.Spec.ContainerSpec.Image, s.Spec.TaskTemplate.ContainerSpec.Image)
+			}
+		case !api.Final(t.Status.State):
+			c.dump()
+			c.rt.Fatalf("%s is %s, to be %s, after all came to rest", t.ID, t.Status.State, t.DesiredState)
+		}
+	}
+	want := int(*c.services["web"].Spec.Mode.Replicated.Replicas)
+	if got["web"] != want || got["all"] != len(c.nodes) {
+		c.dump()
+		c.rt.Fatalf("running %v, want web %d, all %d", got, want, len(c.nodes))
+	}
+	for _, id := range sorted(c.services) {
+		out := orchestrator.Plan(c.input(id))
+		if len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil {
+			c.rt.Fatalf("%s never comes to rest: %+v", id, out)
+		}
+	}
+}
+
+func paused(s *api.Service) bool {
+	return s.UpdateStatus != nil && (s.UpdateStatus.State == swarm.UpdateStatePaused || s.UpdateStatus.State == swarm.UpdateStateRollbackPaused)
+}
+
+func (c *chaos) dump() {
+	for _, t := range c.sorted() {
+		c.rt.Logf("%-8s v%d %-5s %-9s %-9s %s", t.ID, t.SpecVersion, t.Spec.ContainerSpec.Image, t.NodeID, t.Status.State, t.DesiredState)
+	}
+	c.rt.Logf("%+v", c.services["web"].UpdateStatus)
+}
+
+// TestAvailability: during a rolling update of a healthy service there are never
+// fewer tasks running than its parallelism and order allow.
+func TestAvailability(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t)
+		w.node("n1", nil)
+		replicas := rapid.IntRange(1, 12).Draw(rt, "replicas")
+		parallelism := rapid.IntRange(1, 4).Draw(rt, "parallelism")
+		startFirst := rapid.Bool().Draw(rt, "start first")
+		w.setService("web", func(s *swarm.ServiceSpec) {
+			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(replicas))}
+			s.UpdateConfig.Parallelism = uint64(parallelism)
+			s.UpdateConfig.Delay = time.Duration(rapid.IntRange(0, 3).Draw(rt, "delay")) * time.Second
+			if startFirst {
+				s.UpdateConfig.Order = "start-first"
+			}
+		})
+		w.settle()
+		w.setService("web", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = "b" })
+		least := replicas - parallelism
+		if startFirst {
+			least = replicas
+		}
+		for range 400 {
+			switch rapid.SampledFrom([]int{0, 1, 2, 2, 2, 3}).Draw(rt, "step") {
+			case 0:
+				w.plan()
+			case 1:
+				w.place()
+			case 2:
+				w.step(rapid.SampledFrom(w.sorted()).Draw(rt, "task"))
+			case 3:
+				w.now = w.now.Add(time.Second)
+			}
+			running := 0
+			for _, t := range w.tasks {
+				if t.Status.State == swarm.TaskStateRunning {
+					running++
+				}
+			}
+			if running < least {
+				rt.Fatalf("%d tasks run, of %d and with parallelism %d", running, replicas, parallelism)
+			}
+		}
+	})
+}
+
+// TestBoundedPlans: plans that may not be large come to the same end.
+func TestBoundedPlans(t *testing.T) {
+	w := newWorld(t)
+	w.node("n1", nil)
+	w.setService("web", func(s *swarm.ServiceSpec) { s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(95))} })
+	plans := 0
+	for {
+		in := w.input("web")
+		in.MaxChanges = 10
+		out := orchestrator.Plan(in)
+		if n := len(out.Create) + len(out.Desired) + len(out.Delete); n > 11 {
+			t.Fatalf("%d changes in a plan of at most 10", n)
+		}
+		plans++
+		w.apply(&out)
+		if out.Again.IsZero() {
+			break
+		}
+	}
+	if len(w.tasks) != 95 || plans != 10 {
+		t.Errorf("%d tasks after %d plans", len(w.tasks), plans)
+	}
+}

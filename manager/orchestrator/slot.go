@@ -1,0 +1,186 @@
+package orchestrator
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// slot is one place that a service's tasks run in, one after the other: a
+// number, or a node for global services.
+type slot struct {
+	number int
+	node   string
+	// tasks of the slot, newest first, but for those to be removed.
+	tasks []*api.Task
+	// leaving are tasks to be removed that may still run.
+	leaving []*api.Task
+	// created is set when the plan has a new task for the slot.
+	created bool
+}
+
+type place struct {
+	number int
+	node   string
+}
+
+// group sorts the tasks into slots.
+func (p *plan) group() {
+	by := map[place]*slot{}
+	for _, t := range p.Tasks {
+		k := place{number: t.Slot}
+		if p.spec.Global {
+			k = place{node: t.NodeID}
+		}
+		s := by[k]
+		if s == nil {
+			s = &slot{number: k.number, node: k.node}
+			by[k] = s
+			p.slots = append(p.slots, s)
+		}
+		switch {
+		case t.DesiredState != swarm.TaskStateRemove:
+			s.tasks = append(s.tasks, t)
+		case !ended(t):
+			s.leaving = append(s.leaving, t)
+		}
+	}
+	for _, s := range p.slots {
+		slices.SortFunc(s.tasks, newestFirst)
+	}
+	slices.SortFunc(p.slots, func(a, b *slot) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.node, b.node))
+	})
+}
+
+func newestFirst(a, b *api.Task) int {
+	return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.Version.Index, a.Version.Index), cmp.Compare(a.ID, b.ID))
+}
+
+// live returns the slot's task that is meant to run: the newest of the present
+// spec, else one that does run, else the newest. nil if there is none.
+func (p *plan) live(s *slot) *api.Task {
+	var best *api.Task
+	for _, t := range s.tasks {
+		if !p.wanted(t) {
+			continue
+		}
+		if !p.stale(t) {
+			return t
+		}
+		if best == nil || !p.running(best) && p.running(t) {
+			best = t
+		}
+	}
+	return best
+}
+
+// blocked reports whether t has to wait for others of its slot to end.
+func (p *plan) blocked(s *slot, t *api.Task) bool {
+	blocks := func(o *api.Task) bool { return o != t && !p.wanted(o) && !ended(o) && !p.lost(o) }
+	return slices.ContainsFunc(s.tasks, blocks) || slices.ContainsFunc(s.leaving, blocks)
+}
+
+// tidy ends tasks of a slot that are meant to run besides its live one: what a
+// start-first update leaves when the new task runs, or when it was undone.
+func (p *plan) tidy() {
+	for _, s := range p.slots {
+		live := p.live(s)
+		for _, t := range s.tasks {
+			if t == live || !p.wanted(t) {
+				continue
+			}
+			if p.full() {
+				return
+			}
+			if p.running(live) || p.stale(t) == p.stale(live) || p.evicted(t) || api.Final(t.Status.State) {
+				p.want(t, swarm.TaskStateShutdown)
+			}
+		}
+	}
+}
+
+// ended reports whether nothing of the task runs any more, or ever will.
+func ended(t *api.Task) bool {
+	return api.Final(t.Status.State) ||
+		api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) && api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning)
+}
+
+// byItself reports whether a task has ended without having been told to.
+func byItself(t *api.Task) bool {
+	switch t.Status.State {
+	case swarm.TaskStateFailed, swarm.TaskStateRejected, swarm.TaskStateComplete:
+		return true
+	}
+	return false
+}
+
+// lost reports whether the task is on a node that can't tell of it.
+func (p *plan) lost(t *api.Task) bool {
+	if t.NodeID == "" {
+		return false
+	}
+	n := p.Nodes[t.NodeID]
+	return n == nil || n.Status.State == swarm.NodeStateDown
+}
+
+// evicted reports whether the task may not stay on its node: it is down, being
+// drained, or meets the constraints no more.
+func (p *plan) evicted(t *api.Task) bool {
+	if t.NodeID == "" {
+		return false
+	}
+	if p.lost(t) || p.Nodes[t.NodeID].Spec.Availability == swarm.NodeAvailabilityDrain {
+		return true
+	}
+	spec := p.spec
+	if p.stale(t) {
+		spec = t.Spec // until its turn in the update
+	}
+	return !api.MatchAll(p.constraintsOf(spec), p.Nodes[t.NodeID])
+}
+
+func (p *plan) constraintsOf(spec *api.TaskSpec) []api.Constraint {
+	if spec.Placement == nil {
+		return nil
+	}
+	cs, ok := p.constraints[spec]
+	if !ok {
+		cs, _ = api.ParseConstraints(spec.Placement.Constraints) // checked when the service was written
+		p.constraints[spec] = cs
+	}
+	return cs
+}
+
+// suits reports whether a node may have tasks of the service.
+func (p *plan) suits(n *api.Node) bool {
+	return api.MatchAll(p.constraintsOf(p.spec), n) &&
+		(p.spec.Placement == nil || api.MatchPlatform(p.spec.Placement.Platforms, n))
+}
+
+// difference says in what an older spec differs from the present one.
+type difference struct{ run, placement bool }
+
+// stale reports whether the task must be replaced to be what the service's spec
+// says. One that is just placed by other rules may stay where it fits these too.
+func (p *plan) stale(t *api.Task) bool {
+	if t.SpecVersion == p.Service.SpecVersion {
+		return false
+	}
+	d, ok := p.differences[t.SpecVersion]
+	if !ok {
+		d.run = !t.Spec.SameRun(p.spec)
+		was, is := &api.TaskSpec{}, &api.TaskSpec{}
+		was.Placement, is.Placement = t.Spec.Placement, p.spec.Placement
+		d.placement = !was.Equal(is)
+		p.differences[t.SpecVersion] = d
+	}
+	if d.run || !d.placement {
+		return d.run
+	}
+	n := p.Nodes[t.NodeID]
+	return n == nil || !p.suits(n)
+}
