@@ -37,7 +37,7 @@ func (p Ports) Add(s *Service) {
 // stays. What it returns is counted in. Conflict: another service has a port;
 // ResourceExhausted: none is left.
 func (p Ports) Allocate(s *Service) ([]swarm.PortConfig, error) {
-	if s.Spec.EndpointSpec == nil {
+	if s.Spec.EndpointSpec == nil || len(s.Spec.EndpointSpec.Ports) == 0 {
 		return nil, nil
 	}
 	ports := slices.Clone(s.Spec.EndpointSpec.Ports)

@@ -3,8 +3,8 @@ package allocator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"reflect"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -20,7 +20,7 @@ type Loop struct {
 }
 
 // maxTasks bounds how many tasks one transaction moves on.
-const maxTasks = 5000
+const maxTasks = 2000
 
 // Run blocks until ctx ends or the store can't be written to.
 func (l *Loop) Run(ctx context.Context) error {
@@ -29,131 +29,164 @@ func (l *Loop) Run(ctx context.Context) error {
 		if !errors.Is(err, store.ErrOverflow) {
 			return err
 		}
-		l.Log.Info("the allocator reads the store anew")
+		l.Log.Info("the allocator fell behind and reads the store anew")
 	}
+}
+
+// session is the loop from one snapshot on.
+type session struct {
+	*Loop
+	services map[string]struct{} // to look at
+	tasks    map[string]struct{}
+	refused  map[string]error // services that can't get what they need, with the reason
 }
 
 func (l *Loop) follow(ctx context.Context) error {
 	view, w := l.Store.Watch(store.KindService, store.KindTask)
 	defer w.Close()
-	services, tasks := map[string]bool{}, map[string]bool{}
-	for s := range store.List[*api.Service](view) {
-		services[s.ID] = true
+	s := &session{Loop: l, services: map[string]struct{}{}, tasks: map[string]struct{}{}, refused: map[string]error{}}
+	for o := range store.List[*api.Service](view) {
+		s.services[o.ID] = struct{}{}
 	}
 	for t := range store.List[*api.Task](view, store.ByTaskState(swarm.TaskStateNew)) {
-		tasks[t.ID] = true
+		s.tasks[t.ID] = struct{}{}
 	}
 	for {
-		if err := l.allocate(ctx, services, tasks); err != nil {
+		if err := s.allocate(ctx); err != nil {
 			return err
 		}
 		changes, err := w.Next(ctx)
 		if err != nil {
 			return err
 		}
-		for _, c := range changes {
-			if c.New == nil {
-				continue
-			}
-			switch o := c.New.(type) {
-			case *api.Service:
-				services[o.ID] = true
-			case *api.Task:
-				if o.Status.State == swarm.TaskStateNew {
-					tasks[o.ID] = true
-				}
-			}
+		for i := range changes {
+			s.note(&changes[i])
 		}
 	}
 }
 
-// allocate takes everything out of the sets that it is done with.
-func (l *Loop) allocate(ctx context.Context, services, tasks map[string]bool) error {
-	if len(services) > 0 {
-		if err := l.services(ctx, services); err != nil {
-			return err
+func (s *session) note(c *store.Change) {
+	if c.Kind == store.KindService {
+		for id := range s.refused { // what this one had may be what others wait for
+			s.services[id] = struct{}{}
 		}
-		clear(services)
 	}
-	for len(tasks) > 0 {
-		batch := make([]string, 0, min(len(tasks), maxTasks))
-		for id := range tasks {
+	switch o := c.New.(type) {
+	case *api.Service:
+		s.services[o.ID] = struct{}{}
+	case *api.Task:
+		if o.Status.State == swarm.TaskStateNew {
+			s.tasks[o.ID] = struct{}{}
+		}
+	case nil:
+		delete(s.refused, c.ID)
+	}
+}
+
+// allocate takes everything out of the sets.
+func (s *session) allocate(ctx context.Context) error {
+	if len(s.services) > 0 {
+		if err := s.allocateServices(ctx); err != nil {
+			return fmt.Errorf("allocate services: %w", err)
+		}
+		clear(s.services)
+	}
+	batch := make([]string, 0, min(len(s.tasks), maxTasks))
+	for len(s.tasks) > 0 {
+		batch = batch[:0]
+		for id := range s.tasks {
 			if len(batch) == maxTasks {
 				break
 			}
 			batch = append(batch, id)
-			delete(tasks, id)
+			delete(s.tasks, id)
 		}
-		if err := l.tasks(ctx, batch); err != nil {
-			return err
+		if err := s.allocateTasks(ctx, batch); err != nil {
+			return fmt.Errorf("allocate tasks: %w", err)
 		}
 	}
 	return nil
 }
 
-func (l *Loop) services(ctx context.Context, ids map[string]bool) error {
-	_, err := l.Store.Update(ctx, func(tx *store.Tx) error {
+func (s *session) allocateServices(ctx context.Context) error {
+	refused := map[string]error{}
+	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
+		clear(refused)
 		ports := api.Ports{}
-		for s := range store.List[*api.Service](tx) {
-			ports.Add(s)
+		for o := range store.List[*api.Service](tx) {
+			ports.Add(o)
 		}
-		for id := range ids {
-			s := store.Get[*api.Service](tx, id)
-			if s == nil {
+		for id := range s.services {
+			o := store.Get[*api.Service](tx, id)
+			if o == nil {
 				continue
 			}
-			e, err := endpoint(s, ports)
+			c, err := Service(o, ports)
 			if err != nil {
-				l.Log.Error("a service's ports can't be allocated", "service", s.ID, "err", err)
+				refused[id] = err
 				continue
 			}
-			if reflect.DeepEqual(e, s.Endpoint) {
+			if c == nil {
 				continue
 			}
-			c := *s
-			c.Endpoint = e
-			if err := store.Put(tx, &c); err != nil {
+			if err := store.Put(tx, c); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	for id := range s.services {
+		s.settle(ctx, id, refused[id])
+	}
 	return err
 }
 
-// endpoint is what a service's Endpoint should be.
-func endpoint(s *api.Service, ports api.Ports) (swarm.Endpoint, error) {
-	var e swarm.Endpoint
-	if s.Spec.EndpointSpec != nil {
-		e.Spec = *s.Spec.EndpointSpec
+// settle notes what came of a service, and has tasks looked at that waited.
+func (s *session) settle(ctx context.Context, id string, refused error) {
+	was := s.refused[id]
+	switch {
+	case refused == nil && was == nil:
+		return
+	case refused == nil:
+		delete(s.refused, id)
+	default:
+		s.refused[id] = refused
+		if was == nil || was.Error() != refused.Error() {
+			s.Log.WarnContext(ctx, "a service can't get what it needs", "service", id, "err", refused)
+		}
 	}
-	p, err := ports.Allocate(s)
-	e.Ports = p
-	return e, err
+	for t := range store.List[*api.Task](s.Store.View(), store.ByService(id)) {
+		if t.Status.State == swarm.TaskStateNew {
+			s.tasks[t.ID] = struct{}{}
+		}
+	}
 }
 
-func (l *Loop) tasks(ctx context.Context, ids []string) error {
+// allocateTasks moves tasks on, in halves if the store won't take them at once.
+func (s *session) allocateTasks(ctx context.Context, ids []string) error {
 	now := time.Now().UTC()
-	_, err := l.Store.Update(ctx, func(tx *store.Tx) error {
+	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
 		for _, id := range ids {
 			t := store.Get[*api.Task](tx, id)
-			if t == nil || t.Status.State != swarm.TaskStateNew {
+			if t == nil || t.Status.State != swarm.TaskStateNew || api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning) {
 				continue
 			}
-			c := *t
-			if s := store.Get[*api.Service](tx, t.ServiceID); s != nil {
-				c.Ports = s.Endpoint.Ports
+			c := Task(t, store.Get[*api.Service](tx, t.ServiceID), s.refused[t.ServiceID], now)
+			if c == nil {
+				continue
 			}
-			c.Networks = nil
-			for _, n := range t.Spec.Networks {
-				c.Networks = append(c.Networks, api.NetworkAttachment{NetworkID: n.Target, Aliases: n.Aliases, DriverOpts: n.DriverOpts})
-			}
-			c.Status = swarm.TaskStatus{State: swarm.TaskStatePending, Timestamp: now, Message: "pending task scheduling"}
-			if err := store.Put(tx, &c); err != nil {
+			if err := store.Put(tx, c); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	if api.Is(err, api.ResourceExhausted) && len(ids) > 1 {
+		half := len(ids) / 2
+		if err := s.allocateTasks(ctx, ids[:half]); err != nil {
+			return err
+		}
+		return s.allocateTasks(ctx, ids[half:])
+	}
 	return err
 }

@@ -73,7 +73,7 @@ func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, spe
 			return err
 		}
 		if n.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker && managers(tx) == 1 {
-			return api.Errorf(api.Conflict, "attempting to demote the last manager of the swarm")
+			return invalid("attempting to demote the last manager of the swarm")
 		}
 		u := *n
 		u.Version.Index, u.Spec = version, *spec
@@ -94,6 +94,7 @@ func managers(r store.Reader) int {
 
 // NodeRemove takes a node out of the swarm.
 func (c *Control) NodeRemove(ctx context.Context, name string, force bool) error {
+	now := time.Now().UTC()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		n, err := find(tx, "node", name, nodeID)
 		if err != nil {
@@ -101,15 +102,15 @@ func (c *Control) NodeRemove(ctx context.Context, name string, force bool) error
 		}
 		switch {
 		case n.Spec.Role == swarm.NodeRoleManager:
-			return api.Errorf(api.Conflict, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
+			return invalid("node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
 		case !force && n.Status.State == swarm.NodeStateReady:
-			return api.Errorf(api.Conflict, "node %s is not down and can't be removed", n.ID)
+			return invalid("node %s is not down and can't be removed: stop it, or use --force", n.ID)
 		}
 		for cl := range store.List[*api.Cluster](tx) {
 			u := *cl
-			u.Removed = map[string]time.Time{n.ID: time.Now().UTC().Add(ca.DefaultExpiry)}
+			u.Removed = map[string]time.Time{n.ID: now.Add(ca.DefaultExpiry)}
 			for id, until := range cl.Removed {
-				if time.Now().Before(until) {
+				if now.Before(until) {
 					u.Removed[id] = until
 				}
 			}
@@ -117,7 +118,25 @@ func (c *Control) NodeRemove(ctx context.Context, name string, force bool) error
 				return err
 			}
 		}
+		if err := orphan(tx, n.ID, now); err != nil {
+			return err
+		}
 		return store.Delete[*api.Node](tx, n.ID)
 	})
 	return err
+}
+
+// orphan ends the tasks of a node that nobody will hear of again.
+func orphan(tx *store.Tx, node string, now time.Time) error {
+	for t := range store.List[*api.Task](tx, store.ByNode(node)) {
+		if api.Final(t.Status.State) {
+			continue
+		}
+		c := *t
+		c.Status = swarm.TaskStatus{State: swarm.TaskStateOrphaned, Timestamp: now, Message: "Task belonged to a node that has been deleted"}
+		if err := store.Put(tx, &c); err != nil {
+			return err
+		}
+	}
+	return nil
 }

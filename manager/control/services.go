@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"reflect"
 	"slices"
 	"time"
 
@@ -27,76 +26,50 @@ func (c *Control) ServiceCreate(ctx context.Context, spec *swarm.ServiceSpec, o 
 	if err := ValidateService(spec); err != nil {
 		return nil, err
 	}
-	s := &api.Service{RegistryAuth: o.RegistryAuth}
-	s.ID, s.Spec = api.NewID(), *spec
-	s.SpecVersion = 1
+	id := api.NewID()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
-		n := *s
-		if err := references(tx, &n.Spec); err != nil {
+		n := &api.Service{RegistryAuth: o.RegistryAuth, SpecVersion: 1}
+		n.ID = id
+		var err error
+		if n.Spec, err = resolve(tx, spec); err != nil {
 			return err
 		}
-		if err := allocate(tx, &n); err != nil {
+		if err := publish(tx, n); err != nil {
 			return err
 		}
-		return store.Create(tx, &n)
+		return store.Create(tx, n)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &swarm.ServiceCreateResponse{ID: s.ID}, nil
-}
-
-// allocate gives the service its published ports, so that a conflict is the
-// user's error and not a service that never starts.
-func allocate(tx *store.Tx, s *api.Service) error {
-	s.Endpoint.Spec = swarm.EndpointSpec{}
-	if s.Spec.EndpointSpec == nil {
-		s.Endpoint.Ports = nil
-		return nil
-	}
-	s.Endpoint.Spec = *s.Spec.EndpointSpec
-	if len(s.Spec.EndpointSpec.Ports) == 0 {
-		s.Endpoint.Ports = nil
-		return nil
-	}
-	ports := api.Ports{}
-	for other := range store.List[*api.Service](tx) {
-		if other.ID != s.ID {
-			ports.Add(other)
-		}
-	}
-	p, err := ports.Allocate(s)
-	s.Endpoint.Ports = p
-	return err
+	return &swarm.ServiceCreateResponse{ID: id}, nil
 }
 
 // ServiceUpdate replaces a service's spec, or goes back to the previous one.
 func (c *Control) ServiceUpdate(ctx context.Context, name string, version uint64, spec *swarm.ServiceSpec, o ServiceOptions) (*swarm.ServiceUpdateResponse, error) {
-	if o.Rollback != "" && o.Rollback != "previous" {
-		return nil, api.Errorf(api.Invalid, "unknown rollback %q: want \"previous\"", o.Rollback)
-	}
-	if o.RegistryAuthFrom != "" && o.RegistryAuthFrom != "spec" && o.RegistryAuthFrom != "previous-spec" {
-		return nil, api.Errorf(api.Invalid, "unsupported registryAuthFrom value %q: want \"spec\" or \"previous-spec\"", o.RegistryAuthFrom)
+	switch {
+	case o.Rollback != "" && o.Rollback != "previous":
+		return nil, invalid("unrecognized rollback option %q: want \"previous\"", o.Rollback)
+	case o.RegistryAuthFrom != "" && o.RegistryAuthFrom != "spec" && o.RegistryAuthFrom != "previous-spec":
+		return nil, invalid("unsupported registryAuthFrom value %q: want \"spec\" or \"previous-spec\"", o.RegistryAuthFrom)
 	}
 	if o.Rollback == "" {
 		if err := ValidateService(spec); err != nil {
 			return nil, err
 		}
 	}
+	now := time.Now().UTC()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		old, err := c.service(tx, name)
 		if err != nil {
 			return err
 		}
-		n, err := updated(old, spec, o)
+		n, err := updated(tx, old, spec, o, now)
 		if err != nil {
 			return err
 		}
 		n.Version.Index = version
-		if err := references(tx, &n.Spec); err != nil {
-			return err
-		}
-		if err := allocate(tx, n); err != nil {
+		if err := publish(tx, n); err != nil {
 			return err
 		}
 		return store.Put(tx, n)
@@ -108,14 +81,9 @@ func (c *Control) ServiceUpdate(ctx context.Context, name string, version uint64
 }
 
 // updated is the service as an update makes it.
-func updated(old *api.Service, spec *swarm.ServiceSpec, o ServiceOptions) (*api.Service, error) {
+func updated(r store.Reader, old *api.Service, spec *swarm.ServiceSpec, o ServiceOptions, now time.Time) (*api.Service, error) {
 	if o.Rollback == "previous" {
-		if old.PreviousSpec == nil {
-			return nil, api.Errorf(api.Conflict, "service %s does not have a previous spec", old.Spec.Name)
-		}
-		n := old.Rollback()
-		n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "rollback in progress", StartedAt: new(time.Now().UTC())}
-		return n, nil
+		return rolledBack(r, old, now)
 	}
 	if mode(&old.Spec) != mode(spec) {
 		return nil, api.Errorf(api.Unimplemented, "service mode change is not allowed: %s is %s", old.Spec.Name, mode(&old.Spec))
@@ -124,48 +92,41 @@ func updated(old *api.Service, spec *swarm.ServiceSpec, o ServiceOptions) (*api.
 		return nil, api.Errorf(api.Unimplemented, "renaming services is not supported: %s is named %s", old.ID, old.Spec.Name)
 	}
 	n := *old
-	n.Spec, n.PreviousSpec, n.PreviousSpecVersion = *spec, &old.Spec, old.SpecVersion
-	n.PreviousRegistryAuth = old.RegistryAuth
+	var err error
+	if n.Spec, err = resolve(r, spec); err != nil {
+		return nil, err
+	}
+	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &old.Spec, old.SpecVersion, old.RegistryAuth
 	switch {
 	case o.RegistryAuth != "":
 		n.RegistryAuth = o.RegistryAuth
 	case o.RegistryAuthFrom == "previous-spec":
 		n.RegistryAuth = old.PreviousRegistryAuth
 	}
-	if changesTasks(&old.Spec, spec) {
+	changed := !n.TaskSpec().Equal(old.TaskSpec())
+	if changed {
 		n.SpecVersion = max(old.SpecVersion, old.PreviousSpecVersion, old.Version.Index) + 1
+	}
+	// An update that is under way goes on after a change that is none of its
+	// business; one that was paused is taken up again.
+	if st := old.UpdateStatus; changed || st == nil || st.State != swarm.UpdateStateUpdating && st.State != swarm.UpdateStateRollbackStarted {
 		n.UpdateStatus = nil
 	}
 	return &n, nil
 }
 
-// changesTasks reports whether tasks made by the two specs differ, so that they
-// have to be replaced.
-func changesTasks(a, b *swarm.ServiceSpec) bool {
-	return !reflect.DeepEqual(withoutPolicy(a.TaskTemplate), withoutPolicy(b.TaskTemplate)) || !reflect.DeepEqual(hostPorts(a), hostPorts(b))
-}
-
-// withoutPolicy leaves out what acts on tasks from outside.
-func withoutPolicy(t swarm.TaskSpec) swarm.TaskSpec {
-	t.RestartPolicy = nil
-	if t.Placement != nil {
-		p := *t.Placement
-		p.Preferences = nil
-		t.Placement = &p
+// rolledBack is the service with its spec and its previous one changed over.
+func rolledBack(r store.Reader, old *api.Service, now time.Time) (*api.Service, error) {
+	if old.PreviousSpec == nil {
+		return nil, invalid("service %s does not have a previous spec", old.Spec.Name)
 	}
-	return t
-}
-
-func hostPorts(s *swarm.ServiceSpec) []swarm.PortConfig {
-	var out []swarm.PortConfig
-	if s.EndpointSpec != nil {
-		for _, p := range s.EndpointSpec.Ports {
-			if p.PublishMode == swarm.PortConfigPublishModeHost {
-				out = append(out, p)
-			}
-		}
+	if _, err := resolve(r, old.PreviousSpec); err != nil {
+		return nil, err
 	}
-	return out
+	n := old.Rollback()
+	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &old.Spec, old.SpecVersion, old.RegistryAuth
+	n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback", StartedAt: &now}
+	return n, nil
 }
 
 func mode(s *swarm.ServiceSpec) string {
@@ -212,7 +173,7 @@ func (c *Control) ServiceList(_ context.Context, f api.Filters, status bool) ([]
 		return nil, err
 	}
 	view := c.cfg.Store.View()
-	out := []swarm.Service{}
+	out := make([]swarm.Service, 0, store.Count[*api.Service](view))
 	for s := range store.List[*api.Service](view) {
 		if anyPrefix(f["id"], s.ID) && anyPrefix(f["name"], s.Spec.Name) && matchLabels(f["label"], s.Spec.Labels) &&
 			(len(f["mode"]) == 0 || slices.Contains(f["mode"], mode(&s.Spec))) &&
@@ -240,7 +201,7 @@ func fillStatus(view *store.View, services []swarm.Service) {
 		s := &services[i]
 		s.ServiceStatus = &swarm.ServiceStatus{}
 		if r := s.Spec.Mode.Replicated; r != nil && r.Replicas != nil {
-			s.ServiceStatus.DesiredTasks = *r.Replicas
+			s.ServiceStatus.DesiredTasks = *r.Replicas // always set, see resolve
 		}
 		counts[s.ID] = s.ServiceStatus
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -13,6 +14,11 @@ import (
 // TaskInspect returns a task, by id or unambiguous prefix.
 func (c *Control) TaskInspect(_ context.Context, id string) (*swarm.Task, error) {
 	view := c.cfg.Store.View()
+	if dot := strings.LastIndexByte(id, '.'); dot >= 0 { // a task's name ends with its id
+		if t := store.Get[*api.Task](view, id[dot+1:]); t != nil && t.Name() == id {
+			id = t.ID
+		}
+	}
 	t, err := find(view, "task", id, func(t *api.Task) string { return t.ID })
 	if err != nil {
 		return nil, err
@@ -28,6 +34,7 @@ func Task(r store.Reader, t *api.Task) swarm.Task {
 		Status: t.Status, DesiredState: t.DesiredState, GenericResources: t.GenericResources, JobIteration: t.JobIteration,
 		Volumes: t.Volumes,
 	}
+	out.Labels = map[string]string{}
 	if out.Volumes == nil {
 		out.Volumes = []swarm.VolumeAttachment{}
 	}

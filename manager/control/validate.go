@@ -11,7 +11,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/store"
 )
 
 // Limits of Docker's, and on what a spec can make the store grow.
@@ -178,6 +177,9 @@ func validateTask(t *swarm.TaskSpec) error {
 		for _, p := range t.Placement.Preferences {
 			if p.Spread == nil || p.Spread.SpreadDescriptor == "" {
 				return invalid("a placement preference needs a label to spread over, as node.labels.zone")
+			}
+			if _, ok := api.NodeAttribute(&api.Node{}, p.Spread.SpreadDescriptor); !ok {
+				return invalid("a placement preference can't spread over %q: want node.labels.NAME or engine.labels.NAME", p.Spread.SpreadDescriptor)
 			}
 		}
 	}
@@ -346,29 +348,6 @@ func validateHealth(h *container.HealthConfig) error {
 	}
 	if h.Retries < 0 {
 		return invalid("ContainerSpec: Retries in HealthConfig cannot be negative: %d", h.Retries)
-	}
-	return nil
-}
-
-// references checks that what a service refers to is there.
-func references(r store.Reader, s *swarm.ServiceSpec) error {
-	if c := s.TaskTemplate.ContainerSpec; c != nil {
-		for _, ref := range c.Secrets {
-			if store.Get[*api.Secret](r, ref.SecretID) == nil {
-				return invalid("secret not found: %s (%s)", ref.SecretName, ref.SecretID)
-			}
-		}
-		for _, ref := range c.Configs {
-			if store.Get[*api.Config](r, ref.ConfigID) == nil {
-				return invalid("config not found: %s (%s)", ref.ConfigName, ref.ConfigID)
-			}
-		}
-	}
-	for i := range s.TaskTemplate.Networks {
-		n := &s.TaskTemplate.Networks[i]
-		if _, err := find(r, "network", n.Target, networkID); err != nil {
-			return invalid("network %s not found in the swarm: a service needs a network of scope swarm, or host, bridge or none", n.Target)
-		}
 	}
 	return nil
 }
