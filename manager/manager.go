@@ -59,13 +59,16 @@ func New(cfg Config) *Manager {
 	}, cfg.Loops...)}
 }
 
+// Pauses before the loops start over; the first after a while without failures.
 const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 5 * time.Second
+	calm       = time.Minute
 )
 
 // Run runs the loops whenever this manager leads, until ctx ends. A loop that
-// fails ends the epoch: all loops then start over from the store, after a pause.
+// fails ends the epoch: when all have ended they start over from the store, after
+// a pause. Loops of two epochs never run at the same time.
 func (m *Manager) Run(ctx context.Context) error {
 	pause := firstPause
 	for ctx.Err() == nil {
@@ -80,11 +83,12 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 		began := time.Now()
 		err := m.epoch(ctx, st.Term)
-		if err == nil {
+		if err == nil || !m.leads(st.Term) { // writes fail when leadership ends
+			m.cfg.Log.Info("this manager leads no more", "term", st.Term)
 			pause = firstPause
 			continue
 		}
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > calm {
 			pause = firstPause
 		}
 		m.cfg.Log.Error("a loop of the leader failed; all start over", "term", st.Term, "err", err, "pause", pause)
@@ -97,8 +101,13 @@ func (m *Manager) Run(ctx context.Context) error {
 	return nil
 }
 
-// epoch runs the loops while this manager leads in the term. nil: it leads no
-// more.
+func (m *Manager) leads(term uint64) bool {
+	st := m.cfg.Leadership.Status()
+	return st.IsLeader && st.Term == term
+}
+
+// epoch runs the loops while this manager leads in the term, and returns when
+// all have ended. nil: it leads no more, or ctx ended.
 func (m *Manager) epoch(ctx context.Context, term uint64) error {
 	m.cfg.Log.Info("this manager leads the swarm", "term", term)
 	ctx, end := context.WithCancel(ctx)
@@ -120,8 +129,7 @@ func (m *Manager) epoch(ctx context.Context, term uint64) error {
 		defer end()
 		for {
 			changed := m.cfg.Leadership.Changed()
-			if st := m.cfg.Leadership.Status(); !st.IsLeader || st.Term != term {
-				m.cfg.Log.Info("this manager leads no more", "term", term)
+			if !m.leads(term) {
 				return nil
 			}
 			select {

@@ -1,0 +1,144 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/legion-swarm/legion/raftnode"
+	"github.com/legion-swarm/legion/store"
+)
+
+// leadership is what a test says it is.
+type leadership struct {
+	mu      sync.Mutex
+	status  raftnode.Status
+	changed chan struct{}
+}
+
+func (l *leadership) Status() raftnode.Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status
+}
+
+func (l *leadership) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+func (l *leadership) set(lead bool, term uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status = raftnode.Status{IsLeader: lead, Term: term}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+func follower() *leadership { return &leadership{changed: make(chan struct{})} }
+
+// run runs a manager with a loop of the test besides its own, until the test
+// ends it.
+func run(t *testing.T, l *leadership, s *store.Store, loop func(ctx context.Context) error) (end func()) {
+	t.Helper()
+	m := New(Config{Store: s, Leadership: l, Log: slog.New(slog.DiscardHandler), Loops: []Loop{{Name: "test", Run: loop}}})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- m.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func newStore(t *testing.T) *store.Store {
+	t.Helper()
+	s, err := store.NewLocal(store.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestLoopsRunWhileLeading(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var running, starts atomic.Int32
+		l := follower()
+		end := run(t, l, newStore(t), func(ctx context.Context) error {
+			starts.Add(1)
+			if running.Add(1) > 1 {
+				t.Error("loops of two epochs run at once")
+			}
+			<-ctx.Done()
+			time.Sleep(time.Second) // it takes its time to end
+			running.Add(-1)
+			return ctx.Err()
+		})
+		check := func(when string, wantRunning, wantStarts int32) {
+			t.Helper()
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if running.Load() != wantRunning || starts.Load() != wantStarts {
+				t.Errorf("%s: %d run, %d were started; want %d, %d", when, running.Load(), starts.Load(), wantRunning, wantStarts)
+			}
+		}
+		check("follower", 0, 0)
+		l.set(true, 3)
+		check("leader", 1, 1)
+		l.set(true, 3)
+		check("another thing has changed", 1, 1)
+		l.set(true, 5) // lost and won again between two looks
+		check("another term", 1, 2)
+		l.set(false, 6)
+		check("follower again", 0, 2)
+		end()
+	})
+}
+
+func TestFailedLoopEndsTheEpoch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var starts []time.Time
+		l := follower()
+		l.set(true, 1)
+		end := run(t, l, newStore(t), func(context.Context) error {
+			starts = append(starts, time.Now())
+			return errors.New("broken")
+		})
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		end()
+		want := firstPause
+		for i := 1; i < len(starts); i++ {
+			if got := starts[i].Sub(starts[i-1]); got != want {
+				t.Errorf("pause %d was %s, want %s", i, got, want)
+			}
+			want = min(2*want, maxPause)
+		}
+		if len(starts) < 7 {
+			t.Errorf("started %d times in 10 s", len(starts))
+		}
+	})
+}
+
+func TestLoopThatEndsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := follower()
+		l.set(true, 1)
+		var starts atomic.Int32
+		end := run(t, l, newStore(t), func(context.Context) error { starts.Add(1); return nil })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		end()
+		if starts.Load() < 2 {
+			t.Error("a loop that ended was not started again")
+		}
+	})
+}

@@ -1,0 +1,131 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
+)
+
+// loop runs the scheduler on a store within a bubble.
+func loop(t *testing.T, s *store.Store) (end func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- (&Loop{Store: s, Log: slog.New(slog.DiscardHandler)}).Run(ctx) }()
+	synctest.Wait()
+	return func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+}
+
+func get(s *store.Store, id string) *api.Task { return store.Get[*api.Task](s.View(), id) }
+
+func TestLoopExplainsAndTriesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ts := tasks("web", 3, func(sp *api.TaskSpec) { sp.Placement = &swarm.Placement{Constraints: []string{"node.labels.x==y"}} })
+		for _, task := range ts {
+			task.DesiredState, task.Status.State = swarm.TaskStateRunning, swarm.TaskStatePending
+		}
+		s := filled(t, 2, ts)
+		defer loop(t, s)()
+		got := get(s, "web0")
+		if got.Status.State != swarm.TaskStatePending || got.Status.Err != "no suitable node (scheduling constraints not satisfied on 2 nodes)" {
+			t.Errorf("%+v", got.Status)
+		}
+		index := s.View().Index()
+		time.Sleep(time.Minute)
+		if s.View().Index() != index {
+			t.Error("the scheduler writes though nothing has changed")
+		}
+		update(t, s, func(tx *store.Tx) error {
+			n := *store.Get[*api.Node](tx, benchNode(1).ID)
+			n.Spec.Labels = map[string]string{"x": "y"}
+			return store.Put(tx, &n)
+		})
+		synctest.Wait()
+		for _, task := range ts {
+			if got := get(s, task.ID); got.NodeID != benchNode(1).ID || got.Status.Message != "scheduler assigned task to node" || got.Status.Err != "" {
+				t.Errorf("%+v", got.Status)
+			}
+		}
+	})
+}
+
+// A task that ends makes room for one that waits; one that is not wanted any
+// more is left alone.
+func TestLoopWaitsForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ts := tasks("web", 3, func(sp *api.TaskSpec) {
+			sp.Endpoint = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{PublishedPort: 80, PublishMode: "host"}}}
+		})
+		for _, task := range ts {
+			task.DesiredState, task.Status.State = swarm.TaskStateRunning, swarm.TaskStatePending
+		}
+		ts[2].DesiredState = swarm.TaskStateShutdown
+		s := filled(t, 1, ts)
+		defer loop(t, s)()
+		first, second := get(s, "web0"), get(s, "web1")
+		if first.NodeID == "" {
+			first, second = second, first
+		}
+		if second.NodeID != "" || second.Status.Err != "no suitable node (host-mode port already in use on 1 node)" {
+			t.Errorf("%+v", second.Status)
+		}
+		update(t, s, func(tx *store.Tx) error {
+			c := *first
+			c.Status.State = swarm.TaskStateFailed
+			return store.Put(tx, &c)
+		})
+		synctest.Wait()
+		if got := get(s, second.ID); got.Status.State != swarm.TaskStateAssigned {
+			t.Errorf("%+v", got.Status)
+		}
+		if got := get(s, "web2"); got.Status.State != swarm.TaskStatePending || got.Status.Err != "" {
+			t.Errorf("%+v", got.Status)
+		}
+	})
+}
+
+// Others change tasks while the scheduler places them.
+func TestLoopAmongOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ts := tasks("web", 50, nil)
+		for _, task := range ts {
+			task.DesiredState, task.Status.State = swarm.TaskStateRunning, swarm.TaskStatePending
+		}
+		s := filled(t, 3, nil)
+		defer loop(t, s)()
+		for i, task := range ts {
+			update(t, s, func(tx *store.Tx) error { return store.Create(tx, task) })
+			update(t, s, func(tx *store.Tx) error {
+				c := *store.Get[*api.Task](tx, task.ID)
+				switch i % 3 {
+				case 0:
+					c.DesiredState = swarm.TaskStateShutdown
+				case 1:
+					return store.Delete[*api.Task](tx, task.ID)
+				default:
+					c.Status.Message = "touched"
+				}
+				return store.Put(tx, &c)
+			})
+		}
+		time.Sleep(time.Second) // writes that met others' come again
+		synctest.Wait()
+		for task := range store.List[*api.Task](s.View()) {
+			if task.DesiredState == swarm.TaskStateRunning && task.NodeID == "" {
+				t.Errorf("%s was forgotten: %+v", task.ID, task.Status)
+			}
+		}
+	})
+}
