@@ -14,6 +14,10 @@ import (
 // enginetest.Runtime. All methods are safe for concurrent use. Errors carry
 // an api.Class (NotFound for an unknown id).
 type Runtime interface {
+	// MakeRootfs makes the writable root file system for id from the image,
+	// without a process. Create with ReuseRootfs goes on with it. NotFound for
+	// an unknown image; on error nothing is left behind.
+	MakeRootfs(ctx context.Context, id, image, platform string, sizeBytes int64) error
 	// Create makes the writable root file system for id from the image and the container's init process, which waits for Start.
 	// rootfs-independent parts of the spec are the engine's; Runtime fills in
 	// Root.Path and Linux.CgroupsPath, which the engine leaves empty or sets to

@@ -14,6 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// MakeRootfs implements engine.Runtime.
+func (r *Runtime) MakeRootfs(ctx context.Context, id, image, platform string, sizeBytes int64) error {
+	if err := validID(id); err != nil {
+		return err
+	}
+	ctx = r.in(ctx)
+	chain, err := r.images.chain(ctx, image, platform)
+	if err != nil {
+		return err
+	}
+	_, err = r.layers.prepare(ctx, id, origin{chain, image, platform}, false, sizeBytes)
+	return err
+}
+
 // Mount implements engine.Runtime.
 func (r *Runtime) Mount(ctx context.Context, id string) (string, func() error, error) {
 	if err := validID(id); err != nil {

@@ -46,7 +46,7 @@ type shim struct {
 // shimEnv makes a shim small: few threads, and a heap that is collected early,
 // since most of what it allocates is garbage of single calls.
 func shimEnv(events string) []string {
-	env := []string{"GOGC=50", "GOMAXPROCS=2", "GODEBUG=madvdontneed=1", "TTRPC_ADDRESS=" + events}
+	env := []string{"GOMAXPROCS=2", "GODEBUG=madvdontneed=1", "TTRPC_ADDRESS=" + events}
 	for _, e := range os.Environ() {
 		switch name, _, _ := strings.Cut(e, "="); name {
 		case "PATH", "XDG_RUNTIME_DIR", "TMPDIR":

@@ -20,7 +20,7 @@ const maxSocketPath = 106
 
 // busyShim is how many creations one shim is given at once before another shim
 // is started beside it.
-const busyShim = 32
+const busyShim = 16
 
 // shims are the shim processes of this node.
 type shims struct {

@@ -121,7 +121,7 @@ func openSnapshotter(root, name string) (snapshots.Snapshotter, string, error) {
 	return sn, name, nil
 }
 
-// openExternal uses a containerd daemon's stores. It collects its own garbage.
+// openExternal uses a containerd daemon's stores.
 func openExternal(ctx context.Context, address, namespace, snapshotter string) (*storage, error) {
 	c, err := client.New(address, client.WithDefaultNamespace(namespace), client.WithTimeout(10*time.Second))
 	if err != nil {
@@ -137,8 +137,15 @@ func openExternal(ctx context.Context, address, namespace, snapshotter string) (
 		images:    c.ImageService(),
 		leases:    c.LeasesService(),
 		applier:   c.DiffService(),
-		collect:   func(context.Context) error { return nil },
 		close:     c.Close,
+	}
+	// The end of a lease can be made to wait for a collection.
+	s.collect = func(ctx context.Context) error {
+		l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(time.Minute))
+		if err != nil {
+			return err
+		}
+		return s.leases.Delete(ctx, l, leases.SynchronousDelete)
 	}
 	if _, err := c.Version(ctx); err != nil {
 		return nil, errors.Join(api.Errorf(api.Unavailable, "containerd: %s does not answer: %w", address, err), c.Close())

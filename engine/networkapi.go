@@ -1,0 +1,160 @@
+package engine
+
+import (
+	"context"
+	"maps"
+	"strconv"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+func utoa64(n uint64) string { return strconv.FormatUint(n, 10) }
+
+// overlayConfig puts what is set in more over a config, for commits.
+func overlayConfig(c container.Config, more *container.Config) container.Config {
+	if more.User != "" {
+		c.User = more.User
+	}
+	if len(more.Cmd) > 0 {
+		c.Cmd = more.Cmd
+	}
+	if len(more.Entrypoint) > 0 {
+		c.Entrypoint = more.Entrypoint
+	}
+	if more.WorkingDir != "" {
+		c.WorkingDir = more.WorkingDir
+	}
+	if len(more.Env) > 0 {
+		c.Env = mergeEnv(c.Env, more.Env)
+	}
+	labels := maps.Clone(c.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, more.Labels)
+	c.Labels = labels
+	if len(more.ExposedPorts) > 0 {
+		c.ExposedPorts = more.ExposedPorts
+	}
+	if len(more.Volumes) > 0 {
+		c.Volumes = more.Volumes
+	}
+	return c
+}
+
+// NetworkConnect puts a container in one more network; one that does not run
+// joins it when it starts.
+func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *network.EndpointSettings) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	defer c.end()
+	r := c.snapshot()
+	if r.Phase == phaseRemoving || r.Phase == phaseDead {
+		return api.Errorf(api.Conflict, "container %s is marked for removal and cannot be connected to a network", c.id)
+	}
+	if r.Host.NetworkMode.IsContainer() || r.Host.NetworkMode.IsHost() {
+		return api.Errorf(api.Conflict, "container sharing network namespace with another container or host cannot be connected to any other network")
+	}
+	if ep == nil {
+		ep = &network.EndpointSettings{}
+	}
+	asked := ep.Copy()
+	var given *network.EndpointSettings
+	if r.Phase == phaseRunning {
+		ep = ep.Copy()
+		ep.DNSNames = dnsNames(&r, net, ep)
+		if given, err = e.cfg.Networks.Connect(ctx, c.id, net, ep); err != nil {
+			return err
+		}
+	}
+	err = c.change(func(r *record) {
+		r.Endpoints = maps.Clone(r.Endpoints)
+		delete(r.Endpoints, network.NetworkNone)
+		r.Endpoints[net] = asked
+		if given != nil {
+			r.Joined = maps.Clone(r.Joined)
+			if r.Joined == nil {
+				r.Joined = map[string]*network.EndpointSettings{}
+			}
+			delete(r.Joined, network.NetworkNone)
+			r.Joined[net] = given
+		}
+	})
+	if err != nil {
+		return err
+	}
+	id := net
+	if given != nil {
+		id = given.NetworkID
+	}
+	c.networkEvent(events.ActionConnect, net, id)
+	return nil
+}
+
+// NetworkDisconnect takes a container out of a network. With force, one that
+// does not exist is no error.
+func (e *Engine) NetworkDisconnect(ctx context.Context, net, name string, force bool) error {
+	c, err := e.find(name)
+	if err != nil {
+		if force && api.Is(err, api.NotFound) {
+			return e.cfg.Networks.Disconnect(ctx, name, net, true)
+		}
+		return err
+	}
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	defer c.end()
+	r := c.snapshot()
+	key, ok := endpointKey(r.networks(), net)
+	if !ok {
+		return api.Errorf(api.Invalid, "container %s is not connected to network %s", c.id, net)
+	}
+	if r.Host.NetworkMode.IsHost() && key == network.NetworkHost {
+		return api.Errorf(api.Conflict, "container cannot be disconnected from host network or connected to host network")
+	}
+	if r.Phase == phaseRunning {
+		if err := e.cfg.Networks.Disconnect(ctx, c.id, net, force); err != nil {
+			return err
+		}
+	}
+	id := r.networks()[key].NetworkID
+	err = c.change(func(r *record) {
+		r.Endpoints = maps.Clone(r.Endpoints)
+		delete(r.Endpoints, key)
+		if r.Joined != nil {
+			r.Joined = maps.Clone(r.Joined)
+			delete(r.Joined, key)
+		}
+		if len(r.Endpoints) == 0 {
+			r.Endpoints[network.NetworkNone] = &network.EndpointSettings{}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	c.networkEvent(events.ActionDisconnect, key, id)
+	return nil
+}
+
+// endpointKey finds a network by name or id.
+func endpointKey(eps map[string]*network.EndpointSettings, net string) (string, bool) {
+	if _, ok := eps[net]; ok {
+		return net, true
+	}
+	for name, ep := range eps {
+		if ep.NetworkID == net {
+			return name, true
+		}
+	}
+	return "", false
+}
