@@ -347,3 +347,29 @@ func (e *Engine) AwaitHealthy(ctx context.Context, name string) (container.Healt
 		}
 	}
 }
+
+// AwaitUnhealthy returns nil once the container is unhealthy. It blocks for
+// ever, that is until ctx ends, if that never comes.
+func (e *Engine) AwaitUnhealthy(ctx context.Context, name string) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	for {
+		c.mu.Lock()
+		h := c.health
+		if c.healthChanged == nil {
+			c.healthChanged = make(chan struct{})
+		}
+		changed := c.healthChanged
+		c.mu.Unlock()
+		if h != nil && h.status() == container.Unhealthy {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -257,7 +257,7 @@ func child(t *testing.T) {
 			for ctx, id := context.Background(), fmt.Sprint("k", k); ; {
 				st, err := r.Create(ctx, engine.RuntimeContainer{ID: id, Image: c.Image, Spec: enginetest.Spec("sleep")})
 				if err == nil {
-					go io.Copy(io.Discard, st.Stdout)
+					go func() { _, _ = io.Copy(io.Discard, st.Stdout) }()
 					_, _ = r.Start(ctx, id)
 				}
 				_ = r.Delete(ctx, id)

@@ -43,9 +43,7 @@ func startContainerd(t *testing.T) string {
 }
 
 func TestExternalContainerd(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("containers need root")
-	}
+	needRoot(t)
 	sock := startContainerd(t)
 	t.Run("Runtime", func(t *testing.T) {
 		enginetest.Runtime(t, func(t *testing.T) enginetest.RuntimeEnv {

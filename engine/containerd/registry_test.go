@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -245,7 +246,7 @@ func tokens(next http.Handler) http.Handler {
 				http.Error(w, `{"details":"incorrect username or password"}`, http.StatusUnauthorized)
 				return
 			}
-			fmt.Fprint(w, `{"token":"t0","access_token":"t0","expires_in":300}`)
+			_, _ = fmt.Fprint(w, `{"token":"t0","access_token":"t0","expires_in":300}`)
 			return
 		}
 		if q.Header.Get("Authorization") != "Bearer t0" {
@@ -367,7 +368,7 @@ func TestPullOnce(t *testing.T) {
 		return false
 	})
 	quit()
-	if err := <-errs; err != context.Canceled {
+	if err := <-errs; !errors.Is(err, context.Canceled) {
 		t.Errorf("who gave up got %v", err)
 	}
 	close(gate)

@@ -25,11 +25,9 @@ type rig struct {
 
 // newRig opens a runtime below /var/tmp; the end of the test checks that
 // nothing of it is left.
-func newRig(t *testing.T, change func(*Config)) *rig {
+func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("containers need root")
-	}
+	needRoot(t)
 	dir, err := os.MkdirTemp("/var/tmp", "legion-containerd-")
 	if err != nil {
 		t.Fatal(err)
@@ -50,8 +48,15 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	return r
 }
 
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 || testing.Short() {
+		t.Skip("containers need root, and are left out of short tests")
+	}
+}
+
 // testWriter logs to the test, which must not have ended.
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	if w.t.Context().Err() == nil {
@@ -61,7 +66,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 }
 
 // open starts the runtime; stop ends it and leaves its containers.
-func (r *rig) open(t *testing.T) {
+func (r *rig) open(t testing.TB) {
 	t.Helper()
 	var err error
 	if r.Runtime, err = Open(context.Background(), r.cfg); err != nil {
@@ -90,7 +95,7 @@ func (r *rig) restart(t *testing.T) {
 }
 
 // programs builds the bundled programs where that was not done yet.
-func programs(t *testing.T) string {
+func programs(t testing.TB) string {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -106,7 +111,7 @@ func programs(t *testing.T) string {
 
 // checkGone fails when anything below dir still runs or is mounted, or a
 // cgroup is left.
-func checkGone(t *testing.T, dir string) {
+func checkGone(t testing.TB, dir string) {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -158,7 +163,7 @@ func processesOf(dir string) []string {
 }
 
 // load puts the program's image in and returns its id.
-func (r *rig) load(t *testing.T) string {
+func (r *rig) load(t testing.TB) string {
 	t.Helper()
 	ar := enginetest.DockerArchive(t, enginetest.ProgImage(enginetest.Prog(t), "suite:1"))
 	if err := r.Images().Load(t.Context(), bytes.NewReader(ar), nil, nil); err != nil {

@@ -43,8 +43,8 @@ type shim struct {
 	leaving  bool // told to end: not to be used any more
 }
 
-// shimEnv makes a shim small: few threads, and a heap that is collected early,
-// since most of what it allocates is garbage of single calls.
+// shimEnv is a shim's environment, and runc's. (GOGC changes neither memory nor
+// time: measured from 50 to off.)
 func shimEnv(events string) []string {
 	env := []string{"GOMAXPROCS=2", "GODEBUG=madvdontneed=1", "TTRPC_ADDRESS=" + events}
 	for _, e := range os.Environ() {

@@ -1,7 +1,6 @@
 package containerd
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io/fs"
@@ -74,13 +73,12 @@ func pidsBelow(dir string) ([]int, error) {
 		if !d.IsDir() {
 			return nil
 		}
-		f, err := os.Open(filepath.Join(path, "cgroup.procs"))
+		b, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
 		if err != nil {
 			return nil // removed meanwhile
 		}
-		defer f.Close()
-		for s := bufio.NewScanner(f); s.Scan(); {
-			if pid, err := strconv.Atoi(s.Text()); err == nil {
+		for _, f := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil {
 				pids = append(pids, pid)
 			}
 		}

@@ -91,13 +91,13 @@ func (s *imagesSuite) load(t *testing.T) {
 	var zipped, zstded bytes.Buffer
 	z := gzip.NewWriter(&zipped)
 	_, _ = z.Write(plain)
-	z.Close()
+	_ = z.Close()
 	zs, err := zstd.NewWriter(&zstded)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, _ = zs.Write(plain)
-	zs.Close()
+	_ = zs.Close()
 	for name, b := range map[string][]byte{"plain": plain, "gzip": zipped.Bytes(), "zstd": zstded.Bytes()} {
 		lines, err := s.loadBytes(t, b)
 		slices.Sort(lines)

@@ -1,0 +1,142 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/agent/exec"
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/engine"
+)
+
+// Config is what an Executor is made from.
+type Config struct {
+	// Engine runs the containers. Its Restore must have returned. Required.
+	Engine *engine.Engine
+	// Version is the product's, as nodes show it. Required.
+	Version string
+	// Labels of the engine as key=value.
+	Labels []string
+	// GenericResources the node offers.
+	GenericResources []swarm.GenericResource
+	// Log receives what has no caller to return to. Required.
+	Log *slog.Logger
+}
+
+// Executor makes controllers for tasks. Safe for concurrent use.
+type Executor struct {
+	mu  sync.Mutex
+	ids map[string]string // of containers, by task
+	n   *api.Node
+
+	cfg Config
+}
+
+var _ exec.Executor = (*Executor)(nil)
+
+// New returns an executor that knows the tasks' containers which are there.
+func New(cfg Config) (*Executor, error) {
+	if cfg.Engine == nil || cfg.Log == nil || cfg.Version == "" {
+		return nil, api.Errorf(api.Invalid, "executor: Engine, Version and Log are required")
+	}
+	e := &Executor{ids: make(map[string]string), cfg: cfg}
+	for _, task := range cfg.Engine.ManagedTasks(labelTaskID) {
+		id, err := cfg.Engine.Managed(labelTaskID, task)
+		if err != nil {
+			return nil, err
+		}
+		e.ids[task] = id
+	}
+	return e, nil
+}
+
+// Describe implements exec.Executor.
+func (e *Executor) Describe(ctx context.Context) (*swarm.NodeDescription, error) {
+	i, err := e.cfg.Engine.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &swarm.NodeDescription{
+		Hostname: i.Hostname,
+		Platform: swarm.Platform{Architecture: i.Architecture, OS: "linux"},
+		Resources: swarm.Resources{
+			NanoCPUs: int64(i.CPUs) * 1e9, MemoryBytes: i.Memory, GenericResources: e.cfg.GenericResources,
+		},
+		Engine: swarm.EngineDescription{EngineVersion: e.cfg.Version, Labels: map[string]string{}},
+	}
+	for _, l := range e.cfg.Labels {
+		k, v, _ := strings.Cut(l, "=")
+		d.Engine.Labels[k] = v
+	}
+	for kind, names := range map[string][]string{"Log": i.LogDrivers, "Network": i.NetworkDrivers, "Volume": i.VolumeDrivers} {
+		for _, n := range names {
+			d.Engine.Plugins = append(d.Engine.Plugins, swarm.PluginDescription{Type: kind, Name: n})
+		}
+	}
+	slices.SortFunc(d.Engine.Plugins, func(a, b swarm.PluginDescription) int {
+		return strings.Compare(a.Type+" "+a.Name, b.Type+" "+b.Name)
+	})
+	return d, nil
+}
+
+// Configure implements exec.Executor.
+func (e *Executor) Configure(_ context.Context, n *api.Node) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.n = n
+	return nil
+}
+
+func (e *Executor) node() *api.Node {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.n
+}
+
+// Controller implements exec.Executor.
+func (e *Executor) Controller(t *api.Task, deps exec.Dependencies) (exec.Controller, error) {
+	if t.ID == "" {
+		return nil, api.Errorf(api.Invalid, "executor: the task has no id")
+	}
+	return &controller{e: e, engine: e.cfg.Engine, task: t, deps: deps, made: make(chan struct{})}, nil
+}
+
+// Adopted implements exec.Executor.
+func (e *Executor) Adopted(context.Context) ([]string, error) {
+	return e.cfg.Engine.ManagedTasks(labelTaskID), nil
+}
+
+// container finds the task's container.
+func (e *Executor) container(task string) (string, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	id, ok := e.ids[task]
+	return id, ok
+}
+
+func (e *Executor) remember(task, id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if id == "" {
+		delete(e.ids, task)
+		return
+	}
+	e.ids[task] = id
+}
+
+// settled takes the errors away that say that it is so already.
+func settled(err error, classes ...api.Class) error {
+	if slices.Contains(classes, api.ClassOf(err)) {
+		return nil
+	}
+	return err
+}
+
+// rejected marks an error as one that a retry on this node does not mend.
+func rejected(err error) error { return errors.Join(err, exec.ErrRejected) }
