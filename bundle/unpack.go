@@ -86,8 +86,7 @@ func verify(dir string, list []program) error {
 		}
 		h := sha256.New()
 		_, err = io.Copy(h, f)
-		f.Close()
-		if err != nil {
+		if err := errors.Join(err, f.Close()); err != nil {
 			return err
 		}
 		if hex.EncodeToString(h.Sum(nil)) != p.sum {
