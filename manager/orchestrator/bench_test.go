@@ -1,0 +1,63 @@
+package orchestrator_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/orchestrator"
+)
+
+// benchInput is a service at rest, every slot with some history.
+func benchInput(b *testing.B, replicas, history int) orchestrator.Input {
+	w := newWorld(b)
+	for i := range 100 {
+		w.node(fmt.Sprint("n", i), nil)
+	}
+	w.setService("web", func(s *swarm.ServiceSpec) {
+		s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(replicas))}
+	})
+	s := w.services["web"]
+	spec := s.TaskSpec()
+	for i := range replicas {
+		for j := range history + 1 {
+			t := &api.Task{
+				ID: fmt.Sprintf("web.%d.%d", i, j), ServiceID: "web", Slot: i + 1, NodeID: fmt.Sprint("n", i%100), SpecVersion: 1, Spec: spec,
+				DesiredState: swarm.TaskStateRunning, Status: swarm.TaskStatus{State: swarm.TaskStateRunning},
+			}
+			if j > 0 {
+				t.DesiredState, t.Status.State = swarm.TaskStateShutdown, swarm.TaskStateFailed
+				t.CreatedAt = w.now
+			} else {
+				t.CreatedAt = w.now.Add(1)
+			}
+			w.tasks[t.ID] = t
+		}
+	}
+	return w.input("web")
+}
+
+// BenchmarkPlan is a plan that finds nothing to do.
+func BenchmarkPlan(b *testing.B) {
+	for _, c := range [][2]int{{3, 0}, {100, 4}, {10_000, 0}, {10_000, 4}} {
+		b.Run(fmt.Sprintf("replicas=%d/history=%d", c[0], c[1]), func(b *testing.B) {
+			in := benchInput(b, c[0], c[1])
+			for b.Loop() {
+				if out := orchestrator.Plan(in); len(out.Desired)+len(out.Create) > 0 {
+					b.Fatal(out)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkPlanNew makes a service's tasks.
+func BenchmarkPlanNew(b *testing.B) {
+	in := benchInput(b, 10_000, 0)
+	in.Tasks, in.NewID = nil, api.NewID
+	for b.Loop() {
+		orchestrator.Plan(in)
+	}
+}
