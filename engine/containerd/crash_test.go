@@ -294,6 +294,33 @@ func TestOOM(t *testing.T) {
 	r.mustRemove(t, "fat")
 }
 
+// Output that nobody reads must hold up neither the end nor the removal.
+func TestUnreadOutput(t *testing.T) {
+	r := newRig(t, nil)
+	image := r.load(t)
+	exits := r.exits(t)
+	for _, closed := range []bool{false, true} {
+		st, _ := r.mustRun(t, image, "flood", "flood")
+		if _, err := io.ReadFull(st.Stdout, make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if closed {
+			_ = st.Stdout.Close()
+		}
+		start := time.Now()
+		if err := r.Kill(t.Context(), "flood", 9, false); err != nil {
+			t.Fatal(err)
+		}
+		if e := next(t, exits); e.Code != 137 {
+			t.Errorf("%+v", e)
+		}
+		r.mustRemove(t, "flood")
+		if d := time.Since(start); d > 5*time.Second {
+			t.Errorf("streams closed %v: removed after %v", closed, d)
+		}
+	}
+}
+
 // Containers that end together must not hold each other up: see the bound on
 // the reaper's channels in scripts/build-bundle.
 func TestManyEndTogether(t *testing.T) {

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -24,7 +26,10 @@ import (
 const (
 	killed      = 128 + int(unix.SIGKILL)
 	killTimeout = 15 * time.Second // for a killed process to be gone
-	lostReason  = "the runc shim that ran the container died, so the container was killed"
+	// unreadPatience is how long the output of a container that is removed may
+	// stay unread. The shim itself gives up after 10 s.
+	unreadPatience = time.Second
+	lostReason     = "the runc shim that ran the container died, so the container was killed"
 )
 
 // wait reports the end of the init process when it comes.
@@ -116,6 +121,7 @@ func (r *Runtime) delete(ctx context.Context, c *container, s *shim) error {
 	if s != nil {
 		ctx, cancel := uninterrupted(ctx)
 		defer cancel()
+		defer time.AfterFunc(unreadPatience, c.discard).Stop()
 		_, err := s.task.Delete(ctx, &taskapi.DeleteRequest{ID: c.id})
 		if err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 			select {
@@ -146,6 +152,22 @@ func (r *Runtime) killAndWait(ctx context.Context, c *container) error {
 	case <-ctx.Done():
 		return api.Errorf(api.DeadlineExceeded, "containerd: container %s was killed but its process %d is still there: %w", c.id, c.pid, ctx.Err())
 	}
+}
+
+// discard reads away output that nobody does, for which the shim would wait.
+func (c *container) discard() {
+	streams, err := c.io.readers()
+	if err != nil {
+		return
+	}
+	var wg sync.WaitGroup
+	for _, s := range []io.Reader{streams.Stdout, streams.Stderr} {
+		if s != nil {
+			wg.Go(func() { _, _ = io.Copy(io.Discard, s) })
+		}
+	}
+	wg.Wait()
+	closeStreams(streams)
 }
 
 // removeBundle removes a bundle whose processes are gone.

@@ -4,6 +4,7 @@
 //	exit N            ends with status N
 //	echo WORD...      writes the words and a newline to standard output
 //	err WORD...       the same to standard error
+//	flood             writes to standard output without end
 //	cat               copies standard input to standard output
 //	sleep             stays until a signal ends it
 //	trap N            writes "ready", stays until SIGTERM and ends with status N
@@ -59,6 +60,12 @@ func run(verb string, args []string) error {
 		fmt.Println(strings.Join(args, " "))
 	case "err":
 		fmt.Fprintln(os.Stderr, strings.Join(args, " "))
+	case "flood":
+		for b := make([]byte, 4096); ; {
+			if _, err := os.Stdout.Write(b); err != nil {
+				return err
+			}
+		}
 	case "cat":
 		_, err := io.Copy(os.Stdout, os.Stdin)
 		return err
