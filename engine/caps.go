@@ -49,8 +49,9 @@ func normalCapabilities(list []string) ([]string, error) {
 	return out, nil
 }
 
-// capabilities returns what a container has, in the order of their numbers.
-func capabilities(h *container.HostConfig) ([]string, error) {
+// capabilities returns what a container has of those that are possible, in the
+// order of their numbers.
+func capabilities(h *container.HostConfig, possible []string) ([]string, error) {
 	add, err := normalCapabilities(h.CapAdd)
 	if err != nil {
 		return nil, api.Errorf(api.Invalid, "invalid CapAdd: %w", err)
@@ -60,10 +61,10 @@ func capabilities(h *container.HostConfig) ([]string, error) {
 		return nil, api.Errorf(api.Invalid, "invalid CapDrop: %w", err)
 	}
 	if h.Privileged {
-		return knownToKernel(allCapabilities()), nil
+		return slices.Clone(possible), nil
 	}
 	var list []string
-	for _, c := range knownToKernel(allCapabilities()) {
+	for _, c := range possible {
 		has := slices.Contains(defaultCapabilities(), c)
 		if slices.Contains(drop, anyCapability) {
 			has = false

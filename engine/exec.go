@@ -116,7 +116,7 @@ func (x *execution) process(ctx context.Context) (*specs.Process, error) {
 	req := &x.req
 	h := *rec.Host
 	h.Privileged = h.Privileged || req.Privileged
-	caps, err := capabilities(&h)
+	caps, err := capabilities(&h, x.c.e.host.capabilities)
 	if err != nil {
 		return nil, err
 	}

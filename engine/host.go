@@ -21,10 +21,12 @@ type hostFacts struct {
 	kernel   string
 	memory   int64
 	apparmor bool // and the profile that Docker loads is there
+	// capabilities that containers can be given.
+	capabilities []string
 }
 
 func readHost() *hostFacts {
-	h := &hostFacts{}
+	h := &hostFacts{capabilities: attainable(allCapabilities())}
 	var st unix.Statfs_t
 	h.unified = unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 	h.hostname, _ = os.Hostname()

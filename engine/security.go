@@ -15,17 +15,31 @@ import (
 	"github.com/legion-swarm/legion/api"
 )
 
-// knownToKernel leaves out capabilities that are newer than the kernel.
-func knownToKernel(list []string) []string {
-	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+// attainable leaves out capabilities that this process can't give away: those
+// that are newer than the kernel, or were taken from it.
+func attainable(list []string) []string {
+	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return list
 	}
-	last, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || last+1 >= len(list) {
-		return list
+	for line := range strings.Lines(string(b)) {
+		v, ok := strings.CutPrefix(line, "CapBnd:")
+		if !ok {
+			continue
+		}
+		bits, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+		if err != nil {
+			return list
+		}
+		var out []string
+		for i, c := range list {
+			if bits&(1<<i) != 0 {
+				out = append(out, c)
+			}
+		}
+		return out
 	}
-	return list[:last+1]
+	return list
 }
 
 // security is what a container's security options say.
@@ -90,7 +104,7 @@ func (e *Engine) validateSecurity(h *container.HostConfig) error {
 	if s.apparmor != "" && s.apparmor != "unconfined" && !hasProfile(s.apparmor) {
 		return api.Errorf(api.Invalid, "apparmor profile %q is not loaded on this host", s.apparmor)
 	}
-	_, err = capabilities(h)
+	_, err = capabilities(h, e.host.capabilities)
 	return err
 }
 

@@ -23,7 +23,7 @@ func (c *ctr) specOf(ctx context.Context, r *record, env *environment) (*specs.S
 	if err != nil {
 		return nil, err
 	}
-	caps, err := capabilities(h)
+	caps, err := capabilities(h, c.e.host.capabilities)
 	if err != nil {
 		return nil, err
 	}

@@ -160,12 +160,13 @@ func (s *splitter) feed(p []byte, at time.Time) []logfile.Message {
 	return out
 }
 
-// flush returns what came after the last newline.
+// flush returns what came after the last newline. It has none of its own, so it
+// is a part of a line, as with Docker.
 func (s *splitter) flush(at time.Time) []logfile.Message {
 	if len(s.rest) == 0 {
 		return nil
 	}
-	m := logfile.Message{Stream: s.stream, At: at, Line: s.rest}
+	m := logfile.Message{Stream: s.stream, At: at, Line: s.rest, Partial: true}
 	s.rest = nil
 	return []logfile.Message{m}
 }
