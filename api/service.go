@@ -35,9 +35,7 @@ func (s *TaskSpec) run() TaskSpec {
 	c := *s
 	c.RestartPolicy, c.Placement, c.ServiceLabels = nil, nil, nil
 	c.Endpoint = &swarm.EndpointSpec{}
-	for _, p := range hostPorts(s.Endpoint) {
-		c.Endpoint.Ports = append(c.Endpoint.Ports, p)
-	}
+	c.Endpoint.Ports = append(c.Endpoint.Ports, hostPorts(s.Endpoint)...)
 	return c
 }
 

@@ -74,6 +74,24 @@ func (c *ctr) snapshot() record {
 	return c.rec
 }
 
+// shown is the record as users see it: a process that has ended does not run,
+// though what it had is still being given back.
+func (c *ctr) shown() record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rec
+	if c.run == nil || r.Phase != phaseRunning {
+		return r
+	}
+	select {
+	case <-c.run.exited:
+		r.Phase, r.Pid, r.Paused = phaseExited, 0, false
+		r.ExitCode, r.FinishedAt = c.run.exit.Code, c.run.exit.At.UTC()
+	default:
+	}
+	return r
+}
+
 // change applies f to the record and writes it.
 func (c *ctr) change(f func(r *record)) error {
 	c.saving.Lock()

@@ -113,6 +113,10 @@ func (e *Engine) Emit(kind events.Type, action events.Action, id string, attribu
 	e.events.publish(events.Message{Type: kind, Action: action, Actor: events.Actor{ID: id, Attributes: attributes}})
 }
 
+// Publish adds an event of another part of the node, as it is, so that one
+// stream has all.
+func (e *Engine) Publish(m events.Message) { e.events.publish(m) }
+
 // Listeners tells how many readers of events there are.
 func (e *Engine) Listeners() int { return e.events.listeners() }
 

@@ -29,7 +29,7 @@ func (e *Engine) ContainerInspect(ctx context.Context, name string, size bool) (
 	if err != nil {
 		return nil, err
 	}
-	r := c.snapshot()
+	r := c.shown()
 	cfg := *r.Config
 	cfg.Image = r.ImageName
 	if r.Config.Domainname != "" {

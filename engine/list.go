@@ -24,7 +24,7 @@ func (e *Engine) ContainerList(ctx context.Context, o ContainerListOptions) ([]c
 	}
 	list := []container.Summary{}
 	for _, c := range e.all() {
-		r := c.snapshot()
+		r := c.shown()
 		if r.Phase == phaseMaking || !keep(c, &r) {
 			continue
 		}

@@ -95,7 +95,7 @@ func saveDurably(dir, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer d.Close() //nolint:errcheck // nothing was written
 	return d.Sync()
 }
 

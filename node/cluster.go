@@ -65,13 +65,13 @@ func (c cluster) ServiceInspect(ctx context.Context, name string, defaults bool)
 
 func (c cluster) ServiceCreate(ctx context.Context, s *swarm.ServiceSpec, o dockerapi.ServiceOptions) (*swarm.ServiceCreateResponse, error) {
 	return with(c, func(m *control.Control) (*swarm.ServiceCreateResponse, error) {
-		return m.ServiceCreate(ctx, s, options(o))
+		return m.ServiceCreate(ctx, control.Complete(s), options(o))
 	})
 }
 
 func (c cluster) ServiceUpdate(ctx context.Context, name string, version uint64, s *swarm.ServiceSpec, o dockerapi.ServiceOptions) (*swarm.ServiceUpdateResponse, error) {
 	return with(c, func(m *control.Control) (*swarm.ServiceUpdateResponse, error) {
-		return m.ServiceUpdate(ctx, name, version, s, options(o))
+		return m.ServiceUpdate(ctx, name, version, control.Complete(s), options(o))
 	})
 }
 

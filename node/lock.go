@@ -29,7 +29,8 @@ func lockRoot(root string) (unlock func(), err error) {
 		}
 		return nil, fmt.Errorf("lock data root %s: %w", root, err)
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
 	}
 	if err != nil {

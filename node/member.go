@@ -115,7 +115,7 @@ func (m *member) assemble() (err error) {
 	if m.issuer, err = issuer.New(issuer.Config{Store: m.store, Peer: peer, Log: m.log.With("component", "issuer")}); err != nil {
 		return err
 	}
-	m.control = control.New(control.Config{Store: m.store, NewToken: m.newToken})
+	m.control = control.New(control.Config{Store: m.store, NewToken: m.newToken, Manager: m.managerStatus})
 	m.manager = manager.New(manager.Config{
 		Store: m.store, Leadership: m.raft, Log: m.log.With("component", "manager"),
 		Loops: []manager.Loop{{Name: "dispatcher", Run: m.disp.Lead}, {Name: "issuer", Run: m.issuer.Run}, {Name: "genesis", Run: m.found}},
@@ -133,6 +133,17 @@ func (m *member) found(ctx context.Context) error {
 	m.once.Do(func() { close(m.founded) })
 	<-ctx.Done()
 	return nil
+}
+
+// managerStatus is what raft knows of a manager.
+func (m *member) managerStatus(n *api.Node) *swarm.ManagerStatus {
+	id := raftID(n.ID)
+	st := m.raft.Status()
+	s := &swarm.ManagerStatus{Leader: st.Leader == id, Reachability: swarm.ReachabilityUnreachable, Addr: n.ManagerAddr}
+	if id == st.ID || st.Leader == id {
+		s.Reachability = swarm.ReachabilityReachable
+	}
+	return s
 }
 
 func (m *member) newToken(c *api.Cluster) (string, error) {

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/moby/moby/api/types/container"
 	dnet "github.com/moby/moby/api/types/network"
 
 	"github.com/legion-swarm/legion/api"
@@ -26,22 +25,6 @@ func (n engineNetworks) Join(ctx context.Context, id string, endpoints map[strin
 		return nil, err
 	}
 	return &engine.Sandbox{Path: j.Path, Endpoints: j.Endpoints, Ports: j.Ports, DNS: j.DNS}, nil
-}
-
-// Counters are what a container's interfaces have carried, as its stats show.
-func (n engineNetworks) Counters(ctx context.Context, id string) (map[string]container.NetworkStats, error) {
-	all, err := n.Networks.Counters(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	stats := make(map[string]container.NetworkStats, len(all))
-	for _, c := range all {
-		stats[c.Interface] = container.NetworkStats{
-			RxBytes: c.RxBytes, RxPackets: c.RxPackets, RxErrors: c.RxErrors, RxDropped: c.RxDropped,
-			TxBytes: c.TxBytes, TxPackets: c.TxPackets, TxErrors: c.TxErrors, TxDropped: c.TxDropped,
-		}
-	}
-	return stats, nil
 }
 
 // Scopes of networks, as Docker names them.

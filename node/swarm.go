@@ -45,6 +45,8 @@ type swarmNode struct {
 	life context.Context // the daemon's; nil before Run
 	cur  *running        // nil: no member
 	err  error           // why a member can't run
+	// changed is closed and replaced when cur changes; nil: nobody waits.
+	changed chan struct{}
 }
 
 // running is a member with its life.
@@ -89,7 +91,7 @@ func (s *swarmNode) begin(m *member) *running {
 	defer s.mu.Unlock()
 	ctx, stop := context.WithCancel(s.life)
 	r := &running{member: m, stop: stop, done: make(chan struct{})}
-	s.cur, s.err = r, nil
+	s.set(r, nil)
 	go func() {
 		defer close(r.done)
 		if r.err = m.run(ctx); r.err == nil {
@@ -99,7 +101,7 @@ func (s *swarmNode) begin(m *member) *running {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.cur == r {
-			s.cur, s.err = nil, r.err
+			s.set(nil, r.err)
 		}
 	}()
 	return r
@@ -117,9 +119,29 @@ func (s *swarmNode) end() {
 	<-r.done
 	s.mu.Lock()
 	if s.cur == r {
-		s.cur = nil
+		s.set(nil, nil)
 	}
 	s.mu.Unlock()
+}
+
+// set changes the member. Callers hold mu.
+func (s *swarmNode) set(r *running, err error) {
+	s.cur, s.err = r, err
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// watch returns the member that runs, and a channel that is closed when it is
+// another one.
+func (s *swarmNode) watch() (*running, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.cur, s.changed
 }
 
 // current returns the member that runs, or nil and why there is none: nil when
@@ -240,7 +262,7 @@ func (r *running) ready(ctx context.Context) error {
 		select {
 		case <-r.done:
 			cancel()
-			<-changed
+			_ = <-changed
 			return r.err
 		case err := <-changed:
 			cancel()

@@ -176,7 +176,7 @@ func (d *Dispatcher) lead(ctx context.Context) error {
 			}
 		}
 	}()
-	defer func() { cancel(); <-failed }()
+	defer func() { cancel(); _ = <-failed }()
 	return d.guard(ctx, g, changes, failed)
 }
 

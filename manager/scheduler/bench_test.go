@@ -94,7 +94,7 @@ func BenchmarkLoop(b *testing.B) {
 					}
 					b.StopTimer()
 					cancel()
-					<-ended
+					_ = <-ended
 					w.Close()
 					b.StartTimer()
 				}

@@ -59,7 +59,7 @@ const (
 func whole[T any](read func() (T, error)) (T, error) {
 	l, err := read()
 	for i := 0; i < listTries && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
-		time.Sleep(listPause)
+		time.Sleep(listPause) //nolint:sleep // milliseconds, with a bound
 		l, err = read()
 	}
 	return l, err

@@ -104,12 +104,12 @@ func New(c Config) (*Plane, error) {
 		path = "/proc/thread-self/ns/net"
 	}
 	if p.host, err = os.Open(path); err != nil {
-		p.own.Close()
+		_ = p.own.Close()
 		return nil, fmt.Errorf("network: open the host's namespace: %w", err)
 	}
 	if err := p.prepare(); err != nil {
-		p.own.Close()
-		p.host.Close()
+		_ = p.own.Close()
+		_ = p.host.Close()
 		return nil, err
 	}
 	p.sockets = newSockets(p)

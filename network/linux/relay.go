@@ -71,7 +71,7 @@ func (r *relay) accept(l *net.TCPListener) {
 				<-r.slots
 			})
 		default:
-			c.SetLinger(0)
+			_ = c.SetLinger(0)
 			c.Close() // full: refused, as by a full backlog
 		}
 	}
@@ -85,7 +85,7 @@ func (r *relay) connection(c *net.TCPConn) {
 		return err
 	})
 	if err != nil {
-		c.SetLinger(0)
+		_ = c.SetLinger(0)
 		return
 	}
 	defer t.Close()

@@ -80,7 +80,7 @@ func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*networ
 	if err != nil {
 		return have, err
 	}
-	defer ns.Close()
+	defer ns.Close() //nolint:errcheck // nothing was written
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return have, fmt.Errorf("enter namespace %s: %w", path, err)
 	}
@@ -142,7 +142,7 @@ func (p *Plane) enter(path string) (*inside, error) {
 }
 
 func (n *inside) close() {
-	n.ns.Close()
+	_ = n.ns.Close()
 	if n.h != nil {
 		n.h.Close()
 	}

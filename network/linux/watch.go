@@ -31,7 +31,7 @@ func (p *Plane) Watch(ctx context.Context, changed func()) error {
 	}
 	filter, err := p.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
-		route.Close()
+		_ = route.Close()
 		return err
 	}
 	alarm := func() {
@@ -42,8 +42,8 @@ func (p *Plane) Watch(ctx context.Context, changed func()) error {
 	wg.Go(func() { cancel(receive(route, alarm, p.routeDrift)) })
 	wg.Go(func() { cancel(receive(filter, alarm, p.rulesDrift)) })
 	<-ctx.Done()
-	route.Close()
-	filter.Close()
+	_ = route.Close()
+	_ = filter.Close()
 	wg.Wait()
 	return context.Cause(ctx)
 }

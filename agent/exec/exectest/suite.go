@@ -142,7 +142,7 @@ func runsUntilStopped(t *testing.T, n *node) {
 		t.Fatal(err)
 	}
 	do(t, "Shutdown", other.Shutdown)
-	<-waited
+	_ = <-waited
 	if pid(t, c) != 0 {
 		t.Error("a stopped task has a pid")
 	}

@@ -1,0 +1,107 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/engine"
+	"github.com/legion-swarm/legion/store"
+)
+
+// serveMetrics answers /metrics on the address until ctx ends.
+func (n *Node) serveMetrics(ctx context.Context, addr string) error {
+	r := prometheus.NewRegistry()
+	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newNodeCollector(n)} {
+		if err := r.Register(c); err != nil {
+			return err
+		}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// nodeCollector reads the node when it is asked.
+type nodeCollector struct {
+	node                                      *Node
+	containers, objects, tasks, leader, index *prometheus.Desc
+}
+
+func newNodeCollector(n *Node) *nodeCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("legion_"+name, help, labels, nil)
+	}
+	return &nodeCollector{
+		node:       n,
+		containers: desc("containers", "Containers on this node, by state.", "state"),
+		objects:    desc("swarm_objects", "Objects of the swarm in this manager's store, by kind.", "kind"),
+		tasks:      desc("swarm_tasks", "Tasks of the swarm, by state.", "state"),
+		leader:     desc("raft_leader", "1 if this manager leads."),
+		index:      desc("raft_applied_index", "Index of the last log entry that was applied."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.tasks, c.leader, c.index} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	if list, err := c.node.engine.ContainerList(context.Background(), engine.ContainerListOptions{All: true}); err == nil {
+		by := map[container.ContainerState]int{container.StateRunning: 0}
+		for i := range list {
+			by[list[i].State]++
+		}
+		for s, v := range by {
+			gauge(c.containers, float64(v), string(s))
+		}
+	}
+	r, _ := c.node.swarm.current()
+	if r == nil {
+		return
+	}
+	view := r.store.View()
+	gauge(c.objects, float64(store.Count[*api.Node](view)), "node")
+	gauge(c.objects, float64(store.Count[*api.Service](view)), "service")
+	gauge(c.objects, float64(store.Count[*api.Secret](view)), "secret")
+	gauge(c.objects, float64(store.Count[*api.Config](view)), "config")
+	states := map[string]int{}
+	for t := range store.List[*api.Task](view) {
+		states[string(t.Status.State)]++
+	}
+	for s, v := range states {
+		gauge(c.tasks, float64(v), s)
+	}
+	st := r.raft.Status()
+	leads := 0.0
+	if st.IsLeader {
+		leads = 1
+	}
+	gauge(c.leader, leads)
+	gauge(c.index, float64(st.Applied))
+}
