@@ -237,7 +237,7 @@ func (e *Engine) ContainerExtract(ctx context.Context, name, dir string, r io.Re
 		if err != nil {
 			return err
 		}
-		defer target.Close()
+		defer target.Close() //nolint:errcheck // nothing was written
 		opts := &archive.TarOptions{NoOverwriteDirNonDir: noOverwriteDirNonDir}
 		if copyUIDGID {
 			u, _, err := c.resolveUser(ctx, &rec, rec.Config.User, nil)

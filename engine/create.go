@@ -327,7 +327,7 @@ func emptyDir(path string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // nothing was written
 	names, _ := f.Readdirnames(1)
 	return len(names) == 0
 }

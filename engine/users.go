@@ -102,7 +102,7 @@ func readIn(root, name string) ([]byte, error) {
 	if err != nil {
 		return nil, ignoreMissing(err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // nothing was written
 	return io.ReadAll(io.LimitReader(f, maxAccountsFile))
 }
 

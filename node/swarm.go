@@ -262,7 +262,7 @@ func (r *running) ready(ctx context.Context) error {
 		select {
 		case <-r.done:
 			cancel()
-			_ = <-changed
+			<-changed //nolint:errcheck // its end is what counts
 			return r.err
 		case err := <-changed:
 			cancel()

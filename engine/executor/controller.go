@@ -21,7 +21,6 @@ import (
 
 // controller runs one task.
 type controller struct {
-	mu   sync.Mutex
 	task *api.Task
 
 	e      *Executor

@@ -176,7 +176,7 @@ func (d *Dispatcher) lead(ctx context.Context) error {
 			}
 		}
 	}()
-	defer func() { cancel(); _ = <-failed }()
+	defer func() { cancel(); <-failed }() //nolint:errcheck // its end is what counts
 	return d.guard(ctx, g, changes, failed)
 }
 

@@ -19,7 +19,7 @@ func startWriter(t testing.TB, s *store.Store) *writer {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.run(ctx) }()
-	t.Cleanup(func() { cancel(); _ = <-done })
+	t.Cleanup(func() { cancel(); <-done }) //nolint:errcheck // its end is what counts
 	return w
 }
 

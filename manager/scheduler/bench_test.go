@@ -94,7 +94,7 @@ func BenchmarkLoop(b *testing.B) {
 					}
 					b.StopTimer()
 					cancel()
-					_ = <-ended
+					<-ended //nolint:errcheck // its end is what counts
 					w.Close()
 					b.StartTimer()
 				}

@@ -142,7 +142,7 @@ func runsUntilStopped(t *testing.T, n *node) {
 		t.Fatal(err)
 	}
 	do(t, "Shutdown", other.Shutdown)
-	_ = <-waited
+	<-waited //nolint:errcheck // its end is what counts
 	if pid(t, c) != 0 {
 		t.Error("a stopped task has a pid")
 	}
