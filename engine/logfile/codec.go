@@ -239,6 +239,13 @@ func (c *localCodec) tail(r io.ReaderAt, size int64, n int) (int64, int, error) 
 		if body < localHead || body > localMax || body+8 > at {
 			return 0, 0, errCorrupt(at)
 		}
+		// What is half-written may end in a number that looks like a length.
+		if _, err := r.ReadAt(b[:], at-body-8); err != nil {
+			return 0, 0, err
+		}
+		if int64(binary.BigEndian.Uint32(b[:])) != body {
+			return 0, 0, errCorrupt(at)
+		}
 		at -= body + 8
 		found++
 	}
