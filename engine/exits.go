@@ -9,6 +9,8 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+
+	"github.com/legion-swarm/legion/api"
 )
 
 const (
@@ -130,14 +132,23 @@ func (c *ctr) finish(ctx context.Context, r *run) (restart bool) {
 	more := map[string]string{"exitCode": strconv.Itoa(r.exit.Code), "execDuration": strconv.Itoa(int(ran.Seconds()))}
 	c.event(events.ActionDie, more)
 	answer(ws, r.exit.Code, "")
-	if c.snapshot().Host.AutoRemove && !restart {
-		c.e.spawn(func(ctx context.Context) {
-			if err := c.e.ContainerRemove(ctx, c.id, RemoveOptions{Force: true, Volumes: true}); err != nil && ctx.Err() == nil {
-				c.e.cfg.Log.Error("a container could not be removed after its end", "container", c.id, "error", err)
-			}
-		})
+	if !restart {
+		c.autoRemove()
 	}
 	return restart
+}
+
+// autoRemove removes a container of `docker run --rm` after its end.
+func (c *ctr) autoRemove() {
+	if !c.snapshot().Host.AutoRemove {
+		return
+	}
+	c.e.spawn(func(ctx context.Context) {
+		err := c.e.ContainerRemove(ctx, c.id, RemoveOptions{Force: true, Volumes: true})
+		if err != nil && !api.Is(err, api.NotFound) && ctx.Err() == nil {
+			c.e.cfg.Log.Error("a container could not be removed after its end", "container", c.id, "error", err)
+		}
+	})
 }
 
 // awaitOOM waits a moment for the report that goes with a kill for memory.

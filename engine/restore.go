@@ -286,12 +286,8 @@ func (e *Engine) resume() {
 		if p.IsAlways() || p.IsUnlessStopped() && !c.rec.Stopped || p.IsOnFailure() && c.rec.ExitCode != 0 && !c.rec.Stopped || c.rec.Restarting {
 			c.note(func(r *record) { r.Restarting = true })
 			c.restartLater(e.life)
-		} else if c.rec.Host.AutoRemove {
-			e.spawn(func(ctx context.Context) {
-				if err := e.ContainerRemove(ctx, c.id, RemoveOptions{Force: true, Volumes: true}); err != nil && ctx.Err() == nil {
-					e.cfg.Log.Error("a container could not be removed after its end", "container", c.id, "error", err)
-				}
-			})
+		} else {
+			c.autoRemove()
 		}
 	}
 }

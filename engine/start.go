@@ -144,6 +144,7 @@ func (c *ctr) startFailed(ctx context.Context, run *run, cause error) {
 	ws := c.takeWaiters(false)
 	c.mu.Unlock()
 	answer(ws, code, cause.Error())
+	c.autoRemove()
 }
 
 // ready makes all that a run needs besides the process: network, mounts, files.
