@@ -46,7 +46,7 @@ func (p *place) close() {
 }
 
 // host is a path to the open folder that no renaming changes.
-func (p *place) host() string { return filepath.Join("/proc/self/fd", strconv.Itoa(int(p.file.Fd()))) }
+func (p *place) host() string { return "/proc/self/fd/" + strconv.Itoa(int(p.file.Fd())) + "/." }
 
 // at opens the place of a path in a container. follow resolves a last link.
 func (c *ctr) at(ctx context.Context, name string, follow bool, f func(*place) error) (err error) {

@@ -113,8 +113,33 @@ func (i *Images) host(s *session, host, scheme, path string, withAuth bool) (doc
 			return a.Username, a.Password, nil
 		}))
 	}
-	h.Authorizer = docker.NewDockerAuthorizer(opts...)
+	h.Authorizer = &oneByOne{a: docker.NewDockerAuthorizer(opts...), turn: make(chan struct{}, 1)}
 	return h, nil
+}
+
+// oneByOne is an Authorizer of which parallel transfers take turns:
+// containerd's (2.4) writes a token that it shares without a lock.
+type oneByOne struct {
+	a    docker.Authorizer
+	turn chan struct{}
+}
+
+func (o *oneByOne) Authorize(ctx context.Context, q *http.Request) error {
+	return o.do(ctx, func() error { return o.a.Authorize(ctx, q) })
+}
+
+func (o *oneByOne) AddResponses(ctx context.Context, r []*http.Response) error {
+	return o.do(ctx, func() error { return o.a.AddResponses(ctx, r) })
+}
+
+func (o *oneByOne) do(ctx context.Context, f func() error) error {
+	select {
+	case o.turn <- struct{}{}:
+		defer func() { <-o.turn }()
+		return f()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // insecure tells whether a registry may be spoken to without a verified
