@@ -7,6 +7,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/legion-swarm/legion/api"
@@ -40,6 +41,11 @@ func (e *Engine) Hostname() string {
 		return e.cfg.Name
 	}
 	return e.host.hostname
+}
+
+// Platform is what the node's programs are built for, as nodes show it.
+func (e *Engine) Platform() swarm.Platform {
+	return swarm.Platform{Architecture: machine(), OS: "linux"}
 }
 
 // Info describes the engine.

@@ -41,7 +41,7 @@ func (c *controller) Prepare(ctx context.Context) error {
 	if _, ok := c.id(); ok {
 		return nil
 	}
-	o, err := options(c.task, c.deps)
+	o, err := options(c.task, c.deps, c.engine.Hostname(), c.engine.Platform())
 	if err != nil {
 		return rejected(err)
 	}

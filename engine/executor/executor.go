@@ -64,7 +64,7 @@ func (e *Executor) Describe(ctx context.Context) (*swarm.NodeDescription, error)
 	}
 	d := &swarm.NodeDescription{
 		Hostname: i.Hostname,
-		Platform: swarm.Platform{Architecture: i.Architecture, OS: "linux"},
+		Platform: e.cfg.Engine.Platform(),
 		Resources: swarm.Resources{
 			NanoCPUs: int64(i.CPUs) * 1e9, MemoryBytes: i.Memory, GenericResources: e.cfg.GenericResources,
 		},

@@ -28,11 +28,14 @@ const (
 )
 
 // options turns a task into what its container is made from.
-func options(t *api.Task, deps exec.Dependencies) (*engine.CreateOptions, error) {
+func options(t *api.Task, deps exec.Dependencies, hostname string, platform swarm.Platform) (*engine.CreateOptions, error) {
 	if t.Spec == nil || t.Spec.ContainerSpec == nil {
 		return nil, api.Errorf(api.Invalid, "task %s has no container to run", t.ID)
 	}
-	cs := t.Spec.ContainerSpec
+	cs, err := valuesOf(t, hostname, platform).expandSpec(t.Spec.ContainerSpec)
+	if err != nil {
+		return nil, err
+	}
 	o := &engine.CreateOptions{Name: t.Name(), Managed: true, Config: config(t, cs)}
 	host, err := hostConfig(t, cs)
 	if err != nil {
