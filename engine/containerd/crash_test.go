@@ -268,6 +268,31 @@ func child(t *testing.T) {
 	select {}
 }
 
+// A daemon that dies while a shim starts must not leave the shim behind.
+func TestDaemonKilledWhileShimStarts(t *testing.T) {
+	r := newRig(t, nil)
+	s := &shim{id: newShimID(), gone: make(chan struct{})}
+	s.dir = filepath.Join(r.shims.dir, s.id)
+	address, err := s.prepare(r.shims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	booted := make(chan string, 1)
+	go func() {
+		a, err := s.boot(context.Background(), r.shims)
+		if err != nil {
+			t.Error(err)
+		}
+		booted <- a
+	}()
+	r.open(t)
+	if a := <-booted; a != address {
+		t.Errorf("the shim is at %s, expected at %s", a, address)
+	}
+	waitFor(t, "the shim to end", func() bool { return len(processesOf(r.cfg.State)) == 0 })
+}
+
 func TestOOM(t *testing.T) {
 	r := newRig(t, nil)
 	image := r.load(t)

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -58,28 +60,46 @@ func shimEnv(events string) []string {
 
 // start executes the shim and connects to it.
 func (s *shim) start(ctx context.Context, p *shims) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return err
-	}
-	// The shim's start command reads its group from the bundle in its working
-	// folder; without one the group is the id.
-	if err := os.WriteFile(filepath.Join(s.dir, "config.json"), []byte(`{"annotations":{}}`), 0o600); err != nil {
+	address, err := s.prepare(p)
+	if err != nil {
 		return err
 	}
 	if err := s.openLog(p); err != nil {
 		return err
 	}
-	address, err := s.boot(ctx, p)
+	booted, err := s.boot(ctx, p)
 	if err != nil {
+		// It may have come up all the same: connected, it can be told to end.
+		_ = s.connect(ctx, address)
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(s.dir, "address.new"), []byte(address), 0o600); err != nil {
+	if booted != address {
+		if err := writeFile(filepath.Join(s.dir, "address"), booted); err != nil {
+			return err
+		}
+	}
+	if err := s.connect(ctx, booted); err != nil {
 		return err
 	}
-	if err := os.Rename(filepath.Join(s.dir, "address.new"), filepath.Join(s.dir, "address")); err != nil {
-		return err
+	return writeFile(filepath.Join(s.dir, "booted"), "")
+}
+
+// prepare makes the shim's folder and returns the address that the shim will
+// have. It is written down before the shim is executed: a shim outlives a
+// daemon that dies meanwhile, and must be found by the next one.
+func (s *shim) prepare(p *shims) (string, error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return "", err
 	}
-	return s.connect(ctx, address)
+	// The shim's start command reads its group from the bundle in its working
+	// folder; without one the group is the id.
+	if err := writeFile(filepath.Join(s.dir, "config.json"), `{"annotations":{}}`); err != nil {
+		return "", err
+	}
+	// As containerd's shim.CreateSocketAddress has it, for no daemon address.
+	sum := sha256.Sum256([]byte(filepath.Join(p.namespace, s.id)))
+	address := "unix://" + filepath.Join(p.sockets, hex.EncodeToString(sum[:]))
+	return address, writeFile(filepath.Join(s.dir, "address"), address)
 }
 
 // boot runs the shim's start command, which leaves the shim behind, and
@@ -110,6 +130,32 @@ func (s *shim) boot(ctx context.Context, p *shims) (string, error) {
 		return "", fmt.Errorf("%s speaks another shim protocol (version %d, %q); version 2.3 of containerd's runc shim or a later one is needed", p.binary, result.Version, result.Protocol)
 	}
 	return result.Address, nil
+}
+
+// bootPatience is how long a shim may take to listen after the daemon that
+// executed it died.
+const bootPatience = 2 * time.Second
+
+// reconnect connects to a shim of an earlier process. One that was not up
+// when that died may still be coming up.
+func (s *shim) reconnect(ctx context.Context) error {
+	address, err := os.ReadFile(filepath.Join(s.dir, "address"))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, bootPatience)
+	defer cancel()
+	for {
+		err := s.connect(ctx, string(address))
+		if err == nil || exists(filepath.Join(s.dir, "booted")) {
+			return err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 func (s *shim) connect(ctx context.Context, address string) error {

@@ -151,10 +151,7 @@ func (p *shims) release(ctx context.Context, s *shim) {
 func (p *shims) adopt(ctx context.Context, id string) *shim {
 	s := &shim{id: id, dir: filepath.Join(p.dir, id), gone: make(chan struct{}), ready: make(chan struct{})}
 	close(s.ready)
-	address, err := os.ReadFile(filepath.Join(s.dir, "address"))
-	if err == nil {
-		err = s.connect(ctx, string(address))
-	}
+	err := s.reconnect(ctx)
 	if err == nil {
 		err = s.openLog(p)
 	}
