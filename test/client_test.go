@@ -13,7 +13,7 @@ func TestClient(t *testing.T) {
 	n.image(t, "app:1", "")
 	n.legion(t, "service", "create", "-q", "--no-resolve-image", "--name", "web", "--replicas", "2", "app:1", "sleep")
 	for _, args := range [][]string{
-		{"service", "ls"}, {"service", "ps", "-q", "web"}, {"node", "ls"}, {"image", "ls"}, {"volume", "ls"}, {"network", "ls"}, {"ps", "-q"},
+		{"service", "ls"}, {"service", "ps", "-q", "web"}, {"node", "ls"}, {"image", "ls", "-q"}, {"volume", "ls"}, {"network", "ls"}, {"ps", "-q"},
 		{"service", "inspect", "--pretty", "web"}, {"config", "ls"}, {"secret", "ls"}, {"stack", "ls"},
 	} {
 		ours, theirs := n.legion(t, args...), n.docker(t, args...)

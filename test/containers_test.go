@@ -15,17 +15,20 @@ import (
 func TestContainers(t *testing.T) {
 	n := swarmNode(t)
 	n.image(t, "app:1", "")
-	n.service(t, "talk", "--replicas", "2", "app:1", "all", "echo", "line", "1", ",", "echo", "line", "2", ",", "err", "line", "3", ",", "sleep")
+	n.service(t, "talk", "--replicas", "2", "app:1", "all", "echo", "line", "1", ",", "echo", "line", "2", ",", "echo", "line", "3", ",", "err", "other", ",", "sleep")
 	id := n.awaitContainers(t, "talk", 2)[0]
 
 	t.Run("service logs", func(t *testing.T) {
-		await(t, "six lines", func() error {
+		await(t, "three lines of each task", func() error {
 			out, err := n.command("docker", "service", "logs", "--raw", "talk")
-			if err == nil && strings.Count(out, "line") != 4 { // the third one goes to standard error
+			if err == nil && strings.Count(out, "line") != 6 {
 				err = fmt.Errorf("%q", out)
 			}
 			return err
 		})
+		if out := n.docker(t, "service", "logs", "--raw", "talk"); strings.Contains(out, "other") {
+			t.Errorf("standard error came with standard output: %q", out)
+		}
 		out := n.docker(t, "service", "logs", "talk")
 		contains(t, out, "talk.1.")
 		contains(t, out, "talk.2.")
@@ -37,10 +40,11 @@ func TestContainers(t *testing.T) {
 		}
 	})
 	t.Run("logs", func(t *testing.T) {
-		if out := n.docker(t, "logs", id); out != "line 1\nline 2" {
+		if out := n.docker(t, "logs", id); out != "line 1\nline 2\nline 3" {
 			t.Errorf("logs: %q", out)
 		}
-		contains(t, n.docker(t, "logs", "-t", "--tail", "1", id), "Z line")
+		// One of the last two is the other stream's: the kernel keeps no order between streams.
+		contains(t, n.docker(t, "logs", "-t", "--tail", "2", id), "Z line 3")
 	})
 	t.Run("follow ends with the container", func(t *testing.T) {
 		n.docker(t, "run", "-d", "--name", "short", "app:1", "all", "echo", "first", ",", "exit", "3")
@@ -192,8 +196,11 @@ func TestDemoImages(t *testing.T) {
 		}
 		return err
 	})
-	n.service(t, "web", "--health-cmd", "/web check", "--health-interval", "1s", "web:1")
+	n.service(t, "web", "web:1")
 	id = n.awaitContainers(t, "web", 1)[0]
+	if out := n.inspect(t, id, "{{.State.Health.Status}}"); out != "healthy" {
+		t.Errorf("the server's health check says %q", out)
+	}
 	address := n.inspect(t, id, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 	await(t, "the web server answers at its address", func() error {
 		out, err := exec.Command("curl", "-sS", "-m", "2", "http://"+address+":8080/").CombinedOutput()

@@ -3,6 +3,7 @@ package test
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -131,48 +132,39 @@ func TestReady(t *testing.T) {
 	contains(t, string(b[:k]), "READY=1")
 }
 
-// TestFullDisk: what does not fit is refused with a reason, and the daemon
-// works again once there is room.
+// TestFullDisk: what does not fit is refused with a reason, nothing that was
+// acknowledged is lost, and the daemon works again once there is room.
 func TestFullDisk(t *testing.T) {
+	needBinary(t)
+	disk := t.TempDir()
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "size=200m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) })
 	n := newNode(t)
-	if err := os.MkdirAll(n.data, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	const flags = syscall.MS_NOSUID | syscall.MS_NODEV
-	if err := syscall.Mount("tmpfs", n.data, "tmpfs", flags, "size=200m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(n.data, syscall.MNT_DETACH) })
+	n.data = disk + "/data"
 	n.start(t)
 	n.docker(t, "swarm", "init", "--advertise-addr", "127.0.0.1")
 	n.image(t, "app:1", "")
 	n.service(t, "web", "app:1", "sleep")
 
-	filler := n.data + "/filler"
-	f, err := os.Create(filler)
-	if err != nil {
-		t.Fatal(err)
-	}
-	block := make([]byte, 1<<20)
-	for err == nil {
-		_, err = f.Write(block)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, err = n.command("docker", "load", "-q", "-i", n.dir+"/image.tar")
-	t.Logf("loading an image on a full disk: %v", err)
-	var refusal error
-	for i := range 2000 { // the log may have room that it took before
-		if _, refusal = n.command("docker", "service", "create", "-q", "-d", "--no-resolve-image", "--name", fmt.Sprint("s", i), "--replicas", "0", "app:1"); refusal != nil {
-			break
-		}
-		if i == 30 {
-			break
+	fill(t, disk+"/filler")
+	const full = "no space left on device"
+	contains(t, n.dockerFails(t, "load", "-q", "-i", n.dir+"/image.tar").stderr, full)
+	// The log has room that it took before: large services use it up.
+	kept, refused := 0, ""
+	for refused == "" && kept < 1000 {
+		status, body := n.api(t, "POST", "/services/create", fmt.Sprintf(
+			`{"Name":"s%d","Labels":{"large":%q},"TaskTemplate":{"ContainerSpec":{"Image":"app:1"}},"Mode":{"Replicated":{"Replicas":0}}}`, kept, strings.Repeat("x", 500_000)))
+		if status == http.StatusCreated {
+			kept++
+		} else {
+			refused = fmt.Sprint(status, " ", body)
 		}
 	}
-	t.Logf("writing on a full disk: %v", refusal)
-	if err := os.Remove(filler); err != nil {
+	contains(t, refused, full)
+	t.Logf("after %d services: %s", kept, refused)
+	if err := os.Remove(disk + "/filler"); err != nil {
 		t.Fatal(err)
 	}
 	if !n.running() {
@@ -185,6 +177,27 @@ func TestFullDisk(t *testing.T) {
 		return err
 	})
 	n.awaitContainers(t, "web", 2)
+	// The one that was refused may be there too, as its error says.
+	for i := range kept {
+		n.inspect(t, fmt.Sprint("s", i), "{{.ID}}")
+	}
+}
+
+// fill writes a file until nothing more fits beside it.
+func fill(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := 1 << 20; size > 0; size /= 2 {
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // freePort is one that nobody listens on now.
