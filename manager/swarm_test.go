@@ -210,13 +210,19 @@ func TestNewLeaderDisturbsNothing(t *testing.T) {
 		})
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		index, steps := c.store.View().Index(), c.agents.steps
+		before, steps := c.store.View(), c.agents.steps
+		index := before.Index()
 		c.end()
 		c.lead()
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if c.store.View().Index() != index || c.agents.steps != steps {
 			t.Errorf("a new leader wrote %d entries, nodes did %d things", c.store.View().Index()-index, c.agents.steps-steps)
+			for x := range store.List[*api.Task](c.store.View()) {
+				if x.Version.Index > index {
+					t.Errorf("was %+v\nis %+v", store.Get[*api.Task](before, x.ID), x)
+				}
+			}
 		}
 	})
 }

@@ -7,9 +7,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -153,29 +155,38 @@ func TestRotation(t *testing.T) {
 func TestFollow(t *testing.T) {
 	each(t, func(t *testing.T, driver string) {
 		l := open(t, driver, map[string]string{"max-size": "2k", "max-file": "200"}, nil)
-		put(t, l, 0, 10)
+		written := 10
+		put(t, l, 0, written)
 		var wg sync.WaitGroup
+		var last atomic.Int64
 		for _, tail := range []int{-1, 5, 0} {
 			got := make(chan string, 10_000)
 			ready := make(chan struct{})
 			var once sync.Once
-			if tail == 0 {
-				close(ready)
-			}
 			wg.Go(func() {
 				defer close(got)
 				err := l.Read(context.Background(), ReadOptions{Tail: tail, Follow: true}, func(m Message) error {
 					got <- string(m.Line)
-					if tail != 0 {
-						once.Do(func() { close(ready) })
-					}
+					once.Do(func() { close(ready) })
 					return nil
 				})
 				if err != nil {
 					t.Error(err)
 				}
 			})
-			<-ready
+			// One without a tail sees nothing until there is more.
+			for waiting := true; waiting; {
+				select {
+				case <-ready:
+					waiting = false
+				default:
+					if tail == 0 {
+						put(t, l, written, written+1)
+						written++
+					}
+					runtime.Gosched()
+				}
+			}
 			wg.Go(func() {
 				var all []string
 				for s := range got {
@@ -186,7 +197,7 @@ func TestFollow(t *testing.T) {
 					return
 				}
 				var first int
-				if _, err := fmt.Sscanf(all[0], "line %d", &first); err != nil || !slices.Equal(all, lines(first, 2000)) {
+				if _, err := fmt.Sscanf(all[0], "line %d", &first); err != nil || !slices.Equal(all, lines(first, int(last.Load()))) {
 					t.Errorf("tail %d: %d lines from %q to %q", tail, len(all), all[0], all[len(all)-1])
 				}
 				if want := map[int]int{-1: 0, 5: 5}[tail]; tail != 0 && first != want {
@@ -194,7 +205,8 @@ func TestFollow(t *testing.T) {
 				}
 			})
 		}
-		put(t, l, 10, 2000)
+		last.Store(int64(written) + 2000)
+		put(t, l, written, written+2000)
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}

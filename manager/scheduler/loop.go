@@ -50,14 +50,14 @@ type session struct {
 	queue []*api.Task
 	fresh map[string]*api.Task
 	// waiting tasks found no node.
-	waiting map[string]*api.Task
+	waiting map[string]Placement
 }
 
 // follow runs until the watch fails, and waits for its writers.
 func (l *Loop) follow(ctx context.Context) (err error) {
 	view, w := l.Store.Watch(store.KindTask, store.KindNode)
 	defer w.Close()
-	s := &session{Loop: l, state: New(), fresh: map[string]*api.Task{}, waiting: map[string]*api.Task{}}
+	s := &session{Loop: l, state: New(), fresh: map[string]*api.Task{}, waiting: map[string]Placement{}}
 	s.load(view)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
@@ -116,9 +116,9 @@ func (s *session) retry() {
 		return
 	}
 	n := len(s.queue)
-	for id, t := range s.waiting {
-		s.fresh[id] = t
-		s.queue = append(s.queue, t)
+	for id, p := range s.waiting {
+		s.fresh[id] = p.Task
+		s.queue = append(s.queue, p.Task)
 	}
 	clear(s.waiting)
 	slices.SortFunc(s.queue[n:], older)
@@ -127,8 +127,8 @@ func (s *session) retry() {
 // task takes a task's new version; nil: it was deleted.
 func (s *session) task(id string, t *api.Task, now time.Time) {
 	pending := t != nil && t.Status.State == swarm.TaskStatePending && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning)
-	if pending && s.waiting[id] != nil {
-		s.waiting[id] = t // most likely our own explanation
+	if p, ok := s.waiting[id]; pending && ok && t.Status.Err == p.Why { // our own explanation
+		s.waiting[id] = Placement{Task: t, Why: p.Why}
 		return
 	}
 	delete(s.fresh, id)
@@ -153,7 +153,7 @@ func (s *session) schedule(ctx context.Context, g *errgroup.Group) {
 		placements := s.state.Schedule(batch, now)
 		for i := range placements {
 			if p := &placements[i]; p.NodeID == "" {
-				s.waiting[p.Task.ID] = p.Task
+				s.waiting[p.Task.ID] = *p
 			}
 		}
 		placements = slices.DeleteFunc(placements, func(p Placement) bool { return p.NodeID == "" && p.Task.Status.Err == p.Why })

@@ -129,3 +129,24 @@ func TestLoopAmongOthers(t *testing.T) {
 		}
 	})
 }
+
+// An explanation that another write overtook is given for the newer version.
+func TestLoopExplainsTheNewerVersion(t *testing.T) {
+	s := &session{Loop: &Loop{}, state: New(), fresh: map[string]*api.Task{}, waiting: map[string]Placement{}}
+	old := tasks("web", 1, nil)[0]
+	old.DesiredState, old.Status.State = swarm.TaskStateRunning, swarm.TaskStatePending
+	s.waiting[old.ID] = Placement{Task: old, Why: "no suitable node"}
+	newer := *old
+	newer.Version.Index++
+	s.task(newer.ID, &newer, time.Now())
+	if batch := s.take(); len(batch) != 1 || batch[0] != &newer {
+		t.Errorf("to schedule: %v", batch)
+	}
+	explained := newer
+	explained.Status.Err = "no suitable node"
+	s.waiting[old.ID] = Placement{Task: &newer, Why: "no suitable node"}
+	s.task(explained.ID, &explained, time.Now())
+	if batch := s.take(); len(batch) != 0 {
+		t.Errorf("the loop's own explanation is scheduled again: %v", batch)
+	}
+}
