@@ -1,7 +1,9 @@
 package dockerapi
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types"
@@ -58,6 +60,13 @@ func (s *Server) version(c *call) error {
 	}
 	out := *v
 	out.APIVersion, out.MinAPIVersion = MaxAPIVersion, MinAPIVersion
+	out.Components = slices.Clone(v.Components)
+	for i := range out.Components {
+		if e := &out.Components[i]; e.Name == "Engine" { // where the command line reads them
+			e.Details = maps.Clone(e.Details)
+			e.Details["ApiVersion"], e.Details["MinAPIVersion"] = MaxAPIVersion, MinAPIVersion
+		}
+	}
 	return c.json(http.StatusOK, &out)
 }
 

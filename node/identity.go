@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net/netip"
 	"path/filepath"
 	"time"
 
@@ -39,6 +40,7 @@ const (
 	defaultHeartbeat        = 5 * time.Second
 	defaultSubnetSize       = 24
 	defaultDataPathPort     = 4789
+	defaultAddrPool         = "10.0.0.0/8"
 )
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
@@ -64,6 +66,9 @@ func newSwarm(r *swarm.InitRequest, advertise string, now time.Time) (*genesis, 
 		c.DataPathPort = defaultDataPathPort
 	}
 	c.DefaultAddrPool, c.SubnetSize = r.DefaultAddrPool, r.SubnetSize
+	if len(c.DefaultAddrPool) == 0 {
+		c.DefaultAddrPool = []netip.Prefix{netip.MustParsePrefix(defaultAddrPool)}
+	}
 	if c.SubnetSize == 0 {
 		c.SubnetSize = defaultSubnetSize
 	}

@@ -82,11 +82,16 @@ func needBinary(t *testing.T) {
 
 func legionBinary(t *testing.T) string {
 	t.Helper()
-	path, err := filepath.Abs(root + "/bin/legion")
+	return mustAbs(t, root+"/bin/legion")
+}
+
+func mustAbs(t *testing.T, path string) string {
+	t.Helper()
+	abs, err := filepath.Abs(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	return abs
 }
 
 // daemonArgs are those of "legion daemon" for this node.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -241,8 +242,10 @@ func (c *controller) Status(ctx context.Context) (*swarm.ContainerStatus, *swarm
 	}
 	ports := &swarm.PortStatus{}
 	for p, list := range i.NetworkSettings.Ports {
-		for _, b := range list {
-			ports.Ports = append(ports.Ports, hostPort(p, b))
+		for _, b := range list { // one for each family of addresses
+			if h := hostPort(p, b); !slices.Contains(ports.Ports, h) {
+				ports.Ports = append(ports.Ports, h)
+			}
 		}
 	}
 	return &swarm.ContainerStatus{ContainerID: id, PID: i.State.Pid, ExitCode: i.State.ExitCode}, ports, nil
