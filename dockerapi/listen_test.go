@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -193,5 +194,17 @@ func TestSlowBody(t *testing.T) {
 	}
 	if resp.StatusCode != http.StatusRequestTimeout {
 		t.Errorf("status %s", resp.Status)
+	}
+}
+
+// TestProfiles: they are served only when they were asked for.
+func TestProfiles(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		s := newServer(t, newFake(), func(c *Config) { c.Profile = on })
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequest("GET", "/debug/pprof/goroutine?debug=1", nil))
+		if found := w.Code == http.StatusOK && strings.Contains(w.Body.String(), "goroutine profile"); found != on {
+			t.Errorf("profiles %v: status %d", on, w.Code)
+		}
 	}
 }

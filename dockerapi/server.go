@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,8 @@ type Config struct {
 	// Authorize is asked before a request's handler runs; its error is the
 	// answer. Nil lets everybody in who can reach the socket.
 	Authorize func(r *http.Request, route Route) error
+	// Profile adds Go's profiles, at /debug/pprof/.
+	Profile bool
 	// MaxBody bounds JSON bodies, in bytes; 0: 4 MiB. Image archives and files
 	// copied into containers are streamed and have no bound.
 	MaxBody int64
@@ -78,6 +81,7 @@ func (c Config) validate() (Config, error) {
 type Server struct {
 	Config
 	routes   router
+	profiles http.Handler // nil: not served
 	requests atomic.Uint64
 	buffers  sync.Pool      // of *buffer
 	hijacks  sync.WaitGroup // connections that HTTP no longer knows of
@@ -98,6 +102,9 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{Config: cfg, stopping: make(chan struct{})}
 	s.buffers.New = newBuffer
 	s.routes = newRouter(s.allRoutes())
+	if cfg.Profile {
+		s.profiles = profiles()
+	}
 	return s, nil
 }
 
@@ -170,6 +177,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) serve(out *response, r *http.Request, log *slog.Logger, matched *Route) error {
+	if s.profiles != nil && strings.HasPrefix(r.URL.Path, "/debug/") {
+		s.profiles.ServeHTTP(out, r)
+		return nil
+	}
 	found, rest := splitVersion(r.URL.Path)
 	version, err := requestVersion(found)
 	if err != nil {

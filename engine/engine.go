@@ -50,10 +50,11 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	host := readHost()
 	e := &Engine{
 		containers: make(map[string]*ctr), names: make(map[string]string), execs: make(map[string]*execution),
 		cfg: cfg, dir: filepath.Join(cfg.DataRoot, "containers"),
-		events: newBus(cfg.Now), users: newUserCache(), seccomp: newSeccompCache(), host: readHost(),
+		events: newBus(cfg.Now), users: newUserCache(), seccomp: newSeccompCache(host.x32), host: host,
 	}
 	e.life, e.quit = context.WithCancel(context.Background())
 	for _, dir := range []string{e.dir, filepath.Join(cfg.DataRoot, "volumes"), cfg.ExecRoot} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,6 +22,7 @@ type hostFacts struct {
 	kernel   string
 	memory   int64
 	apparmor bool // and the profile that Docker loads is there
+	x32      bool // the kernel has amd64's x32 ABI
 	// capabilities that containers can be given.
 	capabilities []string
 }
@@ -41,7 +43,18 @@ func readHost() *hostFacts {
 	if b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && len(b) > 0 && b[0] == 'Y' {
 		h.apparmor = hasProfile(apparmorProfile)
 	}
+	h.x32 = hasX32()
 	return h
+}
+
+// hasX32 asks the kernel for a process id over the x32 ABI.
+func hasX32() bool {
+	const x32 = 1 << 30 // __X32_SYSCALL_BIT
+	if runtime.GOARCH != "amd64" {
+		return false
+	}
+	_, _, errno := unix.RawSyscall(x32+unix.SYS_GETPID, 0, 0, 0)
+	return errno == 0
 }
 
 // apparmorProfile is the profile for containers, where an administrator or

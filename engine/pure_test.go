@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/legion-swarm/legion/api"
 )
@@ -257,6 +259,25 @@ func TestEvents(t *testing.T) {
 	} {
 		if wanted(m, c.f) != c.want {
 			t.Errorf("%v: not %v", c.f, c.want)
+		}
+	}
+}
+
+// The profile names no ABI that the kernel has not, and is shared by containers
+// with the same capabilities.
+func TestBuiltinSeccomp(t *testing.T) {
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}, Linux: &specs.Linux{}}
+	for _, x32 := range []bool{false, true} {
+		c := newSeccompCache(x32)
+		p, err := c.builtin(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := x32 && runtime.GOARCH == "amd64"; slices.Contains(p.Architectures, specs.ArchX32) != want {
+			t.Errorf("x32 %v: architectures %v", x32, p.Architectures)
+		}
+		if again, err := c.builtin(spec); err != nil || again != p {
+			t.Errorf("made again: %v", err)
 		}
 	}
 }

@@ -256,7 +256,7 @@ func (n *Node) server() (*dockerapi.Server, error) {
 	return dockerapi.New(dockerapi.Config{
 		Containers: n.engine, Images: n.engine, Volumes: n.engine, System: n, Swarm: n.swarm, Cluster: cluster{n.swarm},
 		Networks: networks{local: n.networks, containers: n.engine, swarm: n.swarmNetworks},
-		Logger:   n.log.With("component", "api"), Version: n.cfg.Build.Version,
+		Logger:   n.log.With("component", "api"), Version: n.cfg.Build.Version, Profile: n.cfg.Settings.Debug,
 	})
 }
 

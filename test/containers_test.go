@@ -181,10 +181,10 @@ func TestImages(t *testing.T) {
 // TestDemoImages checks that what make up shows is what it says.
 func TestDemoImages(t *testing.T) {
 	n := swarmNode(t)
-	for _, image := range []string{"web", "redis"} {
-		if out, err := exec.Command(root+"/demo/build-images", root+"/build/images", image).CombinedOutput(); err != nil {
-			t.Fatalf("build-images: %v\n%s", err, out)
-		}
+	if out, err := exec.Command(root+"/demo/build-images", root+"/build/images").CombinedOutput(); err != nil {
+		t.Fatalf("build-images: %v\n%s", err, out)
+	}
+	for _, image := range []string{"web2", "redis"} {
 		n.docker(t, "load", "-q", "-i", root+"/build/images/"+image+".tar")
 	}
 	n.service(t, "redis", "redis:7")
@@ -196,7 +196,7 @@ func TestDemoImages(t *testing.T) {
 		}
 		return err
 	})
-	n.service(t, "web", "web:1")
+	n.service(t, "web", "web:2")
 	id = n.awaitContainers(t, "web", 1)[0]
 	if out := n.inspect(t, id, "{{.State.Health.Status}}"); out != "healthy" {
 		t.Errorf("the server's health check says %q", out)
@@ -204,7 +204,7 @@ func TestDemoImages(t *testing.T) {
 	address := n.inspect(t, id, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 	await(t, "the web server answers at its address", func() error {
 		out, err := exec.Command("curl", "-sS", "-m", "2", "http://"+address+":8080/").CombinedOutput()
-		if err == nil && !strings.Contains(string(out), "version 1") {
+		if err == nil && !strings.Contains(string(out), "version 2") {
 			err = fmt.Errorf("it says %q", out)
 		}
 		return err
