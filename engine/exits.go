@@ -30,9 +30,10 @@ const (
 func (c *ctr) processEnded(x Exit) {
 	c.mu.Lock()
 	r := c.run
+	earlier := r != nil && r.pid != 0 && x.Pid != 0 && r.pid != x.Pid
 	c.mu.Unlock()
-	if r == nil || r.pid != 0 && x.Pid != 0 && r.pid != x.Pid {
-		return // of an earlier run, told again
+	if r == nil || earlier {
+		return // told again
 	}
 	r.once.Do(func() {
 		r.exit = x

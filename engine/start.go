@@ -93,12 +93,16 @@ func (c *ctr) start(ctx context.Context) (err error) {
 		return err
 	}
 	c.startPumps(run, log)
-	if run.pid, err = c.e.cfg.Runtime.Start(ctx, c.id); err != nil {
+	pid, err := c.e.cfg.Runtime.Start(ctx, c.id)
+	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	run.pid = pid
+	c.mu.Unlock()
 	run.started = c.e.cfg.Now().UTC()
 	c.note(func(r *record) {
-		r.Phase, r.Pid, r.StartedAt, r.Stopped = phaseRunning, run.pid, run.started, false
+		r.Phase, r.Pid, r.StartedAt, r.Stopped = phaseRunning, pid, run.started, false
 		r.ExitCode, r.Error, r.OOMKilled, r.Unhealthy, r.Paused = 0, "", false, false, false
 	})
 	c.event(events.ActionStart, nil)

@@ -89,15 +89,15 @@ func TestExecAndAttach(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var out bytes.Buffer
-		if err := r.ExecStart(t.Context(), x, false, nil, engine.AttachOptions{Stream: true, Stdin: strings.NewReader("in\n"), Stdout: &out, Stderr: &out}); err != nil {
+		var out, errs bytes.Buffer
+		if err := r.ExecStart(t.Context(), x, false, nil, engine.AttachOptions{Stream: true, Stdin: strings.NewReader("in\n"), Stdout: &out, Stderr: &errs}); err != nil {
 			return err.Error(), -1
 		}
 		i, err := r.ExecInspect(t.Context(), x)
 		if err != nil || i.Running || i.ExitCode == nil {
 			t.Fatalf("%+v, %v", i, err)
 		}
-		return out.String(), *i.ExitCode
+		return out.String() + errs.String(), *i.ExitCode
 	}
 	if out, code := run("/prog", "echo", "hi"); out != "hi\n" || code != 0 {
 		t.Errorf("%q, %d", out, code)
