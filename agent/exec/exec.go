@@ -102,5 +102,12 @@ func (e *ExitError) Error() string {
 // ErrRejected marks an error after which a task can never run on this node.
 var ErrRejected = errors.New("rejected")
 
+// Rejected marks an error as ErrRejected and leaves its text as it is.
+func Rejected(err error) error { return rejection{err} }
+
+type rejection struct{ error }
+
+func (r rejection) Unwrap() []error { return []error{r.error, ErrRejected} }
+
 // ErrTemporary marks an error that a retry may mend.
 var ErrTemporary = errors.New("temporary")

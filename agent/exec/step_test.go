@@ -79,7 +79,7 @@ func TestDone(t *testing.T) {
 		{preparing, exec.Prepare, fmt.Errorf("busy: %w", exec.ErrTemporary), preparing, "busy: temporary", true, false},
 		{preparing, exec.Prepare, context.Canceled, preparing, "", false, false},
 		{starting, exec.Start, boom, failed, "boom", false, true},
-		{starting, exec.Start, fmt.Errorf("no: %w", exec.ErrRejected), rejected, "no: rejected", false, true},
+		{starting, exec.Start, exec.Rejected(errors.New("no")), rejected, "no", false, true},
 		{running, exec.Wait, &exec.ExitError{Code: 7}, failed, "task: non-zero exit (7)", false, false},
 		{running, exec.Wait, &exec.ExitError{Code: 137, Err: "unhealthy"}, failed, "task: non-zero exit (137): unhealthy", false, false},
 		{running, exec.Shutdown, boom, running, "boom", true, false},

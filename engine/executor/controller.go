@@ -44,7 +44,7 @@ func (c *controller) Prepare(ctx context.Context) error {
 	}
 	o, err := options(c.task, c.deps, c.engine.Hostname(), c.engine.Platform())
 	if err != nil {
-		return rejected(err)
+		return exec.Rejected(err)
 	}
 	if n := c.e.node(); n != nil && o.Config.Labels[labelNodeID] == "" {
 		o.Config.Labels[labelNodeID] = n.ID
@@ -55,7 +55,7 @@ func (c *controller) Prepare(ctx context.Context) error {
 	resp, err := c.engine.ContainerCreate(ctx, *o)
 	if err != nil {
 		if api.Is(err, api.Invalid) {
-			return rejected(err)
+			return exec.Rejected(err)
 		}
 		return err
 	}
@@ -71,7 +71,7 @@ func (c *controller) pull(ctx context.Context, image string) error {
 	}
 	auth, err := decodeAuth(c.task.Spec.RegistryAuth)
 	if err != nil {
-		return rejected(err)
+		return exec.Rejected(err)
 	}
 	if err := c.engine.ImagePull(ctx, image, engine.PullOptions{Auth: auth}, nil); err != nil {
 		if ctx.Err() != nil {

@@ -2,7 +2,6 @@ package executor
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -137,6 +136,3 @@ func settled(err error, classes ...api.Class) error {
 	}
 	return err
 }
-
-// rejected marks an error as one that a retry on this node does not mend.
-func rejected(err error) error { return errors.Join(err, exec.ErrRejected) }
