@@ -1,0 +1,413 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/atomicwriter"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/machine"
+)
+
+// fabric joins machines: a bridge in a network namespace of its own, where no
+// firewall of the host's has a say, with a port for each machine and one for
+// the host, which is the machines' gateway.
+type fabric struct {
+	dir string // DIR/fabric.json, hosts, lock
+	// The host's names for it; they differ with the storage folder.
+	pin, link, table string
+}
+
+// fabricState is what is kept of it, as fabric.json, under the lock.
+type fabricState struct {
+	Subnet netip.Prefix
+	Hosts  map[string]netip.Addr
+	Cuts   []cut `json:",omitempty"`
+}
+
+const (
+	bridgeName = "fabric"
+	hostPort   = "host"
+	machineEnd = "eth0"
+	stateFile  = "fabric.json"
+	hostsFile  = "hosts"
+	defaultMTU = 1500
+)
+
+// update changes the state under the lock; do may make the kernel's side so.
+// The folder goes when no machine is left.
+func (f fabric) update(ctx context.Context, purpose string, do func(*fabricState) error) error {
+	unlock, err := machine.Lock(ctx, filepath.Join(f.dir, "lock"), purpose)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		unlock()
+		_ = os.Remove(f.dir) // unless something is in it
+	}()
+	s, err := f.load()
+	if err != nil {
+		return err
+	}
+	if err := do(&s); err != nil {
+		return err
+	}
+	if len(s.Hosts) == 0 {
+		return errors.Join(f.remove(s), os.RemoveAll(filepath.Join(f.dir, stateFile)), os.RemoveAll(filepath.Join(f.dir, hostsFile)))
+	}
+	b, err := json.MarshalIndent(s, "", "\t")
+	if err != nil {
+		return err
+	}
+	return errors.Join(atomicwriter.WriteFile(filepath.Join(f.dir, stateFile), append(b, '\n'), 0o644), f.writeHosts(s))
+}
+
+// load returns an empty state when there is none yet.
+func (f fabric) load() (fabricState, error) {
+	var s fabricState
+	b, err := os.ReadFile(filepath.Join(f.dir, stateFile))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s, fmt.Errorf("%s: %w", filepath.Join(f.dir, stateFile), err)
+	}
+	if s.Hosts == nil {
+		s.Hosts = map[string]netip.Addr{}
+	}
+	return s, nil
+}
+
+// writeHosts lets machines find each other by name. The file is written in
+// place: it is mounted in all of them.
+func (f fabric) writeHosts(s fabricState) error {
+	host, err := os.ReadFile("/etc/hosts")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(filepath.Join(f.dir, hostsFile), hostsText(host, s.Hosts), 0o644)
+}
+
+func hostsText(host []byte, machines map[string]netip.Addr) []byte {
+	var b strings.Builder
+	b.Write(host)
+	if len(host) > 0 && host[len(host)-1] != '\n' {
+		b.WriteByte('\n')
+	}
+	names := make([]string, 0, len(machines))
+	for n := range machines {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		fmt.Fprintf(&b, "%v\t%s\n", machines[n], n)
+	}
+	return []byte(b.String())
+}
+
+// ensure makes what is not there of the fabric, as after a reboot.
+func (f fabric) ensure(s *fabricState) error {
+	if !s.Subnet.IsValid() {
+		taken, err := hostPrefixes()
+		if err != nil {
+			return err
+		}
+		if s.Subnet, err = chooseSubnet(taken); err != nil {
+			return err
+		}
+	}
+	ns, err := f.namespace()
+	if err != nil {
+		return fmt.Errorf("fabric's namespace: %w", err)
+	}
+	defer ns.Close()
+	inside, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("fabric's namespace: %w", err)
+	}
+	defer inside.Close()
+	if err := f.ensureLinks(inside, ns, s.Subnet); err != nil {
+		return err
+	}
+	if err := f.filter(ns, drops(s.Cuts, s.Hosts)); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+		return fmt.Errorf("turn on forwarding, so that machines reach the world: %w", err)
+	}
+	return f.masquerade(s.Subnet)
+}
+
+// namespace opens the fabric's network namespace; it makes one and pins it with
+// a mount when there is none.
+func (f fabric) namespace() (netns.NsHandle, error) {
+	var st unix.Statfs_t
+	if unix.Statfs(f.pin, &st) == nil && st.Type == unix.NSFS_MAGIC {
+		return netns.GetFromPath(f.pin)
+	}
+	if err := os.MkdirAll(filepath.Dir(f.pin), 0o700); err != nil {
+		return -1, err
+	}
+	if err := os.WriteFile(f.pin, nil, 0o600); err != nil {
+		return -1, err
+	}
+	made := make(chan error)
+	go func() { made <- pinNamespace(f.pin) }()
+	if err := <-made; err != nil {
+		return -1, err
+	}
+	return netns.GetFromPath(f.pin)
+}
+
+// pinNamespace spoils its thread, which ends with the goroutine.
+func pinNamespace(path string) error {
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	for _, file := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"} {
+		_ = os.WriteFile("/proc/sys/net/bridge/"+file, []byte("0"), 0) // no such module: as good
+	}
+	if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount on %s: %w", path, err)
+	}
+	return nil
+}
+
+func (f fabric) ensureLinks(inside *netlink.Handle, ns netns.NsHandle, subnet netip.Prefix) error {
+	mtu := worldMTU()
+	bridge, err := inside.LinkByName(bridgeName)
+	if missing(err) {
+		if err := inside.LinkAdd(&netlink.Bridge{LinkAttrs: attrs(bridgeName, mtu)}); err != nil {
+			return fmt.Errorf("add the fabric's bridge: %w", err)
+		}
+		bridge, err = inside.LinkByName(bridgeName)
+	}
+	if err != nil {
+		return fmt.Errorf("the fabric's bridge: %w", err)
+	}
+	if err := inside.LinkSetUp(bridge); err != nil {
+		return fmt.Errorf("the fabric's bridge: %w", err)
+	}
+	link, err := netlink.LinkByName(f.link)
+	if missing(err) {
+		a := attrs(hostPort, mtu)
+		a.MasterIndex = bridge.Attrs().Index
+		home, err := netns.Get()
+		if err != nil {
+			return err
+		}
+		defer home.Close()
+		if err := inside.LinkAdd(&netlink.Veth{LinkAttrs: a, PeerName: f.link, PeerNamespace: netlink.NsFd(home), PeerHardwareAddr: hardwareAddr(gateway(subnet)), PeerMTU: uint32(mtu)}); err != nil {
+			return fmt.Errorf("join the host to the fabric: %w", err)
+		}
+		if err := up(inside, hostPort); err != nil {
+			return err
+		}
+		if link, err = netlink.LinkByName(f.link); err != nil {
+			return fmt.Errorf("device %s: %w", f.link, err)
+		}
+	} else if err != nil {
+		return fmt.Errorf("device %s: %w", f.link, err)
+	}
+	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(gateway(subnet), subnet.Bits()))}); err != nil {
+		return fmt.Errorf("give %s its address: %w", f.link, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("device %s: %w", f.link, err)
+	}
+	return nil
+}
+
+// attach gives a machine's namespace its device, address and route.
+func (f fabric) attach(s fabricState, name string, pid int) error {
+	address := s.Hosts[name]
+	ns, err := netns.GetFromPath(f.pin)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	inside, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	if err := removePort(inside, address); err != nil {
+		return err
+	}
+	bridge, err := inside.LinkByName(bridgeName)
+	if err != nil {
+		return fmt.Errorf("the fabric's bridge: %w", err)
+	}
+	own, err := netns.GetFromPath(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	mtu := bridge.Attrs().MTU
+	a := attrs(port(address), mtu)
+	a.MasterIndex = bridge.Attrs().Index
+	if err := inside.LinkAdd(&netlink.Veth{LinkAttrs: a, PeerName: machineEnd, PeerNamespace: netlink.NsFd(own), PeerHardwareAddr: hardwareAddr(address), PeerMTU: uint32(mtu)}); err != nil {
+		return fmt.Errorf("join the machine to the fabric: %w", err)
+	}
+	if err := up(inside, port(address)); err != nil {
+		return err
+	}
+	h, err := netlink.NewHandleAt(own)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return configureMachine(h, netip.PrefixFrom(address, s.Subnet.Bits()), gateway(s.Subnet))
+}
+
+func configureMachine(h *netlink.Handle, address netip.Prefix, gw netip.Addr) error {
+	if err := up(h, "lo"); err != nil {
+		return err
+	}
+	eth, err := h.LinkByName(machineEnd)
+	if err != nil {
+		return err
+	}
+	if err := h.AddrReplace(eth, &netlink.Addr{IPNet: ipNet(address)}); err != nil {
+		return fmt.Errorf("give the machine its address: %w", err)
+	}
+	if err := h.LinkSetUp(eth); err != nil {
+		return err
+	}
+	if err := h.RouteReplace(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gw.AsSlice()}); err != nil {
+		return fmt.Errorf("give the machine its route: %w", err)
+	}
+	return nil
+}
+
+// detach removes the machine's port, which a killed machine leaves for a
+// moment.
+func (f fabric) detach(address netip.Addr) error {
+	ns, err := netns.GetFromPath(f.pin)
+	if err != nil {
+		return nil //nolint:nilerr // no fabric, no port
+	}
+	defer ns.Close()
+	inside, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return nil //nolint:nilerr // a pin that is no namespace any more, as after a reboot
+	}
+	defer inside.Close()
+	return removePort(inside, address)
+}
+
+// apply makes the cuts so, where there is a fabric.
+func (f fabric) apply(s fabricState) error {
+	ns, err := netns.GetFromPath(f.pin)
+	if err != nil {
+		return nil //nolint:nilerr // after a reboot: the next start makes it
+	}
+	defer ns.Close()
+	return f.filter(ns, drops(s.Cuts, s.Hosts))
+}
+
+func removePort(inside *netlink.Handle, address netip.Addr) error {
+	l, err := inside.LinkByName(port(address))
+	if missing(err) {
+		return nil
+	}
+	if err == nil {
+		err = inside.LinkDel(l)
+	}
+	if err != nil && !missing(err) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove %s: %w", port(address), err)
+	}
+	return nil
+}
+
+// remove removes the fabric.
+func (f fabric) remove(fabricState) error {
+	var errs []error
+	if l, err := netlink.LinkByName(f.link); err == nil {
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("remove %s: %w", f.link, err))
+		}
+	}
+	errs = append(errs, f.removeTable())
+	for unix.Unmount(f.pin, unix.MNT_DETACH) == nil {
+		continue // until nothing is mounted there
+	}
+	if err := os.Remove(f.pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	_ = os.Remove(filepath.Dir(f.pin)) // unless something is in it
+	return errors.Join(errs...)
+}
+
+func attrs(name string, mtu int) netlink.LinkAttrs {
+	a := netlink.NewLinkAttrs()
+	a.Name, a.MTU = name, mtu
+	return a
+}
+
+func up(h *netlink.Handle, name string) error {
+	l, err := h.LinkByName(name)
+	if err == nil {
+		err = h.LinkSetUp(l)
+	}
+	if err != nil {
+		return fmt.Errorf("device %s: %w", name, err)
+	}
+	return nil
+}
+
+func missing(err error) bool {
+	var e netlink.LinkNotFoundError
+	return errors.As(err, &e)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// hostPrefixes are the subnets that the host routes anywhere, in any table.
+func hostPrefixes() ([]netip.Prefix, error) {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, 0)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var all []netip.Prefix
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
+			ones, _ := r.Dst.Mask.Size()
+			all = append(all, netip.PrefixFrom(a.Unmap(), ones))
+		}
+	}
+	return all, nil
+}
+
+// worldMTU is that of the device of the host's default route: what machines
+// send beyond the fabric has to fit there.
+func worldMTU() int {
+	routes, err := netlink.RouteGet(net.IPv4(198, 51, 100, 1)) // nobody's (RFC 5737); nothing is sent
+	if err != nil || len(routes) == 0 {
+		return defaultMTU
+	}
+	l, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil || l.Attrs().MTU < 1280 || l.Attrs().MTU > defaultMTU {
+		return defaultMTU
+	}
+	return l.Attrs().MTU
+}
