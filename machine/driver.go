@@ -9,6 +9,9 @@ import (
 // machine locked, except for State, Address, Endpoint and Run. Methods may be
 // called at once for different machines.
 type Driver interface {
+	// Prepare reserves what should follow the order in which machines are named,
+	// as addresses do. It is quick; Remove undoes it.
+	Prepare(ctx context.Context, m *Machine) error
 	// Create makes the machine and returns when its daemon answers. What a failed
 	// Create leaves is removed by Remove.
 	Create(ctx context.Context, m *Machine) error

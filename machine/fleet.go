@@ -147,43 +147,66 @@ func (f *Fleet) Create(ctx context.Context, names []string, s Spec) error {
 			return err
 		}
 	}
-	return each(names, func(name string) error {
+	var pending []*Machine
+	var errs []error
+	for _, name := range names {
 		r := r
 		r.Name = name
-		return f.create(ctx, d, r)
-	})
-}
-
-func (f *Fleet) create(ctx context.Context, d Driver, r Record) error {
-	unlock, err := f.lock(ctx, r.Name, "create")
-	if err != nil {
-		return err
+		m, release, err := f.prepare(ctx, d, r)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			continue
+		}
+		defer release()
+		pending = append(pending, m)
 	}
-	defer unlock()
-	if err := f.folder.make(r.Name); err != nil {
-		return err
-	}
-	m := f.machine(r)
-	began := f.cfg.Now()
-	err = f.folder.save(r)
-	if err == nil {
-		err = d.Create(ctx, m)
-	}
-	if err == nil {
-		m.Made = true
-		err = f.folder.save(m.Record)
-	}
-	if err == nil {
+	errs = append(errs, each(pending, (*Machine).name, func(m *Machine) error {
+		began := f.cfg.Now()
+		err := d.Create(ctx, m)
+		if err == nil {
+			m.Made = true
+			err = f.folder.save(m.Record)
+		}
+		if err != nil {
+			return f.undo(ctx, d, m, err)
+		}
 		m.Say("ready after %.1f s", f.cfg.Now().Sub(began).Seconds())
 		return nil
+	}))
+	return errors.Join(errs...)
+}
+
+// prepare makes the machine's record, and keeps it locked until release.
+func (f *Fleet) prepare(ctx context.Context, d Driver, r Record) (m *Machine, release func(), err error) {
+	release, err = f.lock(ctx, r.Name, "create")
+	if err != nil {
+		return nil, nil, err
 	}
-	// The context may be what ended it.
+	if err := f.folder.make(r.Name); err != nil {
+		release()
+		return nil, nil, err
+	}
+	m = f.machine(r)
+	if err = f.folder.save(r); err == nil {
+		err = d.Prepare(ctx, m)
+	}
+	if err != nil {
+		err = f.undo(ctx, d, m, err)
+		release()
+		return nil, nil, err
+	}
+	return m, release, nil
+}
+
+// undo removes what was made of a machine before the error, which may be that
+// the context has ended.
+func (f *Fleet) undo(ctx context.Context, d Driver, m *Machine, err error) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	if left := d.Remove(clean, m); left != nil {
-		return errors.Join(err, fmt.Errorf("and what was made of it could not be removed (try: legion machine rm -f %s): %w", r.Name, left))
+		return errors.Join(err, fmt.Errorf("and what was made of it could not be removed (try: legion machine rm -f %s): %w", m.Name, left))
 	}
-	return errors.Join(err, f.folder.remove(r.Name))
+	return errors.Join(err, f.folder.remove(m.Name))
 }
 
 // Verb is what can be done to machines that are there.
@@ -200,7 +223,7 @@ const (
 // Do does it to the machines, at once. To start what runs or stop what is
 // stopped is no error.
 func (f *Fleet) Do(ctx context.Context, v Verb, names []string) error {
-	return each(names, func(name string) error {
+	return each(names, itself, func(name string) error {
 		return f.locked(ctx, name, string(v), func(m *Machine, d Driver) error { return f.do(ctx, v, m, d) })
 	})
 }
@@ -237,7 +260,7 @@ func (f *Fleet) do(ctx context.Context, v Verb, m *Machine, d Driver) error {
 // driver fails or whose record can't be read loses its folder all the same, and
 // one that is not there is no error.
 func (f *Fleet) Remove(ctx context.Context, names []string, force bool) error {
-	return each(names, func(name string) error {
+	return each(names, itself, func(name string) error {
 		err := f.locked(ctx, name, "rm", func(m *Machine, d Driver) error {
 			if err := d.Remove(ctx, m); err != nil && !force {
 				return err
@@ -270,7 +293,7 @@ func (f *Fleet) Connect(ctx context.Context, names, to []string) error {
 }
 
 func (f *Fleet) cut(ctx context.Context, verb string, names []string, do func(Cutter, *Machine) error) error {
-	return each(names, func(name string) error {
+	return each(names, itself, func(name string) error {
 		return f.locked(ctx, name, verb, func(m *Machine, d Driver) error {
 			c, ok := d.(Cutter)
 			if !ok {
@@ -301,16 +324,16 @@ func (f *Fleet) locked(ctx context.Context, name, verb string, do func(*Machine,
 	return do(m, d)
 }
 
-// each calls do for every name, several at once, and joins the errors, which
-// it gives the machine's name.
-func each(names []string, do func(name string) error) error {
-	errs := make([]error, len(names))
+// each calls do for every one, several at once, and joins the errors, which it
+// gives the machine's name.
+func each[T any](all []T, name func(T) string, do func(T) error) error {
+	errs := make([]error, len(all))
 	var g errgroup.Group
 	g.SetLimit(atOnce)
-	for i, name := range names {
+	for i, one := range all {
 		g.Go(func() error {
-			if err := do(name); err != nil {
-				errs[i] = fmt.Errorf("%s: %w", name, err)
+			if err := do(one); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", name(one), err)
 			}
 			return nil
 		})
@@ -318,3 +341,5 @@ func each(names []string, do func(name string) error) error {
 	_ = g.Wait()
 	return errors.Join(errs...)
 }
+
+func itself(name string) string { return name }

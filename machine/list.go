@@ -39,7 +39,7 @@ func (f *Fleet) List(ctx context.Context, host string, timeout time.Duration) ([
 	for _, n := range names {
 		rows[n] = &Row{Name: n}
 	}
-	_ = each(names, func(name string) error {
+	_ = each(names, itself, func(name string) error {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		began := f.cfg.Now()

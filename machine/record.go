@@ -60,6 +60,8 @@ type Machine struct {
 	Say func(format string, args ...any)
 }
 
+func (m *Machine) name() string { return m.Name }
+
 // Path is a file in the machine's folder.
 func (m *Machine) Path(name string) string { return filepath.Join(m.Dir, name) }
 

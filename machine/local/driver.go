@@ -58,14 +58,28 @@ func New(storage string) *Driver {
 	return d
 }
 
-// Create makes the machine and starts it.
-func (d *Driver) Create(ctx context.Context, m *machine.Machine) error {
+// Prepare gives the machine its address.
+func (d *Driver) Prepare(ctx context.Context, m *machine.Machine) error {
 	if os.Geteuid() != 0 {
 		return errors.New("driver local needs root: it makes namespaces, cgroups and network devices")
 	}
 	if bad := validateDir(m.Dir); bad != "" {
 		return errors.New(bad)
 	}
+	return d.fabric.update(ctx, "create "+m.Name, func(f *fabricState) error {
+		if err := f.choose(); err != nil {
+			return err
+		}
+		a, err := allocate(f.Subnet, f.Hosts)
+		if err == nil {
+			f.Hosts[m.Name] = a
+		}
+		return err
+	})
+}
+
+// Create makes the machine and starts it.
+func (d *Driver) Create(ctx context.Context, m *machine.Machine) error {
 	for _, dir := range []string{dataDir, tmpDir} {
 		if err := os.Mkdir(m.Path(dir), 0o711); err != nil {
 			return err
@@ -115,14 +129,6 @@ func (d *Driver) start(ctx context.Context, m *machine.Machine) (err error) {
 	err = d.fabric.update(ctx, "start "+m.Name, func(f *fabricState) error {
 		if err := d.fabric.ensure(f); err != nil {
 			return err
-		}
-		if _, ok := f.Hosts[m.Name]; !ok {
-			a, err := allocate(f.Subnet, f.Hosts)
-			if err != nil {
-				return err
-			}
-			f.Hosts[m.Name] = a
-			m.Say("address %v", a)
 		}
 		p = planFor(m, host, filepath.Join(d.fabric.dir, hostsFile), fmt.Sprintf("/proc/self/fd/%d", binaryFD))
 		return d.fabric.attach(*f, m.Name, s.process.PID)

@@ -118,17 +118,20 @@ func hostsText(host []byte, machines map[string]netip.Addr) []byte {
 	return []byte(b.String())
 }
 
+// choose chooses the subnet, once.
+func (s *fabricState) choose() error {
+	if s.Subnet.IsValid() {
+		return nil
+	}
+	taken, err := hostPrefixes()
+	if err == nil {
+		s.Subnet, err = chooseSubnet(taken)
+	}
+	return err
+}
+
 // ensure makes what is not there of the fabric, as after a reboot.
 func (f fabric) ensure(s *fabricState) error {
-	if !s.Subnet.IsValid() {
-		taken, err := hostPrefixes()
-		if err != nil {
-			return err
-		}
-		if s.Subnet, err = chooseSubnet(taken); err != nil {
-			return err
-		}
-	}
 	ns, err := f.namespace()
 	if err != nil {
 		return fmt.Errorf("fabric's namespace: %w", err)

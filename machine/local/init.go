@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,6 +67,9 @@ func setUp() error {
 	if err := openBinary(); err != nil {
 		return err
 	}
+	if err := forgetMounts(); err != nil {
+		return err
+	}
 	for _, m := range p.Mounts {
 		if err := m.make(); err != nil {
 			return err
@@ -93,6 +98,33 @@ func setUp() error {
 		return fmt.Errorf("go on as %s: %w", insideBinary, err)
 	}
 	return nil
+}
+
+// forgetMounts lets go of mounts of the host's that the machine would only hold:
+// those that its own will hide, and others' namespaces.
+func forgetMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("separate the mounts from the host's: %w", err)
+	}
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return fmt.Errorf("read mounts: %w", err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if hidden(m.Mountpoint, m.FSType) {
+			_ = unix.Unmount(m.Mountpoint, unix.MNT_DETACH) // at worst it is held
+		}
+	}
+	return nil
+}
+
+func hidden(path, kind string) bool {
+	for _, d := range []string{"/run", "/tmp", "/sys/fs/cgroup"} {
+		if path == d || strings.HasPrefix(path, d+"/") {
+			return true
+		}
+	}
+	return kind == "nsfs"
 }
 
 // openBinary opens this program, whose path may soon be hidden.

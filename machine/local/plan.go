@@ -96,8 +96,6 @@ func bind(source, target string, optional bool) mount {
 func systemMounts() []mount {
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	return []mount{
-		// What the host mounts later is seen here, and what it unmounts is not held.
-		{Target: "/", Flags: unix.MS_REC | unix.MS_SLAVE},
 		{Source: "proc", Target: "/proc", Type: "proc", Flags: quiet},
 		{Source: "sysfs", Target: "/sys", Type: "sysfs", Flags: quiet},
 		{Source: "bpf", Target: "/sys/fs/bpf", Type: "bpf", Flags: quiet, Data: "mode=700", Optional: true},
