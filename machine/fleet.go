@@ -96,7 +96,7 @@ func (f *Fleet) Names() ([]string, error) { return f.folder.names() }
 func (f *Fleet) driver(name string) (Driver, error) {
 	d, ok := f.cfg.Drivers[name]
 	if !ok {
-		return nil, fmt.Errorf("unknown driver %q: there are %s", name, strings.Join(slices.Sorted(maps.Keys(f.cfg.Drivers)), ", "))
+		return nil, fmt.Errorf("unknown driver %q: the drivers are %s", name, strings.Join(slices.Sorted(maps.Keys(f.cfg.Drivers)), ", "))
 	}
 	return d, nil
 }
@@ -272,11 +272,8 @@ func (f *Fleet) Remove(ctx context.Context, names []string, force bool) error {
 		if err == nil || !force || ValidateName(name) != nil {
 			return err
 		}
-		if errors.Is(err, ErrNotFound) {
-			return f.folder.remove(name) // a folder without a record, if that
-		}
-		if _, broken := f.folder.load(name); broken != nil {
-			return f.folder.remove(name)
+		if _, _, unusable := f.Machine(name); unusable != nil {
+			return f.folder.remove(name) // the folder, if there is one
 		}
 		return err
 	})
