@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -110,7 +109,11 @@ func (f *Fleet) machine(r Record) *Machine {
 }
 
 func (f *Fleet) lock(ctx context.Context, name, verb string) (func(), error) {
-	return Lock(ctx, filepath.Join(f.folder.dir, locksDir, name), "legion machine "+verb+" "+name)
+	unlock, err := Lock(ctx, filepath.Join(f.folder.dir, locksDir, name), "legion machine "+verb+" "+name)
+	return func() {
+		unlock()
+		f.folder.tidy()
+	}, err
 }
 
 // Spec says what to create.
@@ -309,11 +312,7 @@ func (f *Fleet) locked(ctx context.Context, name, verb string, do func(*Machine,
 	if err != nil {
 		return err
 	}
-	defer func() {
-		unlock()
-		_ = os.Remove(filepath.Join(f.folder.dir, locksDir))
-		_ = os.Remove(f.folder.dir) // unless something is in it
-	}()
+	defer unlock()
 	m, d, err := f.Machine(name)
 	if err != nil {
 		return err

@@ -97,13 +97,16 @@ func (f folder) make(name string) error {
 	return err
 }
 
-// remove removes the machine's folder, and the fleet's with the last one.
+// remove removes the machine's folder.
 func (f folder) remove(name string) error {
-	if err := os.RemoveAll(f.machine(name)); err != nil {
-		return err
-	}
+	err := os.RemoveAll(f.machine(name))
+	f.tidy()
+	return err
+}
+
+// tidy removes the folders that are empty.
+func (f folder) tidy() {
 	for _, dir := range []string{filepath.Join(f.dir, machinesDir), filepath.Join(f.dir, locksDir), f.dir} {
-		_ = os.Remove(dir) // unless others are in it
+		_ = os.Remove(dir)
 	}
-	return nil
 }
