@@ -77,16 +77,17 @@ func copyLines(source, target string, recursive bool) (send, receive string) {
 		check = ""
 	}
 	if check != "" {
-		check = fmt.Sprintf(check, quoteShell(source))
+		check = fmt.Sprintf(check, Quote(source))
 	}
 	base := path.Base(source)
-	send = check + fmt.Sprintf("exec tar -cf - -C %s -- %s", quoteShell(path.Dir(source)), quoteShell(base))
+	send = check + fmt.Sprintf("exec tar -cf - -C %s -- %s", Quote(path.Dir(source)), Quote(base))
 	receive = fmt.Sprintf(`set -e; to=%s; if [ -d "$to" ]; then exec tar -xof - -C "$to"; fi; `+
-		`tmp=$(mktemp -d "$(dirname "$to")/.scp.XXXXXX"); trap 'rm -rf "$tmp"' EXIT; tar -xof - -C "$tmp"; mv -f "$tmp"/%s "$to"`, quoteShell(target), quoteShell(base))
+		`tmp=$(mktemp -d "$(dirname "$to")/.scp.XXXXXX"); trap 'rm -rf "$tmp"' EXIT; tar -xof - -C "$tmp"; mv -f "$tmp"/%s "$to"`, Quote(target), Quote(base))
 	return send, receive
 }
 
-func quoteShell(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+// Quote makes the text one word for a POSIX shell.
+func Quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // place reads PATH or MACHINE:PATH. A path with a colon is written ./a:b.
 func (f *Fleet) place(s string) (place, error) {

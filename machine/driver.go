@@ -27,7 +27,8 @@ type Driver interface {
 	State(ctx context.Context, m *Machine) (State, error)
 	// Address is where other machines reach it.
 	Address(m *Machine) (string, error)
-	// Endpoint is where its daemon's API is reached from here.
+	// Endpoint is where its daemon's API is reached from here; without a URL when
+	// it was made without a daemon.
 	Endpoint(m *Machine) (Endpoint, error)
 	// Run runs a command inside and returns its exit status.
 	Run(ctx context.Context, m *Machine, c Command) (status int, err error)

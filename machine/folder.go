@@ -87,14 +87,19 @@ func (f folder) names() ([]string, error) {
 
 // make makes the machine's folder, which must not be there.
 func (f folder) make(name string) error {
-	if err := os.MkdirAll(filepath.Join(f.dir, machinesDir), 0o711); err != nil {
+	for {
+		if err := os.MkdirAll(filepath.Join(f.dir, machinesDir), 0o711); err != nil {
+			return err
+		}
+		err := os.Mkdir(f.machine(name), 0o711)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // another command has just tidied up
+		}
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("machine %q already exists", name)
+		}
 		return err
 	}
-	err := os.Mkdir(f.machine(name), 0o711)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("machine %q already exists", name)
-	}
-	return err
 }
 
 // remove removes the machine's folder.

@@ -83,7 +83,9 @@ func (f *Fleet) look(ctx context.Context, r *Row, host string) {
 		fail(StateError, err)
 		return
 	}
-	r.URL = e.URL
+	if r.URL = e.URL; e.URL == "" {
+		return // a machine without a daemon of ours
+	}
 	if host != "" && host == e.URL {
 		r.Active = "*"
 	}

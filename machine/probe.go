@@ -20,6 +20,16 @@ import (
 // maxAnswer bounds what a daemon's answer may be.
 const maxAnswer = 4 << 20
 
+// Ping asks the daemon at the endpoint whether it is there.
+func Ping(ctx context.Context, e Endpoint) error {
+	c, err := newClient(e)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return c.get(ctx, "/_ping", nil)
+}
+
 // Await returns once the daemon at the endpoint answers, or gone says why it
 // never will.
 func Await(ctx context.Context, e Endpoint, gone func() error) error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/legion-swarm/legion/machine"
 	"github.com/legion-swarm/legion/machine/local"
+	"github.com/legion-swarm/legion/machine/ssh"
 )
 
 // defaultMachine is meant where no machine is named, as by docker-machine.
@@ -54,7 +55,7 @@ func (c *machineCommand) open() (err error) {
 	dir := machine.StorageDir(os.Getenv, os.Geteuid())
 	c.fleet, err = machine.New(machine.Config{
 		Dir: dir, Progress: c.docker.Err(),
-		Drivers: map[string]machine.Driver{local.Name: local.New(dir)},
+		Drivers: map[string]machine.Driver{local.Name: local.New(dir), ssh.Name: ssh.New()},
 	})
 	return err
 }
@@ -245,6 +246,9 @@ func (c *machineCommand) variables(cmd *cobra.Command, args []string, noProxy bo
 	e, err := d.Endpoint(m)
 	if err != nil {
 		return nil, err
+	}
+	if e.URL == "" {
+		return nil, fmt.Errorf("machine %q was made without a daemon", m.Name)
 	}
 	vars := machine.Variables(m.Name, e, os.Getenv)
 	if noProxy {

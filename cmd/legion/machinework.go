@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/docker/cli/cli"
@@ -12,17 +13,33 @@ import (
 
 	"github.com/legion-swarm/legion/machine"
 	"github.com/legion-swarm/legion/machine/local"
+	"github.com/legion-swarm/legion/machine/ssh"
 )
 
 // create has docker-machine's engine flags, and each driver's own.
 func (c *machineCommand) create() *cobra.Command {
 	var driver string
+	var onSSH ssh.Options
+	var onLocal local.Options
 	var engine struct{ opts, env, labels, insecure, mirrors []string }
 	cmd := &cobra.Command{
 		Use: "create [OPTIONS] MACHINE [MACHINE...]", Short: "Create machines", Args: cli.RequiresMinArgs(1),
 		Long: "Create machines, several at once, and start them. One that can't be finished is removed.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s := machine.Spec{Driver: driver, Engine: machine.Engine{Env: engine.env}}
+			switch driver {
+			case local.Name:
+				s.Options = onLocal
+			case ssh.Name:
+				if onSSH.Key != "" {
+					key, err := filepath.Abs(onSSH.Key)
+					if err != nil {
+						return err
+					}
+					onSSH.Key = key
+				}
+				s.Options = onSSH
+			}
 			for flag, values := range map[string][]string{"label": engine.labels, "insecure-registry": engine.insecure, "registry-mirror": engine.mirrors} {
 				for _, v := range values {
 					s.Engine.Flags = append(s.Engine.Flags, "--"+flag+"="+v)
@@ -46,6 +63,12 @@ func (c *machineCommand) create() *cobra.Command {
 	f.StringArrayVar(&engine.labels, "engine-label", nil, "Labels of the daemon")
 	f.StringArrayVar(&engine.insecure, "engine-insecure-registry", nil, "Registries to use without TLS")
 	f.StringArrayVar(&engine.mirrors, "engine-registry-mirror", nil, "Registry mirrors to use")
+	f.BoolVar(&onLocal.Bare, "local-bare", false, "Driver local: a machine without a daemon, for trying other things")
+	f.StringVar(&onSSH.Host, "ssh-host", "", "Driver ssh: the host's name or address")
+	f.StringVar(&onSSH.User, "ssh-user", ssh.DefaultUser, "Driver ssh: who to log in as: root, or who may use sudo without a password")
+	f.StringVar(&onSSH.Key, "ssh-key", "", "Driver ssh: private key file (default: what ssh finds)")
+	f.IntVar(&onSSH.Port, "ssh-port", ssh.DefaultPort, "Driver ssh: port of the host's ssh")
+	f.IntVar(&onSSH.APIPort, "ssh-engine-port", ssh.DefaultAPIPort, "Driver ssh: port for the daemon's API, with TLS")
 	return cmd
 }
 

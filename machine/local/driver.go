@@ -28,6 +28,12 @@ const (
 	killTimeout  = 30 * time.Second
 )
 
+// Options are those of create.
+type Options struct {
+	// Bare: without a daemon, for trying other things.
+	Bare bool `json:",omitempty"`
+}
+
 // Driver makes machines on this computer. It needs root.
 type Driver struct {
 	fabric fabric
@@ -106,6 +112,10 @@ func (d *Driver) start(ctx context.Context, m *machine.Machine) (err error) {
 	if err != nil {
 		return err
 	}
+	bare, err := isBare(m)
+	if err != nil {
+		return err
+	}
 	if err := prepareFiles(m, host); err != nil {
 		return err
 	}
@@ -131,6 +141,9 @@ func (d *Driver) start(ctx context.Context, m *machine.Machine) (err error) {
 			return err
 		}
 		p = planFor(m, host, filepath.Join(d.fabric.dir, hostsFile), fmt.Sprintf("/proc/self/fd/%d", binaryFD))
+		if bare {
+			p.Daemon = nil
+		}
 		return d.fabric.attach(*f, m.Name, s.process.PID)
 	})
 	if err != nil {
@@ -164,6 +177,9 @@ func (d *Driver) await(ctx context.Context, m *machine.Machine, p process) error
 	e, err := d.Endpoint(m)
 	if err != nil {
 		return err
+	}
+	if e.URL == "" {
+		return nil
 	}
 	err = machine.Await(ctx, e, func() error {
 		if b, err := os.ReadFile(m.Path(endedFile)); err == nil {
@@ -285,8 +301,18 @@ func (d *Driver) Address(m *machine.Machine) (string, error) {
 	return a.String(), nil
 }
 
+func isBare(m *machine.Machine) (bool, error) {
+	var o Options
+	err := m.DecodeOptions(&o)
+	return o.Bare, err
+}
+
 // Endpoint is a socket in the machine's folder.
 func (d *Driver) Endpoint(m *machine.Machine) (machine.Endpoint, error) {
+	bare, err := isBare(m)
+	if err != nil || bare {
+		return machine.Endpoint{}, err
+	}
 	return machine.Endpoint{URL: "unix://" + m.Path(socketFile)}, nil
 }
 

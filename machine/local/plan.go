@@ -42,7 +42,8 @@ type plan struct {
 	// Unified is where cgroup v2 is, inside; empty: nowhere. Processes leave its
 	// root, or no controllers could be handed to containers.
 	Unified string
-	// Daemon is the command of the daemon, Env the environment of everything.
+	// Daemon is the command of the daemon; empty: none. Env is the environment
+	// of everything.
 	Daemon, Env []string
 	// Log and Ended are files: the daemon's output, and how it ended last.
 	Log, Ended string

@@ -65,6 +65,9 @@ func superviseMachine() error {
 func (s *supervisor) run() error {
 	again := time.NewTimer(0)
 	defer again.Stop()
+	if len(s.plan.Daemon) == 0 {
+		again.Stop()
+	}
 	for {
 		select {
 		case <-again.C:
