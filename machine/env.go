@@ -65,12 +65,18 @@ func syntaxes() map[string]syntax {
 	}
 }
 
-// Script writes the variables for a shell (by name or path; empty: bash), and
-// in a comment how to use it. The command is what the user typed.
-func Script(shell string, vars []Variable, command string) (string, error) {
-	if shell == "" {
-		shell = "bash"
+// ShellOf is the shell at the path; bash for one that is not known, which
+// probably speaks the same.
+func ShellOf(path string) string {
+	if name := filepath.Base(path); syntaxes()[name].set != "" {
+		return name
 	}
+	return "bash"
+}
+
+// Script writes the variables for a shell, by name or path, and in a comment
+// how to use it. The command is what the user typed.
+func Script(shell string, vars []Variable, command string) (string, error) {
 	s, ok := syntaxes()[filepath.Base(shell)]
 	if !ok {
 		return "", fmt.Errorf("unknown shell %q: give --shell bash, zsh, fish, tcsh, powershell, cmd, emacs or none", shell)

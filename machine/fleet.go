@@ -328,7 +328,11 @@ func each[T any](all []T, name func(T) string, do func(T) error) error {
 	g.SetLimit(atOnce)
 	for i, one := range all {
 		g.Go(func() error {
-			if err := do(one); err != nil {
+			err := do(one)
+			if err != nil && err.Error() == "" { // a signal has no words
+				err = fmt.Errorf("interrupted%w", err)
+			}
+			if err != nil {
 				errs[i] = fmt.Errorf("%s: %w", name(one), err)
 			}
 			return nil

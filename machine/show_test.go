@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -109,7 +110,7 @@ func TestAwait(t *testing.T) {
 		}
 		return nil
 	})
-	if err != net.ErrClosed {
+	if !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
 	wantError(t, Await(t.Context(), Endpoint{URL: "ftp://x"}, nil), "ftp://x")
@@ -119,7 +120,7 @@ func TestAwait(t *testing.T) {
 func TestScript(t *testing.T) {
 	vars := []Variable{{"DOCKER_HOST", `unix:///a b/$x"`}, {"DOCKER_TLS_VERIFY", ""}}
 	for shell, want := range map[string]string{
-		"":         "export DOCKER_HOST=\"unix:///a b/\\$x\\\"\"\nunset DOCKER_TLS_VERIFY\n# Run this command to configure your shell:\n# eval $(CMD)\n",
+		"bash":     "export DOCKER_HOST=\"unix:///a b/\\$x\\\"\"\nunset DOCKER_TLS_VERIFY\n# Run this command to configure your shell:\n# eval $(CMD)\n",
 		"/bin/zsh": "export DOCKER_HOST=\"unix:///a b/\\$x\\\"\"\nunset DOCKER_TLS_VERIFY\n# Run this command to configure your shell:\n# eval $(CMD)\n",
 		"fish":     "set -gx DOCKER_HOST \"unix:///a b/\\$x\\\"\";\nset -e DOCKER_TLS_VERIFY;\n# Run this command to configure your shell:\n# eval (CMD)\n",
 		"cmd":      "SET DOCKER_HOST=unix:///a b/$x\"\nSET DOCKER_TLS_VERIFY=\nREM Run this command to configure your shell:\nREM @FOR /f \"tokens=*\" %i IN ('CMD') DO @%i\n",
@@ -137,6 +138,11 @@ func TestScript(t *testing.T) {
 		got, err := Script(shell, vars, "CMD")
 		if err != nil || strings.Contains(got, "%!") {
 			t.Errorf("%s: %s %v", shell, got, err)
+		}
+	}
+	for path, want := range map[string]string{"": "bash", "/usr/bin/fish": "fish", "/bin/rbash": "bash"} {
+		if got := ShellOf(path); got != want {
+			t.Errorf("%q: %s", path, got)
 		}
 	}
 	_, err := Script("rc", vars, "")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -172,7 +173,8 @@ func TestMachines(t *testing.T) {
 		if got := one.docker(t, "info", "-f", "{{.Name}} {{.Labels}}"); got != "one [rack=1]" {
 			t.Errorf("info: %s", got)
 		}
-		if o := m.try("ssh", "two", "exit 7"); o.err == nil || o.err.(*exec.ExitError).ExitCode() != 7 {
+		var exit *exec.ExitError
+		if o := m.try("ssh", "two", "exit 7"); !errors.As(o.err, &exit) || exit.ExitCode() != 7 {
 			t.Errorf("exit 7: %v", o.err)
 		}
 		if pids := m.run(t, "ssh", "two", "ls -d /proc/[0-9]* | wc -l"); len(pids) > 2 {
@@ -307,6 +309,64 @@ func TestMachineThatFails(t *testing.T) {
 	}
 	m.run(t, "rm", "-f", "half")
 	m.traceless(t)
+}
+
+// TestMachinesAfterReboot: what a reboot takes away, start makes again.
+func TestMachinesAfterReboot(t *testing.T) {
+	m := newMachines(t)
+	m.run(t, "create", "one", "two")
+	m.node("one").docker(t, "volume", "create", "kept")
+	m.run(t, "disconnect", "one")
+	m.run(t, "kill", "one", "two")
+	sum := sha256.Sum256([]byte(m.dir))
+	mark := hex.EncodeToString(sum[:4])
+	lost := "umount /run/legion-machine-" + mark + "/fabric; rm -r /run/legion-machine-" + mark + "; ip link delete lfabric" + mark +
+		"; nft delete table ip legion_machine_" + mark + "; rmdir /sys/fs/cgroup/*/legion-machine-" + mark + "/* /sys/fs/cgroup/*/legion-machine-" + mark + " 2>/dev/null; true"
+	if out, err := exec.Command("sh", "-c", lost).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m.run(t, "start", "one", "two")
+	if got := m.node("one").docker(t, "volume", "ls", "-q"); got != "kept" {
+		t.Errorf("volumes %q", got)
+	}
+	const ssh = "curl -sS -m 2 telnet://two:1"
+	contains(t, m.try("ssh", "one", ssh).stderr, "timed out") // still cut
+	m.run(t, "connect", "one")
+	contains(t, m.try("ssh", "one", ssh).stderr, "couldn't connect") // refused, at once
+}
+
+// TestMachineOnUnifiedCgroups: a host that has cgroup version 2 and nothing
+// else, as far as this one can play it: a mount namespace where only that is
+// mounted. Processes are in a leaf, and a used cgroup does not keep a machine
+// from starting again.
+func TestMachineOnUnifiedCgroups(t *testing.T) {
+	needBinary(t)
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		t.Log("all of these tests run on cgroup version 2 here")
+		return
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "legion-test-m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	cmd := exec.Command("unshare", "--mount", "sh", "-ec", `umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
+legion=`+root+`/bin/legion; $legion machine create one
+trap '$legion machine rm -f one' EXIT
+$legion machine ssh one cat /proc/self/cgroup /proc/1/cgroup | grep ^0:; $legion machine ssh one mount | grep cgroup
+$legion machine restart one; $legion machine kill one; $legion machine start one; $legion machine ls
+$legion machine rm -f one; find /sys/fs/cgroup -name 'legion-machine*'`)
+	cmd.Env = append(os.Environ(), "MACHINE_STORAGE_PATH="+dir+"/storage")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, w := range []string{"0::/init\n0::/init\n", "cgroup2 on /sys/fs/cgroup type cgroup2", "Running"} {
+		contains(t, string(out), w)
+	}
+	if strings.Contains(string(out), "/sys/fs/cgroup/legion-machine") {
+		t.Errorf("a cgroup is left: %s", out)
+	}
 }
 
 // TestMachinesAtOnce: several commands at the same time, on the same fleet.

@@ -197,7 +197,7 @@ func (c *machineCommand) env() *cobra.Command {
 		Use: "env [OPTIONS] [MACHINE]", Short: "Print what makes a shell's docker talk to a machine", Args: cli.RequiresMaxArgs(1), ValidArgsFunction: c.complete,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if shell == "" {
-				shell = os.Getenv("SHELL")
+				shell = machine.ShellOf(os.Getenv("SHELL"))
 			}
 			vars := machine.Unset()
 			if !unset {

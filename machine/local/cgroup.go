@@ -21,19 +21,33 @@ const initGroup = "init"
 // makeGroups makes the machine's cgroup in every hierarchy.
 func makeGroups(all []hierarchy, parent, name string) error {
 	for _, h := range all {
-		dir := h.group(parent, name)
-		for _, d := range []string{filepath.Dir(dir), dir} {
-			if h.whole() {
-				if err := delegate(filepath.Dir(d)); err != nil {
-					return err
-				}
+		err := h.makeGroup(parent, name)
+		for range 10 {
+			if !errors.Is(err, fs.ErrNotExist) {
+				break
 			}
-			if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-				return fmt.Errorf("make cgroup: %w", err)
+			err = h.makeGroup(parent, name) // the last other machine just took the parent with it
+		}
+		if err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+func (h hierarchy) makeGroup(parent, name string) error {
+	dir := h.group(parent, name)
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		if h.whole() {
+			if err := delegate(filepath.Dir(d)); err != nil {
+				return err
 			}
-			if err := inheritCpuset(d); err != nil {
-				return fmt.Errorf("make cgroup: %w", err)
-			}
+		}
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := inheritCpuset(d); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -93,7 +107,7 @@ func join(dirs []string, pid int) error {
 }
 
 // removeGroups removes the machine's cgroups with all below them, killing what
-// is left inside, and the common parent with the last machine.
+// is left inside.
 func removeGroups(ctx context.Context, all []hierarchy, parent, name string) error {
 	for _, h := range all {
 		dir := h.group(parent, name)
@@ -112,9 +126,15 @@ func removeGroups(ctx context.Context, all []hierarchy, parent, name string) err
 				return fmt.Errorf("remove cgroup: %w", err)
 			}
 		}
-		_ = os.Remove(filepath.Dir(dir)) // unless it is another machine's parent too
 	}
 	return nil
+}
+
+// removeParents removes the common parents, with the last machine.
+func removeParents(all []hierarchy, parent string) {
+	for _, h := range all {
+		_ = os.Remove(filepath.Join(h.Dir, parent)) // unless a machine is in it
+	}
 }
 
 func removeTree(dir string) error {

@@ -38,12 +38,12 @@ func spawn(name, log string, groups []string) (s *spawned, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer planR.Close()
+	defer func() { _ = planR.Close() }()
 	statusR, statusW, err := os.Pipe()
 	if err != nil {
 		return nil, errors.Join(err, planW.Close())
 	}
-	defer statusW.Close()
+	defer func() { _ = statusW.Close() }()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, planW.Close(), statusR.Close())
@@ -57,7 +57,7 @@ func spawn(name, log string, groups []string) (s *spawned, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	cmd := exec.Command(self)
 	cmd.Args = []string{"legion", InitCommand, name}
 	cmd.Env, cmd.Dir = []string{}, "/"

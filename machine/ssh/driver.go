@@ -140,7 +140,7 @@ func (h *host) install(ctx context.Context, c certificates) error {
 	if err != nil {
 		return err
 	}
-	defer self.Close()
+	defer func() { _ = self.Close() }()
 	steps := []struct {
 		path, mode string
 		content    io.Reader
