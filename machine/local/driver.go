@@ -194,6 +194,9 @@ func (d *Driver) await(ctx context.Context, m *machine.Machine, p process) error
 		}
 		return nil
 	})
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return err // nothing is wrong with the daemon
+	}
 	if err != nil {
 		return fmt.Errorf("%w; its log says:\n%s", err, tail(m.Path(logFile)))
 	}

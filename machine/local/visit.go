@@ -40,7 +40,7 @@ func (d *Driver) Run(ctx context.Context, m *machine.Machine, c machine.Command)
 func shell(m *machine.Machine, f facts, c machine.Command) *exec.Cmd {
 	sh, args := "/bin/sh", []string{"-c", c.Line}
 	if c.Line == "" {
-		args = []string{"-l"}
+		args = nil // no login shell: that would forget PATH
 		if _, err := os.Stat("/bin/bash"); err == nil {
 			sh = "/bin/bash"
 		}
