@@ -68,8 +68,14 @@ func (d *Driver) Prepare(ctx context.Context, m *machine.Machine) error {
 	if os.Geteuid() != 0 {
 		return errors.New("driver local needs root: it makes namespaces, cgroups and network devices")
 	}
-	if bad := validateDir(m.Dir); bad != "" {
-		return errors.New(bad)
+	real, err := filepath.EvalSymlinks(m.Dir)
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{m.Dir, real} {
+		if bad := validateDir(dir); bad != "" {
+			return errors.New(bad)
+		}
 	}
 	return d.fabric.update(ctx, "create "+m.Name, func(f *fabricState) error {
 		if err := f.choose(); err != nil {

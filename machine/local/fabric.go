@@ -61,8 +61,12 @@ func (f fabric) update(ctx context.Context, purpose string, do func(*fabricState
 	if err != nil {
 		return err
 	}
+	known := len(s.Hosts)
 	if err := do(&s); err != nil {
 		return err
+	}
+	if len(s.Hosts) == 0 && known == 0 {
+		return nil // there never was a fabric
 	}
 	if len(s.Hosts) == 0 {
 		return errors.Join(f.remove(s), os.RemoveAll(filepath.Join(f.dir, stateFile)), os.RemoveAll(filepath.Join(f.dir, hostsFile)))

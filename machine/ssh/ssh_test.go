@@ -114,7 +114,22 @@ func handshake(t *testing.T, server, client certificates, name, word string) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(server.CA)
-	a, b := net.Pipe()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a pipe has no room: both ends could be writing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []net.Conn{a, b} {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	}
 	served := make(chan error, 1)
 	go func() {
 		s := tls.Server(a, &tls.Config{Certificates: pair(server.ServerCert, server.ServerKey), ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert})
@@ -123,7 +138,7 @@ func handshake(t *testing.T, server, client certificates, name, word string) {
 		served <- err
 	}()
 	c := tls.Client(b, &tls.Config{Certificates: pair(client.ClientCert, client.ClientKey), RootCAs: pool, ServerName: name, MaxVersion: tls.VersionTLS12})
-	err := c.Handshake()
+	err = c.Handshake()
 	_ = b.Close()
 	if serverErr := <-served; err == nil {
 		err = serverErr
