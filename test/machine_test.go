@@ -130,8 +130,7 @@ func (m *machines) traceless(t *testing.T) {
 	if _, err := os.Stat(m.dir); err == nil {
 		t.Error("the storage folder is left")
 	}
-	sum := sha256.Sum256([]byte(m.dir))
-	mark := hex.EncodeToString(sum[:4])
+	mark := mark(m.dir)
 	out, err := exec.Command("sh", "-c", `find /sys/fs/cgroup -maxdepth 3; ip -o link; nft list tables; ls /run`).CombinedOutput()
 	if err != nil {
 		t.Errorf("%v: %s", err, out)
@@ -141,6 +140,12 @@ func (m *machines) traceless(t *testing.T) {
 			t.Errorf("left on the host: %s", line)
 		}
 	}
+}
+
+// mark is what the host's names of a fleet carry.
+func mark(storage string) string {
+	sum := sha256.Sum256([]byte(storage))
+	return hex.EncodeToString(sum[:4])
 }
 
 func TestMachines(t *testing.T) {
@@ -318,8 +323,7 @@ func TestMachinesAfterReboot(t *testing.T) {
 	m.node("one").docker(t, "volume", "create", "kept")
 	m.run(t, "disconnect", "one")
 	m.run(t, "kill", "one", "two")
-	sum := sha256.Sum256([]byte(m.dir))
-	mark := hex.EncodeToString(sum[:4])
+	mark := mark(m.dir)
 	lost := "umount /run/legion-machine-" + mark + "/fabric; rm -r /run/legion-machine-" + mark + "; ip link delete lfabric" + mark +
 		"; nft delete table ip legion_machine_" + mark + "; rmdir /sys/fs/cgroup/*/legion-machine-" + mark + "/* /sys/fs/cgroup/*/legion-machine-" + mark + " 2>/dev/null; true"
 	if out, err := exec.Command("sh", "-c", lost).CombinedOutput(); err != nil {
@@ -355,7 +359,7 @@ legion=`+root+`/bin/legion; $legion machine create one
 trap '$legion machine rm -f one' EXIT
 $legion machine ssh one cat /proc/self/cgroup /proc/1/cgroup | grep ^0:; $legion machine ssh one mount | grep cgroup
 $legion machine restart one; $legion machine kill one; $legion machine start one; $legion machine ls
-$legion machine rm -f one; find /sys/fs/cgroup -name 'legion-machine*'`)
+$legion machine rm -f one; find /sys/fs/cgroup -name 'legion-machine-`+mark(dir+"/storage")+`'`)
 	cmd.Env = append(os.Environ(), "MACHINE_STORAGE_PATH="+dir+"/storage")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
