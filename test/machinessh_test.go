@@ -3,31 +3,21 @@ package test
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 )
 
-// sshd returns a shell command that runs Debian's ssh server, which is unpacked
-// below build/ if the host has none: installed, it would start a service.
+// sshd returns a shell command that runs an ssh server.
 func sshd(t *testing.T) string {
 	t.Helper()
-	if _, err := os.Stat("/usr/sbin/sshd"); err == nil {
-		return "/usr/sbin/sshd"
+	var bad strings.Builder
+	get := exec.Command(root + "/scripts/get-sshd")
+	get.Stderr = &bad
+	out, err := get.Output()
+	if err != nil {
+		t.Fatalf("get-sshd: %v: %s", err, bad.String())
 	}
-	dir := mustAbs(t, root+"/build/sshd")
-	if _, err := os.Stat(dir + "/usr/sbin/sshd"); err != nil {
-		get := exec.Command("sh", "-ec", `mkdir -p "$0" && cd "$0"; apt-get download openssh-server libwrap0 || { apt-get -qq update; apt-get download openssh-server libwrap0; }
-			for d in *.deb; do dpkg-deb -x "$d" .; rm "$d"; done`, dir)
-		if out, err := get.CombinedOutput(); err != nil {
-			t.Fatalf("openssh-server could not be had from Debian's archive: %v\n%s", err, out)
-		}
-	}
-	libs, err := filepath.Glob(dir + "/lib/*-linux-gnu")
-	if more, _ := filepath.Glob(dir + "/usr/lib/*-linux-gnu"); err == nil {
-		libs = append(libs, more...)
-	}
-	return "LD_LIBRARY_PATH=" + strings.Join(libs, ":") + " " + dir + "/usr/sbin/sshd"
+	return strings.TrimSpace(string(out))
 }
 
 // bareHost makes a local machine into something like another computer: without
