@@ -11,7 +11,8 @@ func layers() [][]string {
 	return [][]string{
 		{"api"},
 		{"swarmpb", "store", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
-		{"raftnode", "rpc", "engine", "agent", "network/linux", "network/networktest", "agent/exec/exectest",
+		{"machine"},
+		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer"},
 		{"engine/enginetest", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
 		{"manager/control"},                           // which refuses what the loops could not read
@@ -27,7 +28,7 @@ func programs() []string { return []string{"demo", "engine/enginetest/prog"} }
 
 // reserved says which packages may import what; for prefixes of import paths.
 func reserved() map[string][]string {
-	kernel := []string{"network/linux", "network/bpf"}
+	kernel := []string{"network/linux", "network/bpf", "machine/local"}
 	return map[string][]string{
 		"github.com/containerd/containerd": {"engine/containerd"},
 		"github.com/vishvananda/netlink":   kernel,

@@ -106,7 +106,7 @@ func newRoot(docker *command.DockerCli) (*cobra.Command, *cliflags.ClientOptions
 	setFlagErrors(docker, root)
 	setHelp(docker, root, help)
 	commands.AddCommands(root, docker)
-	root.AddCommand(newDaemonCommand())
+	root.AddCommand(newDaemonCommand(), newMachineCommand(docker))
 	brand(root)
 	return root, opts
 }

@@ -18,9 +18,16 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/version"
+
+	"github.com/legion-swarm/legion/machine/local"
 )
 
-func main() { os.Exit(run(os.Args, os.Stderr)) }
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == local.InitCommand {
+		os.Exit(local.Init(os.Args[2:]))
+	}
+	os.Exit(run(os.Args, os.Stderr))
+}
 
 // run is main with its surroundings as arguments. It returns the exit status.
 func run(args []string, stderr io.Writer) int {

@@ -1,0 +1,210 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"text/template"
+	"time"
+)
+
+// Row is a machine as `ls` shows it; the names are docker-machine's, for
+// --format.
+type Row struct {
+	Name, DriverName string
+	// Active is "*" for the machine that the environment points at.
+	Active        string
+	State         State
+	URL           string
+	Swarm         string
+	DockerVersion string
+	Error         string
+	ResponseTime  time.Duration
+}
+
+// Driver is the name by which docker-machine's documentation calls DriverName.
+func (r Row) Driver() string { return r.DriverName }
+
+// List looks at all machines at once, at most the timeout long at each.
+func (f *Fleet) List(ctx context.Context, host string, timeout time.Duration) ([]Row, error) {
+	names, err := f.Names()
+	if err != nil {
+		return nil, err
+	}
+	rows := make(map[string]*Row, len(names))
+	for _, n := range names {
+		rows[n] = &Row{Name: n}
+	}
+	_ = each(names, itself, func(name string) error {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		began := f.cfg.Now()
+		f.look(ctx, rows[name], host)
+		rows[name].ResponseTime = f.cfg.Now().Sub(began)
+		return nil
+	})
+	list := make([]Row, 0, len(names))
+	for _, n := range names {
+		list = append(list, *rows[n])
+	}
+	return list, ctx.Err()
+}
+
+func (f *Fleet) look(ctx context.Context, r *Row, host string) {
+	fail := func(s State, err error) {
+		r.State, r.Error = s, oneLine(err.Error())
+		if errors.Is(err, context.DeadlineExceeded) {
+			r.State, r.Error = StateTimeout, "no answer in time"
+		}
+	}
+	m, d, err := f.Machine(r.Name)
+	if err != nil {
+		fail(StateError, err)
+		return
+	}
+	r.DriverName = m.Driver
+	if r.State, err = d.State(ctx, m); err != nil {
+		fail(StateError, err)
+		return
+	}
+	if !m.Made {
+		fail(StateError, fmt.Errorf("create is at work on it, or was interrupted: then remove it (legion machine rm -f %s)", r.Name))
+		return
+	}
+	if r.State != StateRunning {
+		return
+	}
+	e, err := d.Endpoint(m)
+	if err != nil {
+		fail(StateError, err)
+		return
+	}
+	if r.URL = e.URL; e.URL == "" {
+		return // a machine without a daemon of ours
+	}
+	if host != "" && host == e.URL {
+		r.Active = "*"
+	}
+	h, err := ask(ctx, e)
+	if err != nil {
+		fail(StateRunning, err)
+		return
+	}
+	r.Swarm, r.DockerVersion, r.Error = h.Swarm, "v"+h.Version, oneLine(h.Error)
+}
+
+// Filter keeps the rows that match every KEY=VALUE; of one key any value is
+// enough. The keys are name, driver and state.
+func Filter(rows []Row, filters []string) ([]Row, error) {
+	want := map[string][]string{}
+	for _, s := range filters {
+		k, v, ok := strings.Cut(s, "=")
+		k = strings.ToLower(strings.TrimSpace(k))
+		if !ok || k != "name" && k != "driver" && k != "state" {
+			return nil, fmt.Errorf("unsupported filter %q: want name=, driver= or state=", s)
+		}
+		want[k] = append(want[k], strings.TrimSpace(v))
+	}
+	var kept []Row
+	for _, r := range rows {
+		if matches(want["name"], r.Name) && matches(want["driver"], r.DriverName) && matches(want["state"], string(r.State)) {
+			kept = append(kept, r)
+		}
+	}
+	return kept, nil
+}
+
+func matches(want []string, got string) bool {
+	for _, w := range want {
+		if strings.EqualFold(w, got) {
+			return true
+		}
+	}
+	return len(want) == 0
+}
+
+const defaultTable = "table {{.Name}}\t{{.Active}}\t{{.DriverName}}\t{{.State}}\t{{.URL}}\t{{.Swarm}}\t{{.DockerVersion}}\t{{.Error}}"
+
+// WriteTable writes rows by a Go template, one a line; with "table " before it,
+// aligned and under headings. Empty: docker-machine's columns.
+func WriteTable(w io.Writer, rows []Row, format string) error {
+	if format == "" {
+		format = defaultTable
+	}
+	text, table := strings.CutPrefix(format, "table ")
+	t, err := template.New("format").Parse(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(text))
+	if err != nil {
+		return fmt.Errorf("--format: %w", err)
+	}
+	if !table {
+		return writeRows(w, t, rows)
+	}
+	tw := tabwriter.NewWriter(w, 5, 1, 3, ' ', 0)
+	if err := t.Execute(tw, map[string]string{
+		"Name": "NAME", "Active": "ACTIVE", "DriverName": "DRIVER", "Driver": "DRIVER", "State": "STATE", "URL": "URL",
+		"Swarm": "SWARM", "DockerVersion": "DOCKER", "Error": "ERRORS", "ResponseTime": "RESPONSE",
+	}); err != nil {
+		return fmt.Errorf("--format: %w", err)
+	}
+	_, _ = fmt.Fprintln(tw)
+	shown := make([]Row, len(rows))
+	for i, r := range rows {
+		shown[i] = r
+		if r.Active == "" {
+			shown[i].Active = "-"
+		}
+	}
+	if err := writeRows(tw, t, shown); err != nil {
+		return err
+	}
+	return tw.Flush()
+}
+
+func writeRows(w io.Writer, t *template.Template, rows []Row) error {
+	for _, r := range rows {
+		if err := t.Execute(w, r); err != nil {
+			return fmt.Errorf("--format: %w", err)
+		}
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Inspect writes a machine's record as JSON, or by a Go template.
+func Inspect(w io.Writer, m *Machine, e Endpoint, address, format string) error {
+	shown := struct {
+		Record
+
+		Dir, Address, URL string
+	}{m.Record, m.Dir, address, e.URL}
+	if format == "" {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "    ")
+		return enc.Encode(shown)
+	}
+	t, err := template.New("format").Parse(format)
+	if err != nil {
+		return fmt.Errorf("--format: %w", err)
+	}
+	if err := t.Execute(w, shown); err != nil {
+		return fmt.Errorf("--format: %w", err)
+	}
+	_, err = fmt.Fprintln(w)
+	return err
+}
+
+// oneLine keeps a long error from breaking a table.
+func oneLine(s string) string {
+	const most = 200
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
+}
