@@ -4,14 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -21,192 +16,240 @@ import (
 	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/ca"
-	"github.com/legion-swarm/legion/manager"
-	"github.com/legion-swarm/legion/manager/control"
-	"github.com/legion-swarm/legion/manager/dispatcher"
-	"github.com/legion-swarm/legion/manager/issuer"
-	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/rpc"
-	"github.com/legion-swarm/legion/store"
 )
 
-// member is this node as a member of a swarm, while it runs: its agent, and on
-// a manager the store on its log, the loops and the services for other nodes.
+// member is this node as a member of a swarm, while it runs. Its worker part
+// (credentials, agent, renewal) is always there; its manager part comes and goes
+// with the node's role.
 type member struct {
-	dir   string // <data-root>/swarm
-	state *membership
-	creds *rpc.Credentials
-	exec  exec.Executor
-	log   *slog.Logger
+	dir    string // <data-root>/swarm
+	creds  *rpc.Credentials
+	log    *slog.Logger
+	worker *workerPart
+	// notify is told when the manager part came or went; it must not block.
+	notify func()
+	ready  chan struct{} // closed when the managers have taken the node in
+	once   sync.Once
 
-	// On a manager.
-	store   *store.Store
-	raft    *raftnode.Node
-	control *control.Control
-	disp    *dispatcher.Dispatcher
-	issuer  *issuer.Issuer
-	manager *manager.Manager
-	listen  net.Listener
-	genesis *genesis      // of a swarm that begins here
-	founded chan struct{} // closed when this manager knows the swarm
-	once    sync.Once
-
-	// node is what the managers last said of this node.
-	node atomic.Pointer[api.Node]
+	mu      sync.Mutex
+	state   *membership // immutable; see remember
+	saved   bool        // state is on disk
+	node    *api.Node   // what the managers last said of this node; nil at first
+	manager *managerPart
+	changed chan struct{} // closed and replaced when node or certificate has changed
 }
 
-// openMember reads what is on disk and takes the port; nothing runs yet. close
-// gives it back, unless run was called, which does so itself.
-func openMember(dir string, state *membership, g *genesis, ex exec.Executor, log *slog.Logger) (_ *member, err error) {
-	keys, err := keyFiles(dir).Load(nil, time.Now())
+// memberConfig is what a member needs.
+type memberConfig struct {
+	dir     string
+	state   *membership
+	genesis *genesis // of a swarm that begins here; nil otherwise
+	saved   bool     // state is on disk already
+	exec    exec.Executor
+	notify  func()
+	log     *slog.Logger
+}
+
+// openMember reads what is on disk and, on a manager, takes the port; nothing
+// runs yet. Call run, or close.
+func openMember(cfg memberConfig) (*member, error) {
+	keys, err := keyFiles(cfg.dir).Load(nil, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("this node's certificate: %w", err)
 	}
-	m := &member{dir: dir, state: state, creds: &rpc.Credentials{}, exec: ex, genesis: g, founded: make(chan struct{}),
-		log: log.With("node", state.NodeID)}
+	m := &member{
+		dir: cfg.dir, creds: &rpc.Credentials{}, log: cfg.log.With("node", cfg.state.NodeID), notify: cfg.notify,
+		ready: make(chan struct{}), state: cfg.state, saved: cfg.saved, changed: make(chan struct{}),
+	}
 	if err := m.creds.Set(keys); err != nil {
 		return nil, err
 	}
-	if m.store, err = store.New(store.Config{}); err != nil {
-		return nil, err
+	m.worker = &workerPart{
+		dir: cfg.dir, creds: m.creds, exec: cfg.exec, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
 	}
-	if m.listen, err = net.Listen("tcp", state.ListenAddr); err != nil {
-		return nil, api.Errorf(api.Unavailable, "the swarm's port can't be opened: %w: is another swarm node on this host? Choose another one with --listen-addr", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.listen.Close())
-		}
-	}()
-	m.raft, err = raftnode.Open(m.raftConfig())
-	if err != nil {
-		return nil, err
-	}
-	if g != nil {
-		if err := m.raft.Bootstrap(state.AdvertiseAddr); err != nil {
+	if m.isManager() {
+		if m.manager, err = m.openManager(cfg.genesis); err != nil {
 			return nil, err
 		}
 	}
-	return m, m.assemble()
+	return m, nil
 }
 
-func (m *member) raftConfig() raftnode.Config {
-	return raftnode.Config{
-		ID: raftID(m.state.NodeID), Dir: filepath.Join(m.dir, raftDir), Applier: m.store,
-		Tick: raftTick, Log: m.log.With("component", "raft"),
+// close ends a member whose run was never called.
+func (m *member) close() error {
+	if m.manager == nil {
+		return nil
 	}
+	return m.manager.close()
 }
 
-// raftTick is Docker's: --raft-heartbeat-tick and election ticks count in it.
-const raftTick = time.Second / 10
-
-// raftID makes a number of a node's id.
-func raftID(nodeID string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(nodeID)) // never fails
-	return max(h.Sum64(), 1)
-}
-
-func (m *member) assemble() (err error) {
-	if m.disp, err = dispatcher.New(dispatcher.Config{Store: m.store, Peer: peer, Log: m.log.With("component", "dispatcher")}); err != nil {
-		return err
-	}
-	if m.issuer, err = issuer.New(issuer.Config{Store: m.store, Peer: peer, Log: m.log.With("component", "issuer")}); err != nil {
-		return err
-	}
-	m.control = control.New(control.Config{Store: m.store, NewToken: m.newToken, Manager: m.managerStatus})
-	m.manager = manager.New(manager.Config{
-		Store: m.store, Leadership: m.raft, Log: m.log.With("component", "manager"),
-		Loops: []manager.Loop{{Name: "dispatcher", Run: m.disp.Lead}, {Name: "issuer", Run: m.issuer.Run}, {Name: "genesis", Run: m.found}},
-	})
-	return nil
-}
-
-// found writes the swarm's first objects when this node first leads.
-func (m *member) found(ctx context.Context) error {
-	if m.genesis != nil {
-		if err := m.genesis.found(ctx, m.store); err != nil {
-			return err
-		}
-	}
-	m.once.Do(func() { close(m.founded) })
-	<-ctx.Done()
-	return nil
-}
-
-// managerStatus is what raft knows of a manager.
-func (m *member) managerStatus(n *api.Node) *swarm.ManagerStatus {
-	id := raftID(n.ID)
-	st := m.raft.Status()
-	s := &swarm.ManagerStatus{Leader: st.Leader == id, Reachability: swarm.ReachabilityUnreachable, Addr: n.ManagerAddr}
-	if id == st.ID || st.Leader == id {
-		s.Reachability = swarm.ReachabilityReachable
-	}
-	return s
-}
-
-func (m *member) newToken(c *api.Cluster) (string, error) {
-	root, err := ca.ParseRoot(c.RootCA.Cert, c.RootCA.Key)
-	if err != nil {
-		return "", err
-	}
-	return ca.NewToken(root), nil
-}
-
-func peer(ctx context.Context) (ca.Identity, string, bool) {
-	p, ok := rpc.PeerFrom(ctx)
-	return p.Identity, p.Addr, ok
-}
+// isManager reports whether the node's certificate is a manager's.
+func (m *member) isManager() bool { return m.creds.Keys().Identity().Role == swarm.NodeRoleManager }
 
 // run is the member's life: until ctx ends (nil), or something that it can't
 // do without fails.
 func (m *member) run(ctx context.Context) error {
-	server := rpc.NewServer(rpc.ServerConfig{Credentials: m.creds, Removed: m.removed, Log: m.log.With("component", "rpc")})
-	m.disp.Register(server)
-	m.issuer.Register(server)
-	a, err := agent.New(agent.Config{
-		Executor: m.exec, Dial: m.dial, Dir: filepath.Join(m.dir, workerDir), Log: m.log.With("component", "agent"),
-		Notify: m.notice, TLSInfo: func() swarm.TLSInfo { return tlsInfo(m.creds.Keys().Root) },
-	})
-	if err != nil {
-		return errors.Join(err, m.listen.Close())
-	}
-	m.store.SetProposer(m.raft)
-	log, ctx := errgroup.WithContext(ctx)
-	// The log ends last, so that what is under way can still be written.
-	logCtx, endLog := context.WithCancel(context.WithoutCancel(ctx))
-	log.Go(func() error { return named("raft", m.raft.Run(logCtx)) })
-	log.Go(func() error {
-		defer endLog()
-		rest, ctx := errgroup.WithContext(ctx)
-		for name, run := range map[string]func(context.Context) error{
-			"agent": m.whenFounded(a.Run), "dispatcher": m.disp.Run, "manager": m.manager.Run, "certificate": m.renew,
-			"rpc": func(context.Context) error { return server.Serve(m.listen) },
-		} {
-			rest.Go(func() error { return named(name, run(ctx)) })
-		}
-		rest.Go(func() error {
-			<-ctx.Done()
-			server.Stop()
-			return nil
-		})
-		return rest.Wait()
-	})
-	return log.Wait()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.worker.run(ctx) })
+	g.Go(func() error { return m.manage(ctx) })
+	return g.Wait()
 }
 
-// whenFounded runs the agent once this manager knows the swarm: earlier it
-// would tell the node that it is no member.
-func (m *member) whenFounded(run func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
+// manage runs the manager part for as long as the node is a manager.
+func (m *member) manage(ctx context.Context) error {
+	for {
+		_, changed := m.watch()
+		part := m.managing()
+		switch {
+		case part == nil && m.isManager():
+			p, err := m.openManager(nil)
+			if err != nil {
+				return err
+			}
+			m.setManager(p)
+			continue
+		case part != nil:
+			err := m.runManager(ctx, part)
+			if err != nil || ctx.Err() != nil {
+				return err
+			}
+			m.setManager(nil)
+			if err := part.forget(); err != nil {
+				return err
+			}
+			continue
+		}
 		select {
-		case <-m.founded:
-			return run(ctx)
+		case <-changed:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// runManager runs the manager part until ctx ends, it fails, or the node is no
+// manager any more.
+func (m *member) runManager(ctx context.Context, part *managerPart) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- part.run(ctx) }()
+	for m.isManager() {
+		_, changed := m.watch()
+		select {
+		case <-changed:
+		case err := <-done:
+			return err
+		}
+	}
+	stop()
+	return <-done
+}
+
+// managing returns the manager part; nil on a worker.
+func (m *member) managing() *managerPart {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.manager
+}
+
+func (m *member) setManager(p *managerPart) {
+	m.mu.Lock()
+	m.manager = p
+	m.mu.Unlock()
+	m.notify()
+}
+
+// watch returns what the managers last said of this node, and a channel that is
+// closed when they say something else or the certificate has changed.
+func (m *member) watch() (*api.Node, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.node, m.changed
+}
+
+// wanted returns the role that the managers gave this node; empty when they have
+// not said yet.
+func (m *member) wanted() (swarm.NodeRole, <-chan struct{}) {
+	n, changed := m.watch()
+	if n == nil {
+		return "", changed
+	}
+	return n.Role, changed
+}
+
+// wake tells who watches.
+func (m *member) wake() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// noticed takes what a manager says.
+func (m *member) noticed(n agent.Notice) {
+	if n.Node == nil {
+		return
+	}
+	m.mu.Lock()
+	m.node = n.Node
+	m.mu.Unlock()
+	m.wake()
+	if n.Node.Status.State == swarm.NodeStateReady {
+		m.once.Do(func() { close(m.ready) })
+	}
+}
+
+// membership returns what the node remembers of its swarm; not to be changed.
+func (m *member) membership() *membership {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state
+}
+
+// remember changes what the node remembers of its swarm, on disk too if it is
+// there already.
+func (m *member) remember(change func(*membership)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := *m.state
+	change(&next)
+	if m.saved {
+		if err := next.save(m.dir); err != nil {
+			return err
+		}
+	}
+	m.state = &next
+	return nil
+}
+
+// keep puts what the node remembers on disk: from now on a start of the daemon
+// resumes the membership.
+func (m *member) keep() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.state.save(m.dir); err != nil {
+		return err
+	}
+	m.saved = true
+	return nil
+}
+
+// dial connects to a manager: to this node's own once that knows the swarm.
+func (m *member) dial(ctx context.Context) (*grpc.ClientConn, error) {
+	if p := m.managing(); p != nil {
+		select {
+		case <-p.founded:
+			return rpc.DialManager(localAddr(p.listen.Addr()), m.creds)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	for _, p := range m.membership().Managers {
+		return rpc.DialManager(p.Addr, m.creds)
+	}
+	return nil, api.Errorf(api.Unavailable, "this node knows no manager of its swarm")
 }
 
 // named says which part failed. A part that ends with its context has not.
@@ -215,40 +258,6 @@ func named(name string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", name, err)
-}
-
-func (m *member) removed(id string) bool {
-	for c := range store.List[*api.Cluster](m.store.View()) {
-		until, ok := c.Removed[id]
-		return ok && time.Now().Before(until)
-	}
-	return false
-}
-
-// dial connects to this node's own manager.
-func (m *member) dial(context.Context) (*grpc.ClientConn, error) {
-	return rpc.DialManager(localAddr(m.listen.Addr()), m.creds)
-}
-
-// localAddr is how a listener is reached from this host.
-func localAddr(a net.Addr) string {
-	t, ok := a.(*net.TCPAddr)
-	if !ok || !t.IP.IsUnspecified() {
-		return a.String()
-	}
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(t.Port))
-}
-
-func (m *member) notice(n agent.Notice) {
-	if n.Node != nil {
-		m.node.Store(n.Node)
-	}
-}
-
-// renew keeps the node's certificate fresh.
-func (m *member) renew(ctx context.Context) error {
-	r := renewal{creds: m.creds, files: keyFiles(m.dir), dial: m.dial, log: m.log}
-	return r.run(ctx)
 }
 
 // forget removes all that membership left on disk.

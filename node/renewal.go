@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/grpc"
 
 	"github.com/legion-swarm/legion/api"
@@ -15,43 +16,74 @@ import (
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
-// renewal gets the node a new certificate before the old one expires.
+// renewal gets the node a new certificate before the old one expires, and when
+// its role changes.
 type renewal struct {
 	creds *rpc.Credentials
 	files ca.Files
 	dial  func(context.Context) (*grpc.ClientConn, error)
-	log   *slog.Logger
+	// wanted returns the role that the managers gave this node (empty: not known
+	// yet), and a channel that is closed when they say something new.
+	wanted func() (swarm.NodeRole, <-chan struct{})
+	// renewed is told that there is a new certificate.
+	renewed func()
+	log     *slog.Logger
 }
 
 const (
 	renewRetry   = time.Minute
 	renewTimeout = 30 * time.Second
+	// minRenewPause is the first pause before a role is asked for again.
+	minRenewPause = 200 * time.Millisecond
 	// maxTimer bounds one wait: the clock may be set, and timers do not follow it.
 	maxTimer = time.Hour
 )
 
 func (r *renewal) run(ctx context.Context) error {
 	at := ca.RenewAt(r.creds.Keys().Leaf(), rand.Float64())
+	var pause time.Duration
 	for {
-		t := time.NewTimer(min(max(time.Until(at), 0), maxTimer))
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-t.C:
+		role, changed := r.wanted()
+		other := role != "" && role != r.creds.Keys().Identity().Role
+		wait := max(time.Until(at), 0)
+		if other {
+			wait = pause
 		}
-		if time.Now().Before(at) {
+		if !r.wait(ctx, wait, changed) {
+			if ctx.Err() != nil {
+				return nil
+			}
+			continue
+		}
+		if !other && time.Now().Before(at) {
 			continue
 		}
 		if err := r.renew(ctx); err != nil {
 			r.log.Error("this node's certificate could not be renewed; will try again", "expires", r.creds.Keys().Leaf().NotAfter, "err", err)
-			at = time.Now().Add(renewRetry)
+			at, pause = time.Now().Add(renewRetry), min(max(2*pause, minRenewPause), renewRetry)
 			continue
 		}
 		leaf := r.creds.Keys().Leaf()
-		r.log.Info("this node's certificate was renewed", "expires", leaf.NotAfter)
-		at = ca.RenewAt(leaf, rand.Float64())
+		r.log.Info("this node's certificate was renewed", "role", r.creds.Keys().Identity().Role, "expires", leaf.NotAfter)
+		at, pause = ca.RenewAt(leaf, rand.Float64()), 0
+		if other && r.creds.Keys().Identity().Role != role {
+			pause = minRenewPause // the managers have changed their minds meanwhile
+		}
 	}
+}
+
+// wait returns true after the time (at most maxTimer), false when the managers
+// say something new or ctx ends.
+func (r *renewal) wait(ctx context.Context, d time.Duration, changed <-chan struct{}) bool {
+	t := time.NewTimer(min(d, maxTimer))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-changed:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func (r *renewal) renew(ctx context.Context) error {
@@ -83,7 +115,11 @@ func (r *renewal) renew(ctx context.Context) error {
 	if err := r.files.Save(keys, nil); err != nil {
 		return err
 	}
-	return r.creds.Set(keys)
+	if err := r.creds.Set(keys); err != nil {
+		return err
+	}
+	r.renewed()
+	return nil
 }
 
 // certificate waits for what a request was answered with.

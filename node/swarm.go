@@ -21,6 +21,7 @@ import (
 // Docker's sentences.
 const (
 	notManager = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again."
+	isWorker   = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
 	inSwarm    = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
 	noSwarm    = "This node is not part of a swarm"
 	lastLeave  = "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
@@ -73,7 +74,7 @@ func (s *swarmNode) resume(life context.Context) {
 	}
 	var m *member
 	if err == nil {
-		m, err = openMember(s.dir, state, nil, s.exec, s.log)
+		m, err = openMember(s.member(state, nil, true))
 	}
 	if err != nil {
 		s.log.Error("this node is part of a swarm, but can't take part", "err", err)
@@ -83,6 +84,11 @@ func (s *swarmNode) resume(life context.Context) {
 		return
 	}
 	s.begin(m)
+}
+
+// member is what a member of this node needs.
+func (s *swarmNode) member(state *membership, g *genesis, saved bool) memberConfig {
+	return memberConfig{dir: s.dir, state: state, genesis: g, saved: saved, exec: s.exec, notify: s.poke, log: s.log}
 }
 
 // begin runs a member until it is ended or fails.
@@ -127,21 +133,36 @@ func (s *swarmNode) end() {
 // set changes the member. Callers hold mu.
 func (s *swarmNode) set(r *running, err error) {
 	s.cur, s.err = r, err
+	s.tell()
+}
+
+// poke tells who watches that the manager part came or went.
+func (s *swarmNode) poke() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tell()
+}
+
+// tell wakes who watches. Callers hold mu.
+func (s *swarmNode) tell() {
 	if s.changed != nil {
 		close(s.changed)
 		s.changed = nil
 	}
 }
 
-// watch returns the member that runs, and a channel that is closed when it is
-// another one.
-func (s *swarmNode) watch() (*running, <-chan struct{}) {
+// watch returns the manager part that runs (nil: none does), and a channel that
+// is closed when it is another one.
+func (s *swarmNode) watch() (*managerPart, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.changed == nil {
 		s.changed = make(chan struct{})
 	}
-	return s.cur, s.changed
+	if s.cur == nil {
+		return nil, s.changed
+	}
+	return s.cur.managing(), s.changed
 }
 
 // current returns the member that runs, or nil and why there is none: nil when
@@ -152,14 +173,17 @@ func (s *swarmNode) current() (*running, error) {
 	return s.cur, s.err
 }
 
-// leading returns the member if it is a manager that runs.
-func (s *swarmNode) leading() (*running, error) {
+// leading returns this node's manager part, while it is a manager that runs.
+func (s *swarmNode) leading() (*managerPart, error) {
 	r, err := s.current()
-	switch {
-	case r != nil:
-		return r, nil
-	case err != nil:
+	if err != nil {
 		return nil, api.Errorf(api.Unavailable, "this node's part in the swarm has failed: %w", err)
+	}
+	if r != nil {
+		if p := r.managing(); p != nil {
+			return p, nil
+		}
+		return nil, api.Errorf(api.Unavailable, "%s", isWorker)
 	}
 	return nil, api.Errorf(api.Unavailable, "%s", notManager)
 }
@@ -231,46 +255,29 @@ func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) er
 	if err := keyFiles(s.dir).Save(g.keys, nil); err != nil {
 		return err
 	}
-	m, err := openMember(s.dir, state, g, s.exec, s.log)
+	m, err := openMember(s.member(state, g, false))
 	if err != nil {
 		return err
 	}
 	r := s.begin(m)
 	ctx, cancel := context.WithTimeout(ctx, initTimeout)
 	defer cancel()
-	if err := r.ready(ctx); err != nil {
+	if err := r.taken(ctx); err != nil {
 		return err
 	}
 	// Last, so that a daemon that dies before has no swarm.
-	return state.save(s.dir)
+	return r.keep()
 }
 
-// ready waits until the managers see this node as ready.
-func (r *running) ready(ctx context.Context) error {
-	view, w := r.store.Watch(store.KindNode)
-	defer w.Close()
-	for {
-		if n := store.Get[*api.Node](view, r.state.NodeID); n != nil && n.Status.State == swarm.NodeStateReady {
-			return nil
-		}
-		changed := make(chan error, 1)
-		wait, cancel := context.WithCancel(ctx)
-		go func() {
-			_, err := w.Next(wait)
-			changed <- err
-		}()
-		select {
-		case <-r.done:
-			cancel()
-			<-changed //nolint:errcheck // its end is what counts
-			return r.err
-		case err := <-changed:
-			cancel()
-			if err != nil {
-				return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", err)
-			}
-		}
-		view = r.store.View()
+// taken waits until the managers see this node as ready.
+func (r *running) taken(ctx context.Context) error {
+	select {
+	case <-r.ready:
+		return nil
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", ctx.Err())
 	}
 }
 
@@ -367,19 +374,24 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 	if r == nil {
 		return i
 	}
-	i.NodeID, i.RemoteManagers = r.member.state.NodeID, r.member.state.Managers
-	if host, _, err := net.SplitHostPort(r.member.state.AdvertiseAddr); err == nil {
+	known := r.membership()
+	i.NodeID, i.RemoteManagers = known.NodeID, known.Managers
+	if host, _, err := net.SplitHostPort(known.AdvertiseAddr); err == nil {
 		i.NodeAddr = host
 	}
+	p := r.managing()
+	if p == nil {
+		return i
+	}
 	i.ControlAvailable = true
-	view := r.store.View()
+	view := p.store.View()
 	for n := range store.List[*api.Node](view) {
 		i.Nodes++
 		if n.Role == swarm.NodeRoleManager {
 			i.Managers++
 		}
 	}
-	if c, err := r.control.SwarmInspect(ctx); err == nil {
+	if c, err := p.control.SwarmInspect(ctx); err == nil {
 		i.Cluster = &c.ClusterInfo
 	}
 	return i

@@ -1,0 +1,48 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/legion-swarm/legion/agent"
+	"github.com/legion-swarm/legion/agent/exec"
+	"github.com/legion-swarm/legion/rpc"
+)
+
+// workerPart is what every member of a swarm has: an agent that runs tasks, and
+// a certificate that stays fresh.
+type workerPart struct {
+	dir   string // <data-root>/swarm
+	creds *rpc.Credentials
+	exec  exec.Executor
+	// dial connects to some manager that answers.
+	dial func(context.Context) (*grpc.ClientConn, error)
+	// wanted is renewal's.
+	wanted func() (swarm.NodeRole, <-chan struct{})
+	// notice is told what managers say of the swarm; renewed, that the node has
+	// another certificate. Both return at once.
+	notice  func(agent.Notice)
+	renewed func()
+	log     *slog.Logger
+}
+
+// run blocks until ctx ends (nil) or a part fails.
+func (w *workerPart) run(ctx context.Context) error {
+	a, err := agent.New(agent.Config{
+		Executor: w.exec, Dial: w.dial, Dir: filepath.Join(w.dir, workerDir), Log: w.log.With("component", "agent"),
+		Notify: w.notice, TLSInfo: func() swarm.TLSInfo { return tlsInfo(w.creds.Keys().Root) },
+	})
+	if err != nil {
+		return err
+	}
+	r := renewal{creds: w.creds, files: keyFiles(w.dir), dial: w.dial, wanted: w.wanted, renewed: w.renewed, log: w.log}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return named("agent", a.Run(ctx)) })
+	g.Go(func() error { return named("certificate", r.run(ctx)) })
+	return g.Wait()
+}
