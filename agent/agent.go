@@ -27,10 +27,12 @@ const (
 type Config struct {
 	// Executor runs the tasks. Required.
 	Executor exec.Executor
-	// Dial returns a connection to some manager, which the agent closes. It is
-	// called for each session, so it should return a manager that answers:
-	// another one after a failure. Required.
-	Dial func(ctx context.Context) (*grpc.ClientConn, error)
+	// Dial returns a connection to a manager, which the agent closes, and the
+	// address by which Managers knows it. It is called for each session. Required.
+	Dial func(ctx context.Context) (*grpc.ClientConn, string, error)
+	// Managers is told which managers there are and how it goes with them; Dial
+	// chooses from it. Nil: nobody is told.
+	Managers *Managers
 	// Dir is where assignments are kept, as <data-root>/swarm/worker. Required.
 	Dir string
 	// Log is required.
@@ -62,6 +64,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Executor == nil || c.Dial == nil || c.Dir == "" || c.Log == nil {
 		return c, errors.New("agent: Executor, Dial, Dir and Log are required")
 	}
+	if c.Managers == nil {
+		c.Managers = NewManagers(nil)
+	}
 	if c.Notify == nil {
 		c.Notify = func(Notice) {}
 	}
@@ -92,9 +97,13 @@ func New(cfg Config) (*Agent, error) {
 	return &Agent{cfg: cfg, reporter: r, worker: newWorker(cfg, r)}, nil
 }
 
+// ErrLeaving is the cause of the end of Run's context when the node leaves the
+// swarm: the managers are told that it will not come back.
+var ErrLeaving = errors.New("the node leaves the swarm")
+
 // Run takes up the tasks on disk, then keeps a session with a manager until ctx
-// ends. Tasks run on when it returns. An error means that the agent could not
-// begin, or that the node was removed from the swarm (NotFound).
+// ends, and says farewell. Tasks run on when it returns. An error means that the
+// agent could not begin, or that the node was removed from the swarm (NotFound).
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer a.worker.wait()

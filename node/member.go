@@ -27,6 +27,8 @@ type member struct {
 	creds  *rpc.Credentials
 	log    *slog.Logger
 	worker *workerPart
+	// managers are those of the swarm, as far as this node knows.
+	managers *agent.Managers
 	// notify is told when the manager part came or went; it must not block.
 	notify func()
 	ready  chan struct{} // closed when the managers have taken the node in
@@ -61,12 +63,13 @@ func openMember(cfg memberConfig) (*member, error) {
 	m := &member{
 		dir: cfg.dir, creds: &rpc.Credentials{}, log: cfg.log.With("node", cfg.state.NodeID), notify: cfg.notify,
 		ready: make(chan struct{}), state: cfg.state, saved: cfg.saved, changed: make(chan struct{}),
+		managers: agent.NewManagers(cfg.state.Managers),
 	}
 	if err := m.creds.Set(keys); err != nil {
 		return nil, err
 	}
 	m.worker = &workerPart{
-		dir: cfg.dir, creds: m.creds, exec: cfg.exec, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
+		dir: cfg.dir, creds: m.creds, exec: cfg.exec, managers: m.managers, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
 	}
 	if m.isManager() {
 		if m.manager, err = m.openManager(cfg.genesis); err != nil {
@@ -189,6 +192,7 @@ func (m *member) wake() {
 
 // noticed takes what a manager says.
 func (m *member) noticed(n agent.Notice) {
+	m.learn(n.Managers)
 	if n.Node == nil {
 		return
 	}
@@ -234,22 +238,6 @@ func (m *member) keep() error {
 	}
 	m.saved = true
 	return nil
-}
-
-// dial connects to a manager: to this node's own once that knows the swarm.
-func (m *member) dial(ctx context.Context) (*grpc.ClientConn, error) {
-	if p := m.managing(); p != nil {
-		select {
-		case <-p.founded:
-			return rpc.DialManager(localAddr(p.listen.Addr()), m.creds)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-	for _, p := range m.membership().Managers {
-		return rpc.DialManager(p.Addr, m.creds)
-	}
-	return nil, api.Errorf(api.Unavailable, "this node knows no manager of its swarm")
 }
 
 // named says which part failed. A part that ends with its context has not.

@@ -21,7 +21,7 @@ import (
 type renewal struct {
 	creds *rpc.Credentials
 	files ca.Files
-	dial  func(context.Context) (*grpc.ClientConn, error)
+	dial  func(context.Context) (*grpc.ClientConn, string, error)
 	// wanted returns the role that the managers gave this node (empty: not known
 	// yet), and a channel that is closed when they say something new.
 	wanted func() (swarm.NodeRole, <-chan struct{})
@@ -89,7 +89,7 @@ func (r *renewal) wait(ctx context.Context, d time.Duration, changed <-chan stru
 func (r *renewal) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
-	conn, err := r.dial(ctx)
+	conn, _, err := r.dial(ctx)
 	if err != nil {
 		return err
 	}

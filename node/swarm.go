@@ -12,6 +12,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 
+	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/dockerapi"
@@ -53,7 +54,7 @@ type swarmNode struct {
 // running is a member with its life.
 type running struct {
 	*member
-	stop context.CancelFunc
+	stop context.CancelCauseFunc
 	done chan struct{} // closed when run has returned
 	err  error         // run's, once done
 }
@@ -95,7 +96,7 @@ func (s *swarmNode) member(state *membership, g *genesis, saved bool) memberConf
 func (s *swarmNode) begin(m *member) *running {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ctx, stop := context.WithCancel(s.life)
+	ctx, stop := context.WithCancelCause(s.life)
 	r := &running{member: m, stop: stop, done: make(chan struct{})}
 	s.set(r, nil)
 	go func() {
@@ -113,15 +114,15 @@ func (s *swarmNode) begin(m *member) *running {
 	return r
 }
 
-// end stops the member and waits for it.
-func (s *swarmNode) end() {
+// end stops the member, for that cause (nil: the daemon ends), and waits for it.
+func (s *swarmNode) end(cause error) {
 	s.mu.Lock()
 	r := s.cur
 	s.mu.Unlock()
 	if r == nil {
 		return
 	}
-	r.stop()
+	r.stop(cause)
 	<-r.done
 	s.mu.Lock()
 	if s.cur == r {
@@ -208,7 +209,7 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 	state.NodeID, state.ClusterID = g.node.ID, g.cluster.ID
 	state.Managers = []swarm.Peer{{NodeID: g.node.ID, Addr: state.AdvertiseAddr}}
 	if err := s.found(ctx, state, g); err != nil {
-		s.end()
+		s.end(nil)
 		return "", errors.Join(err, forget(s.dir))
 	}
 	return g.node.ID, nil
@@ -281,14 +282,6 @@ func (r *running) taken(ctx context.Context) error {
 	}
 }
 
-// SwarmJoin is for swarms of more than one node.
-func (s *swarmNode) SwarmJoin(context.Context, *swarm.JoinRequest) error {
-	if cur, err := s.current(); cur != nil || err != nil {
-		return api.Errorf(api.Unavailable, "%s", inSwarm)
-	}
-	return api.Errorf(api.Unimplemented, "joining another node's swarm is not served yet: this version runs swarms of one node")
-}
-
 // SwarmLeave ends this node's membership.
 func (s *swarmNode) SwarmLeave(ctx context.Context, force bool) error {
 	s.changing.Lock()
@@ -297,20 +290,25 @@ func (s *swarmNode) SwarmLeave(ctx context.Context, force bool) error {
 	if cur == nil && err == nil {
 		return api.Errorf(api.Unavailable, "%s", noSwarm)
 	}
-	if !force {
+	if !force && (cur == nil || cur.isManager()) {
 		return api.Errorf(api.Unavailable, "%s", lastLeave)
 	}
-	s.end()
+	s.end(agent.ErrLeaving)
 	if err := s.removeTasks(ctx); err != nil {
 		return err
 	}
 	if err := forget(s.dir); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.err = nil
-	s.mu.Unlock()
+	s.settle()
 	return nil
+}
+
+// settle makes the node one without a swarm, whatever was wrong before.
+func (s *swarmNode) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set(nil, nil)
 }
 
 // SwarmInspect returns the swarm as managers see it.

@@ -53,7 +53,7 @@ func (n *testNode) open(dir string) {
 	}
 	n.cluster = cluster{n.swarmNode}
 	n.resume(ctx)
-	n.t.Cleanup(func() { n.end(); cancel() })
+	n.t.Cleanup(func() { n.end(nil); cancel() })
 }
 
 func (n *testNode) init() {
@@ -155,7 +155,7 @@ func TestServiceLife(t *testing.T) {
 	n.until("two are left, and no trace of the rest", func(ts []*api.Task) bool { return alive(2)(ts) && len(ts) == 2 })
 
 	dir := n.dir
-	n.end()
+	n.end(nil)
 	n.open(dir)
 	n.until("two run after a restart", alive(2))
 	if starts := n.starts.Load(); starts != 20 {

@@ -20,8 +20,9 @@ type workerPart struct {
 	dir   string // <data-root>/swarm
 	creds *rpc.Credentials
 	exec  exec.Executor
-	// dial connects to some manager that answers.
-	dial func(context.Context) (*grpc.ClientConn, error)
+	// managers is told how it goes with them; dial connects to one of them.
+	managers *agent.Managers
+	dial     func(context.Context) (*grpc.ClientConn, string, error)
 	// wanted is renewal's.
 	wanted func() (swarm.NodeRole, <-chan struct{})
 	// notice is told what managers say of the swarm; renewed, that the node has
@@ -34,7 +35,7 @@ type workerPart struct {
 // run blocks until ctx ends (nil) or a part fails.
 func (w *workerPart) run(ctx context.Context) error {
 	a, err := agent.New(agent.Config{
-		Executor: w.exec, Dial: w.dial, Dir: filepath.Join(w.dir, workerDir), Log: w.log.With("component", "agent"),
+		Executor: w.exec, Managers: w.managers, Dial: w.dial, Dir: filepath.Join(w.dir, workerDir), Log: w.log.With("component", "agent"),
 		Notify: w.notice, TLSInfo: func() swarm.TLSInfo { return tlsInfo(w.creds.Keys().Root) },
 	})
 	if err != nil {
