@@ -13,7 +13,7 @@ func layers() [][]string {
 		{"swarmpb", "store", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
 		{"raftnode", "rpc", "engine", "agent", "network/linux", "network/networktest", "agent/exec/exectest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer"},
-		{"engine/enginetest", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
+		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
 		{"manager/control"},                           // which refuses what the loops could not read
 		{"engine/containerd", "engine/executor", "dockerapi", "manager"},
 		{"node"},

@@ -43,7 +43,7 @@ const (
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
 // this node is.
-func newSwarm(r *swarm.InitRequest, advertise string, now time.Time) (*genesis, error) {
+func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Time) (*genesis, error) {
 	root, err := ca.NewRoot(now)
 	if err != nil {
 		return nil, err
@@ -83,7 +83,7 @@ func newSwarm(r *swarm.InitRequest, advertise string, now time.Time) (*genesis, 
 	}
 	n := issuer.NewNode(id, swarm.NodeRoleManager, r.Availability, csr)
 	n.Certificate.State, n.Certificate.Cert = api.CertificateIssued, cert
-	n.ManagerAddr = advertise
+	n.ManagerAddr, n.RaftID = advertise, raftID
 	return &genesis{cluster: c, node: n, keys: keys}, nil
 }
 
@@ -139,6 +139,30 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 			}
 		}
 		return store.Create(tx, g.node)
+	})
+	return err
+}
+
+// goOnAlone makes all other managers workers that are down: they are not members
+// of the log any more, and their tasks are replaced unless they come back.
+func goOnAlone(ctx context.Context, s *store.Store, id string, raftID uint64, addr string) error {
+	_, err := s.Update(ctx, func(tx *store.Tx) error {
+		for n := range store.List[*api.Node](tx) {
+			u := *store.Get[*api.Node](tx, n.ID)
+			switch {
+			case n.ID == id:
+				u.Spec.Role, u.Role, u.RaftID, u.ManagerAddr = swarm.NodeRoleManager, swarm.NodeRoleManager, raftID, addr
+			case n.Role == swarm.NodeRoleManager || n.Spec.Role == swarm.NodeRoleManager:
+				u.Spec.Role, u.Role, u.RaftID, u.ManagerAddr = swarm.NodeRoleWorker, swarm.NodeRoleWorker, 0, ""
+				u.Status.State, u.Status.Message = swarm.NodeStateDown, "this manager was left behind when a new cluster was forced"
+			default:
+				continue
+			}
+			if err := store.Put(tx, &u); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	return err
 }

@@ -3,18 +3,16 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
-	"hash/fnv"
 	"log/slog"
+	"math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
 
-	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
@@ -22,6 +20,7 @@ import (
 	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/dispatcher"
 	"github.com/legion-swarm/legion/manager/issuer"
+	"github.com/legion-swarm/legion/manager/roles"
 	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/rpc"
 	"github.com/legion-swarm/legion/store"
@@ -34,26 +33,37 @@ type managerPart struct {
 	state *membership
 	creds *rpc.Credentials
 	log   *slog.Logger
+	// peers are the managers that the node knows of, to join through them.
+	peers func() []string
 
-	store   *store.Store
-	raft    *raftnode.Node
-	control *control.Control
-	disp    *dispatcher.Dispatcher
-	issuer  *issuer.Issuer
-	manager *manager.Manager
-	listen  net.Listener
-	genesis *genesis      // of a swarm that begins here
-	founded chan struct{} // closed when this manager knows the swarm
-	once    sync.Once
-	done    chan struct{} // closed when run has returned
+	store    *store.Store
+	raft     *raftnode.Node
+	mesh     *rpc.Mesh
+	control  *control.Control
+	disp     *dispatcher.Dispatcher
+	issuer   *issuer.Issuer
+	keeper   *roles.Keeper
+	manager  *manager.Manager
+	listen   net.Listener
+	genesis  *genesis // of a swarm that begins here
+	forced   bool     // this manager goes on without those that it had beside it
+	stranger chan *grpc.ClientConn
+	founded  chan struct{} // closed when this manager knows the swarm
+	once     sync.Once
+	done     chan struct{} // closed when run has returned
 }
 
 // openManager opens the log and takes the port; nothing runs yet. Call run, or
 // close.
-func (m *member) openManager(g *genesis) (_ *managerPart, err error) {
+func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
+	if m.membership().RaftID == 0 {
+		if err := m.remember(func(s *membership) { s.RaftID = newRaftID() }); err != nil {
+			return nil, err
+		}
+	}
 	p := &managerPart{
-		dir: m.dir, state: m.membership(), creds: m.creds, log: m.log, genesis: g,
-		founded: make(chan struct{}), done: make(chan struct{}),
+		dir: m.dir, state: m.membership(), creds: m.creds, log: m.log, genesis: cfg.genesis, forced: cfg.forced, peers: m.peers,
+		stranger: make(chan *grpc.ClientConn, 1), founded: make(chan struct{}), done: make(chan struct{}),
 	}
 	if p.store, err = store.New(store.Config{}); err != nil {
 		return nil, err
@@ -66,6 +76,10 @@ func (m *member) openManager(g *genesis) (_ *managerPart, err error) {
 			err = errors.Join(err, p.listen.Close())
 		}
 	}()
+	p.mesh = rpc.NewMesh(rpc.MeshConfig{
+		Credentials: p.creds, ID: p.state.RaftID, Unreachable: p.unreachable, Suspect: p.suspect, Stranger: p.isStranger,
+		Log: p.log.With("component", "mesh"),
+	})
 	if p.raft, err = raftnode.Open(p.raftConfig()); err != nil {
 		return nil, err
 	}
@@ -74,7 +88,7 @@ func (m *member) openManager(g *genesis) (_ *managerPart, err error) {
 			err = errors.Join(err, p.raft.Close())
 		}
 	}()
-	if g != nil {
+	if p.genesis != nil {
 		if err := p.raft.Bootstrap(p.state.AdvertiseAddr); err != nil {
 			return nil, err
 		}
@@ -85,30 +99,20 @@ func (m *member) openManager(g *genesis) (_ *managerPart, err error) {
 // close gives back what openManager took, if run was never called.
 func (p *managerPart) close() error { return errors.Join(p.listen.Close(), p.raft.Close()) }
 
-// forget removes the log of a node that is no manager any more.
-func (p *managerPart) forget() error {
-	if err := os.RemoveAll(filepath.Join(p.dir, raftDir)); err != nil {
-		return fmt.Errorf("remove the raft log of a manager that was: %w", err)
-	}
-	return nil
-}
-
 func (p *managerPart) raftConfig() raftnode.Config {
 	return raftnode.Config{
-		ID: raftID(p.state.NodeID), Dir: filepath.Join(p.dir, raftDir), Applier: p.store,
-		Tick: raftTick, Log: p.log.With("component", "raft"),
+		ID: p.state.RaftID, Dir: filepath.Join(p.dir, raftDir), Applier: p.store, Transport: transport{p.mesh},
+		Tick: raftTick, ForceNewCluster: p.forced, Address: p.state.AdvertiseAddr, Log: p.log.With("component", "raft"),
 	}
 }
 
-// raftTick is Docker's: --raft-heartbeat-tick and election ticks count in it.
+// raftTick is a tenth of Docker's: the election timeout is then from one to two
+// seconds, which a busy machine or a slow disk does not exceed by chance. A
+// manager whose process has died is noticed sooner: see rpc.Mesh.
 const raftTick = time.Second / 10
 
-// raftID makes a number of a node's id.
-func raftID(nodeID string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(nodeID)) // never fails
-	return max(h.Sum64(), 1)
-}
+// newRaftID makes a number that no manager has had before.
+func newRaftID() uint64 { return max(rand.Uint64(), 1) }
 
 func (p *managerPart) assemble() (err error) {
 	if p.disp, err = dispatcher.New(dispatcher.Config{Store: p.store, Peer: peer, Log: p.log.With("component", "dispatcher")}); err != nil {
@@ -118,35 +122,40 @@ func (p *managerPart) assemble() (err error) {
 		return err
 	}
 	p.control = control.New(control.Config{Store: p.store, NewToken: newToken, Manager: p.managerStatus})
+	p.keeper = roles.New(roles.Config{
+		Store: p.store, Raft: p.raft, Log: p.log.With("loop", "roles"),
+		Hello: func(ctx context.Context, addr string) (string, error) { return rpc.Hello(ctx, addr, p.creds) },
+	})
 	p.manager = manager.New(manager.Config{
 		Store: p.store, Leadership: p.raft, Log: p.log.With("component", "manager"),
-		Loops: []manager.Loop{{Name: "dispatcher", Run: p.disp.Lead}, {Name: "issuer", Run: p.issuer.Run}, {Name: "genesis", Run: p.found}},
+		Loops: []manager.Loop{
+			{Name: "dispatcher", Run: p.disp.Lead}, {Name: "issuer", Run: p.issuer.Run},
+			{Name: "roles", Run: p.keeper.Run}, {Name: "genesis", Run: p.found},
+		},
 	})
 	return nil
 }
 
-// found writes the swarm's first objects when this node first leads.
+// found writes the swarm's first objects when this node first leads, and what
+// follows from being forced to go on alone.
 func (p *managerPart) found(ctx context.Context) error {
 	if p.genesis != nil {
 		if err := p.genesis.found(ctx, p.store); err != nil {
 			return err
 		}
 	}
-	p.once.Do(func() { close(p.founded) })
+	if p.forced {
+		if err := goOnAlone(ctx, p.store, p.state.NodeID, p.state.RaftID, p.state.AdvertiseAddr); err != nil {
+			return err
+		}
+	}
+	p.knows()
 	<-ctx.Done()
 	return nil
 }
 
-// managerStatus is what raft knows of a manager.
-func (p *managerPart) managerStatus(n *api.Node) *swarm.ManagerStatus {
-	id := raftID(n.ID)
-	st := p.raft.Status()
-	s := &swarm.ManagerStatus{Leader: st.Leader == id, Reachability: swarm.ReachabilityUnreachable, Addr: n.ManagerAddr}
-	if id == st.ID || st.Leader == id {
-		s.Reachability = swarm.ReachabilityReachable
-	}
-	return s
-}
+// knows notes that this manager knows the swarm.
+func (p *managerPart) knows() { p.once.Do(func() { close(p.founded) }) }
 
 func newToken(c *api.Cluster) (string, error) {
 	root, err := ca.ParseRoot(c.RootCA.Cert, c.RootCA.Key)
@@ -161,35 +170,57 @@ func peer(ctx context.Context) (ca.Identity, string, bool) {
 	return p.Identity, p.Addr, ok
 }
 
-// run serves as a manager until ctx ends (nil), or something that it can't do
-// without fails.
+// part is something that runs until its context ends.
+type part struct {
+	name string
+	run  func(context.Context) error
+}
+
+// run serves as a manager until ctx ends (nil), the node is taken out of the log
+// (errNoManager), or something that it can't do without fails.
 func (p *managerPart) run(ctx context.Context) error {
 	defer close(p.done)
 	server := rpc.NewServer(rpc.ServerConfig{Credentials: p.creds, Removed: p.removed, Log: p.log.With("component", "rpc")})
 	p.disp.Register(server)
 	p.issuer.Register(server)
+	rpc.RegisterRaft(server, p)
 	p.store.SetProposer(p.raft)
 	log, ctx := errgroup.WithContext(ctx)
-	// The log ends last, so that what is under way can still be written.
+	// The log ends last, so that what is under way can still be written, and
+	// another manager can take the lead.
 	logCtx, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	log.Go(func() error { return named("raft", p.raft.Run(logCtx)) })
+	log.Go(func() error { return p.mesh.Run(logCtx) })
+	log.Go(func() error { p.followMembers(logCtx); return nil })
+	log.Go(func() error { return named("rpc", server.Serve(p.listen)) })
 	log.Go(func() error {
+		defer server.Stop()
 		defer endLog()
 		rest, ctx := errgroup.WithContext(ctx)
-		for name, run := range map[string]func(context.Context) error{
-			"dispatcher": p.disp.Run, "manager": p.manager.Run,
-			"rpc": func(context.Context) error { return server.Serve(p.listen) },
+		for _, part := range []part{
+			{"dispatcher", p.whenFounded(p.disp.Run)}, {"manager", p.manager.Run}, {"joining", p.joining},
+			{"membership", p.watchMembership}, {"settings", p.whenFounded(p.followSettings)},
 		} {
-			rest.Go(func() error { return named(name, run(ctx)) })
+			rest.Go(func() error { return named(part.name, part.run(ctx)) })
 		}
-		rest.Go(func() error {
-			<-ctx.Done()
-			server.Stop()
-			return nil
-		})
-		return rest.Wait()
+		err := rest.Wait()
+		p.handOver()
+		return err
 	})
 	return log.Wait()
+}
+
+// whenFounded runs something once this manager knows the swarm: earlier it would
+// act on a state that is long gone.
+func (p *managerPart) whenFounded(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-p.founded:
+			return run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func (p *managerPart) removed(id string) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -48,9 +49,11 @@ type memberConfig struct {
 	state   *membership
 	genesis *genesis // of a swarm that begins here; nil otherwise
 	saved   bool     // state is on disk already
-	exec    exec.Executor
-	notify  func()
-	log     *slog.Logger
+	// forced: this manager goes on alone, without those that it had beside it.
+	forced bool
+	exec   exec.Executor
+	notify func()
+	log    *slog.Logger
 }
 
 // openMember reads what is on disk and, on a manager, takes the port; nothing
@@ -72,7 +75,7 @@ func openMember(cfg memberConfig) (*member, error) {
 		dir: cfg.dir, creds: m.creds, exec: cfg.exec, managers: m.managers, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
 	}
 	if m.isManager() {
-		if m.manager, err = m.openManager(cfg.genesis); err != nil {
+		if m.manager, err = m.openManager(&cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -101,38 +104,71 @@ func (m *member) run(ctx context.Context) error {
 
 // manage runs the manager part for as long as the node is a manager.
 func (m *member) manage(ctx context.Context) error {
-	for {
-		_, changed := m.watch()
+	for ctx.Err() == nil {
 		part := m.managing()
-		switch {
-		case part == nil && m.isManager():
-			p, err := m.openManager(nil)
+		if part == nil && m.isManager() {
+			p, err := m.openManager(&memberConfig{})
 			if err != nil {
 				return err
 			}
 			m.setManager(p)
-			continue
-		case part != nil:
-			err := m.runManager(ctx, part)
-			if err != nil || ctx.Err() != nil {
-				return err
-			}
-			m.setManager(nil)
-			if err := part.forget(); err != nil {
-				return err
+			part = p
+		}
+		_, changed := m.watch()
+		if part == nil {
+			select {
+			case <-changed:
+			case <-ctx.Done():
 			}
 			continue
 		}
+		err := m.runManager(ctx, part)
+		if !errors.Is(err, errNoManager) {
+			return err
+		}
+		m.log.Info("this node is not a manager any more")
+		m.setManager(nil)
+		if err := m.resign(); err != nil {
+			return err
+		}
+		// What the managers say now decides how it goes on.
+		m.pause(ctx, changed)
+	}
+	return nil
+}
+
+// resignPause is how long a node that was taken out of the log waits to be told
+// its role, before it asks to be let in again.
+const resignPause = 2 * time.Second
+
+func (m *member) pause(ctx context.Context, changed <-chan struct{}) {
+	if !m.isManager() {
+		return
+	}
+	t := time.NewTimer(resignPause)
+	defer t.Stop()
+	for m.isManager() {
 		select {
 		case <-changed:
+			_, changed = m.watch()
+		case <-t.C:
+			return
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }
 
-// runManager runs the manager part until ctx ends, it fails, or the node is no
-// manager any more.
+// resign removes the log of a manager that was.
+func (m *member) resign() error {
+	if err := os.RemoveAll(filepath.Join(m.dir, raftDir)); err != nil {
+		return fmt.Errorf("remove the raft log of a manager that was: %w", err)
+	}
+	return m.remember(func(s *membership) { s.RaftID = 0 })
+}
+
+// runManager runs the manager part until ctx ends (nil), it fails, or the node
+// is no manager any more (errNoManager).
 func (m *member) runManager(ctx context.Context, part *managerPart) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -147,8 +183,14 @@ func (m *member) runManager(ctx context.Context, part *managerPart) error {
 		}
 	}
 	stop()
-	return <-done
+	if err := <-done; err != nil && !errors.Is(err, errNoManager) {
+		return err
+	}
+	return errNoManager
 }
+
+// errNoManager: the node is taken out of the log, or has a worker's certificate.
+var errNoManager = errors.New("this node is not a manager any more")
 
 // managing returns the manager part; nil on a worker.
 func (m *member) managing() *managerPart {
@@ -238,6 +280,19 @@ func (m *member) keep() error {
 	}
 	m.saved = true
 	return nil
+}
+
+// peers returns the addresses of the managers that the node knows of, without its
+// own.
+func (m *member) peers() []string {
+	known := m.membership()
+	var addrs []string
+	for _, p := range known.Managers {
+		if p.NodeID != known.NodeID && p.Addr != known.AdvertiseAddr {
+			addrs = append(addrs, p.Addr)
+		}
+	}
+	return addrs
 }
 
 // named says which part failed. A part that ends with its context has not.

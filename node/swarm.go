@@ -202,7 +202,8 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 	if err != nil {
 		return "", err
 	}
-	g, err := newSwarm(r, state.AdvertiseAddr, time.Now())
+	state.RaftID = newRaftID()
+	g, err := newSwarm(r, state.RaftID, state.AdvertiseAddr, time.Now())
 	if err != nil {
 		return "", err
 	}

@@ -2,6 +2,8 @@ package raftnode
 
 import (
 	"context"
+	"math/rand/v2"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
@@ -115,4 +117,58 @@ func (n *Node) farthest() (best uint64) {
 		}
 	})
 	return best
+}
+
+// CaughtUp reports whether a member has nearly all of the log and answers. On the
+// leader only.
+func (n *Node) CaughtUp(ctx context.Context, id uint64) (bool, error) {
+	caughtUp := false
+	err := n.do(ctx, func() error {
+		if n.raw.BasicStatus().RaftState != raft.StateLeader {
+			return n.refusal(raft.ErrProposalDropped)
+		}
+		last, err := n.storage.LastIndex()
+		n.raw.WithProgress(func(other uint64, _ raft.ProgressType, p tracker.Progress) {
+			if other == id {
+				caughtUp = p.RecentActive && p.State == tracker.StateReplicate && p.Match+nearly >= last
+			}
+		})
+		return err
+	})
+	return caughtUp, err
+}
+
+// nearly is how many entries a member may lack to count as caught up.
+const nearly = 64
+
+// Suspect tells that a member has very likely died: its process ended the
+// connection and takes no new one. If that member leads, this one asks the others
+// for their votes at once and doesn't wait for the election timeout. It harms
+// nothing if it is wrong: the others refuse while they hear from the leader.
+func (n *Node) Suspect(ctx context.Context, id uint64) error {
+	suspected := false
+	err := n.do(ctx, func() error {
+		if s := n.raw.BasicStatus(); s.Lead == id && s.RaftState == raft.StateFollower {
+			suspected = true
+			return n.raw.ForgetLeader()
+		}
+		return nil
+	})
+	if err != nil || !suspected {
+		return err
+	}
+	// Members find out at the same moment: the first to ask shall win.
+	t := time.NewTimer(rand.N(campaignDelay))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return n.do(ctx, func() error {
+		if s := n.raw.BasicStatus(); s.Lead == 0 && s.RaftState == raft.StateFollower {
+			return n.raw.Campaign()
+		}
+		return nil
+	})
 }
