@@ -77,7 +77,7 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 		}
 	}()
 	p.mesh = rpc.NewMesh(rpc.MeshConfig{
-		Credentials: p.creds, ID: p.state.RaftID, Unreachable: p.unreachable, Suspect: p.suspect, Stranger: p.isStranger,
+		Credentials: p.creds, ID: p.state.RaftID, Addr: p.state.AdvertiseAddr, Unreachable: p.unreachable, Suspect: p.suspect, Stranger: p.isStranger,
 		Log: p.log.With("component", "mesh"),
 	})
 	if p.raft, err = raftnode.Open(p.raftConfig()); err != nil {

@@ -107,6 +107,9 @@ func (p *managerPart) members() []rpc.Member {
 	return out
 }
 
+// Heard tells that a manager says where it can be reached.
+func (p *managerPart) Heard(id uint64, addr string) { p.mesh.Heard(id, addr) }
+
 // Knows reports whether the raft id is a member's. A manager that knows of no
 // member at all is new.
 func (p *managerPart) Knows(id uint64) bool {
@@ -145,7 +148,9 @@ func (p *managerPart) followMembers(ctx context.Context) {
 		for _, m := range p.raft.Status().Members {
 			peers[m.ID] = m.Address
 		}
-		p.mesh.SetPeers(peers)
+		if len(peers) > 0 { // else join knows better
+			p.mesh.SetPeers(peers)
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():

@@ -20,6 +20,7 @@ const (
 	maxQueuedSize = 64 << 20 // bytes of them
 	frameSize     = 1 << 20  // bytes of messages that go in one frame
 	chunkSize     = 256 << 10
+	maxHints      = 64
 	pingEvery     = 500 * time.Millisecond
 	// silence is how long a manager that owes a receipt counts as reachable.
 	silence     = 3 * time.Second
@@ -33,8 +34,9 @@ const (
 // from goroutines of the mesh, which they may hold up.
 type MeshConfig struct {
 	Credentials *Credentials
-	// ID is this manager's raft id.
-	ID uint64
+	// ID is this manager's raft id, Addr where others reach it (host:port).
+	ID   uint64
+	Addr string
 	// Unreachable is told that messages to a manager were dropped.
 	Unreachable func(ctx context.Context, id uint64)
 	// Suspect is told that a manager that was connected has very likely died.
@@ -54,6 +56,7 @@ type Mesh struct {
 	mu      sync.Mutex
 	ctx     context.Context //nolint:containedctx // Run's; nil when it is not running
 	wanted  map[uint64]string
+	hints   map[uint64]string // what managers that are not in wanted say of themselves
 	peers   map[uint64]*peerLink
 	work    sync.WaitGroup
 	changed chan struct{} // closed and replaced when somebody's reachability has changed
@@ -61,7 +64,7 @@ type Mesh struct {
 
 // NewMesh returns a mesh. It has no effects until Run.
 func NewMesh(cfg MeshConfig) *Mesh {
-	return &Mesh{cfg: cfg, wanted: map[uint64]string{}, peers: map[uint64]*peerLink{}, changed: make(chan struct{})}
+	return &Mesh{cfg: cfg, wanted: map[uint64]string{}, hints: map[uint64]string{}, peers: map[uint64]*peerLink{}, changed: make(chan struct{})}
 }
 
 // Run keeps the connections until ctx ends.
@@ -131,11 +134,28 @@ func (m *Mesh) disconnect(id uint64) {
 func (m *Mesh) link(id uint64, addr string) (*peerLink, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if addr == "" {
+		addr = m.hints[id]
+	}
 	m.connect(id, addr)
 	if p := m.peers[id]; p != nil {
 		return p, nil
 	}
 	return nil, api.Errorf(api.Unavailable, "there is no connection to manager %x at %q", id, addr)
+}
+
+// Heard tells that a manager says that it can be reached at addr. It counts until
+// SetPeers knows better.
+func (m *Mesh) Heard(id uint64, addr string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.wanted[id] != "" || addr == "" {
+		return
+	}
+	if len(m.hints) >= maxHints {
+		clear(m.hints)
+	}
+	m.hints[id] = addr
 }
 
 // Send queues a message. It never blocks: what is too much is dropped.

@@ -160,9 +160,12 @@ func first(errs ...error) error {
 func (p *peerLink) send(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.RaftFrame, swarmpb.RaftReceipt], received <-chan error) (err error, ended bool) {
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
-	if err := p.frame(s, nil); err != nil {
+	if err := s.Send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Addr: p.mesh.cfg.Addr}); err != nil {
 		return err, false
 	}
+	p.mu.Lock()
+	p.owed = time.Now()
+	p.mu.Unlock()
 	for {
 		messages, dropped := p.take()
 		if dropped {

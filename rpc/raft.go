@@ -16,6 +16,7 @@ const (
 	maxRaftMessage = 64 << 20
 	// maxSnapshots bounds the snapshots that are received at once.
 	maxSnapshots = 4
+	maxAddr      = 300
 )
 
 // Member is a manager as others know it.
@@ -38,6 +39,8 @@ type RaftHandler interface {
 	Join(ctx context.Context, from Peer, m Member) ([]Member, error)
 	// Members returns the members as a quorum knows them.
 	Members(ctx context.Context) ([]Member, error)
+	// Heard tells that a manager says that it can be reached at addr.
+	Heard(id uint64, addr string)
 	// Knows reports whether the raft id is a member's, as far as is known here.
 	Knows(id uint64) bool
 	// NodeID is this node's.
@@ -66,6 +69,9 @@ func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swar
 		}
 		if err != nil {
 			return err
+		}
+		if addr := f.GetAddr(); addr != "" && len(addr) <= maxAddr {
+			r.h.Heard(f.GetFrom(), addr)
 		}
 		messages := f.GetMessages()
 		if part := f.GetPart(); len(part) > 0 {

@@ -33,8 +33,11 @@ type RaftFrame struct {
 	Messages [][]byte `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
 	// part is the next piece of a message; the message is complete with the piece
 	// that has last set.
-	Part          []byte `protobuf:"bytes,3,opt,name=part,proto3" json:"part,omitempty"`
-	Last          bool   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	Part []byte `protobuf:"bytes,3,opt,name=part,proto3" json:"part,omitempty"`
+	Last bool   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	// addr is where the sender can be reached, in the first frame: a receiver that
+	// lags does not know it from the log.
+	Addr          string `protobuf:"bytes,5,opt,name=addr,proto3" json:"addr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -95,6 +98,13 @@ func (x *RaftFrame) GetLast() bool {
 		return x.Last
 	}
 	return false
+}
+
+func (x *RaftFrame) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
 }
 
 type RaftReceipt struct {
@@ -634,12 +644,13 @@ var File_legion_v1_raft_proto protoreflect.FileDescriptor
 
 const file_legion_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x14legion/v1/raft.proto\x12\tlegion.v1\"c\n" +
+	"\x14legion/v1/raft.proto\x12\tlegion.v1\"w\n" +
 	"\tRaftFrame\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x1a\n" +
 	"\bmessages\x18\x02 \x03(\fR\bmessages\x12\x12\n" +
 	"\x04part\x18\x03 \x01(\fR\x04part\x12\x12\n" +
-	"\x04last\x18\x04 \x01(\bR\x04last\")\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\x12\x12\n" +
+	"\x04addr\x18\x05 \x01(\tR\x04addr\")\n" +
 	"\vRaftReceipt\x12\x1a\n" +
 	"\bstranger\x18\x01 \x01(\bR\bstranger\"<\n" +
 	"\fRaftSnapshot\x12\x18\n" +

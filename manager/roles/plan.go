@@ -42,6 +42,7 @@ func plan(nodes []*api.Node, st *raftnode.Status) []action {
 		members[m.ID] = true
 		n := of[m.ID]
 		switch {
+		case n == nil && m.ID == st.ID: // a new swarm's first manager, whose node is about to be written
 		case n == nil:
 			removals = append(removals, action{verb: remove, member: m.ID, why: "no node of the swarm has this member's number"})
 		case wanted(n) && !m.Voter:

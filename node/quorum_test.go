@@ -1,0 +1,121 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
+)
+
+// join makes the node a member of the swarm that other is a manager of.
+func (n *testNode) join(other *testNode, role swarm.NodeRole) {
+	n.t.Helper()
+	s, err := other.SwarmInspect(n.t.Context())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	token := s.JoinTokens.Worker
+	if role == swarm.NodeRoleManager {
+		token = s.JoinTokens.Manager
+	}
+	cur, _ := other.current()
+	err = n.SwarmJoin(n.t.Context(), &swarm.JoinRequest{
+		ListenAddr: freePort(n.t), AdvertiseAddr: "127.0.0.1", JoinToken: token, RemoteAddrs: []string{cur.membership().AdvertiseAddr},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// id is the node's in the swarm.
+func (n *testNode) id() string {
+	cur, err := n.current()
+	if cur == nil {
+		n.t.Fatal("no member: ", err)
+	}
+	return cur.membership().NodeID
+}
+
+// managers makes a swarm of so many managers, all with a vote.
+func managers(t *testing.T, count int) []*testNode {
+	t.Helper()
+	nodes := []*testNode{newTestNode(t, nil)}
+	nodes[0].init()
+	for len(nodes) < count {
+		n := newTestNode(t, nil)
+		n.join(nodes[0], swarm.NodeRoleManager)
+		nodes = append(nodes, n)
+	}
+	for _, n := range nodes {
+		n.voters(count)
+	}
+	return nodes
+}
+
+// voters waits until the manager sees so many.
+func (n *testNode) voters(count int) {
+	n.t.Helper()
+	n.raftIs(fmt.Sprintf("%d managers with a vote, and a leader", count), func(p *managerPart) bool {
+		st := p.raft.Status()
+		return len(st.Voters) == count && len(st.Learners) == 0 && st.Leader != 0
+	})
+}
+
+// raftIs waits for something that changes with raft's members or leader.
+func (n *testNode) raftIs(what string, cond func(*managerPart) bool) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		p, partChanged := n.watch()
+		var raftChanged, meshChanged <-chan struct{}
+		if p != nil {
+			raftChanged, meshChanged = p.raft.Changed(), p.mesh.Changed()
+			if cond(p) {
+				return
+			}
+		}
+		select {
+		case <-partChanged:
+		case <-raftChanged:
+		case <-meshChanged:
+		case <-ctx.Done():
+			n.t.Fatalf("never: %s: %+v", what, p.raft.Status())
+		}
+	}
+}
+
+func leader(t *testing.T, nodes []*testNode) *testNode {
+	t.Helper()
+	for range 200 {
+		for _, n := range nodes {
+			if p, err := n.leading(); err == nil && p.raft.Status().IsLeader {
+				return n
+			}
+		}
+		nodes[0].raftIs("somebody leads", func(p *managerPart) bool { return p.raft.Status().Leader != 0 })
+	}
+	t.Fatal("nobody leads")
+	return nil
+}
+
+func TestThreeManagersAgree(t *testing.T) {
+	nodes := managers(t, 3)
+	for i, n := range nodes {
+		n.create(spec(fmt.Sprintf("web%d", i), 2))
+	}
+	for _, n := range nodes {
+		list, err := n.ServiceList(t.Context(), nil, false)
+		if err != nil || len(list) != 3 {
+			t.Fatalf("%d services, %v", len(list), err)
+		}
+		n.until("six run", alive(6))
+	}
+	_ = store.KindNode
+	_ = api.NewID
+}
