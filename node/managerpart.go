@@ -149,13 +149,13 @@ func (p *managerPart) found(ctx context.Context) error {
 			return err
 		}
 	}
-	p.knows()
+	p.nowKnows()
 	<-ctx.Done()
 	return nil
 }
 
-// knows notes that this manager knows the swarm.
-func (p *managerPart) knows() { p.once.Do(func() { close(p.founded) }) }
+// nowKnows notes that this manager knows the swarm.
+func (p *managerPart) nowKnows() { p.once.Do(func() { close(p.founded) }) }
 
 func newToken(c *api.Cluster) (string, error) {
 	root, err := ca.ParseRoot(c.RootCA.Cert, c.RootCA.Key)

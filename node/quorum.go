@@ -260,7 +260,7 @@ func (p *managerPart) catchUp(ctx context.Context) error {
 			return nil // see found
 		}
 		if _, err := p.raft.ReadIndex(ctx); err == nil && store.Count[*api.Cluster](p.store.View()) > 0 {
-			p.knows()
+			p.nowKnows()
 			return nil
 		}
 		t := time.NewTimer(joinPause)

@@ -7,38 +7,17 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
-
-	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/store"
 )
 
-// join makes the node a member of the swarm that other is a manager of.
-func (n *testNode) join(other *testNode, role swarm.NodeRole) {
+// joinAsManager makes n a manager of m's swarm.
+func (n *testNode) joinAsManager(m *testNode) {
 	n.t.Helper()
-	s, err := other.SwarmInspect(n.t.Context())
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	token := s.JoinTokens.Worker
-	if role == swarm.NodeRoleManager {
-		token = s.JoinTokens.Manager
-	}
-	cur, _ := other.current()
-	err = n.SwarmJoin(n.t.Context(), &swarm.JoinRequest{
-		ListenAddr: freePort(n.t), AdvertiseAddr: "127.0.0.1", JoinToken: token, RemoteAddrs: []string{cur.membership().AdvertiseAddr},
+	err := n.SwarmJoin(n.t.Context(), &swarm.JoinRequest{
+		ListenAddr: freePort(n.t), AdvertiseAddr: "127.0.0.1", JoinToken: m.token(swarm.NodeRoleManager), RemoteAddrs: []string{m.addr()},
 	})
 	if err != nil {
 		n.t.Fatal(err)
 	}
-}
-
-// id is the node's in the swarm.
-func (n *testNode) id() string {
-	cur, err := n.current()
-	if cur == nil {
-		n.t.Fatal("no member: ", err)
-	}
-	return cur.membership().NodeID
 }
 
 // managers makes a swarm of so many managers, all with a vote.
@@ -48,7 +27,7 @@ func managers(t *testing.T, count int) []*testNode {
 	nodes[0].init()
 	for len(nodes) < count {
 		n := newTestNode(t, nil)
-		n.join(nodes[0], swarm.NodeRoleManager)
+		n.joinAsManager(nodes[0])
 		nodes = append(nodes, n)
 	}
 	for _, n := range nodes {
@@ -116,6 +95,4 @@ func TestThreeManagersAgree(t *testing.T) {
 		}
 		n.until("six run", alive(6))
 	}
-	_ = store.KindNode
-	_ = api.NewID
 }
