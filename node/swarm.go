@@ -2,17 +2,13 @@ package node
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
-	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/dockerapi"
@@ -189,88 +185,6 @@ func (s *swarmNode) leading() (*managerPart, error) {
 	return nil, api.Errorf(api.Unavailable, "%s", notManager)
 }
 
-// SwarmInit makes a swarm of this node.
-func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string, error) {
-	if !s.changing.TryLock() {
-		return "", api.Errorf(api.Unavailable, "the node is joining or leaving a swarm at this moment")
-	}
-	defer s.changing.Unlock()
-	if cur, err := s.current(); cur != nil || err != nil {
-		return "", api.Errorf(api.Unavailable, "%s", inSwarm)
-	}
-	state, err := s.initState(r)
-	if err != nil {
-		return "", err
-	}
-	state.RaftID = newRaftID()
-	g, err := newSwarm(r, state.RaftID, state.AdvertiseAddr, time.Now())
-	if err != nil {
-		return "", err
-	}
-	state.NodeID, state.ClusterID = g.node.ID, g.cluster.ID
-	state.Managers = []swarm.Peer{{NodeID: g.node.ID, Addr: state.AdvertiseAddr}}
-	if err := s.found(ctx, state, g); err != nil {
-		s.end(nil)
-		return "", errors.Join(err, forget(s.dir))
-	}
-	return g.node.ID, nil
-}
-
-// initState checks the request and settles the addresses.
-func (s *swarmNode) initState(r *swarm.InitRequest) (*membership, error) {
-	switch {
-	case r.ForceNewCluster:
-		return nil, api.Errorf(api.Unavailable, "--force-new-cluster needs a node that is part of a swarm")
-	case r.AutoLockManagers || r.Spec.EncryptionConfig.AutoLockManagers:
-		return nil, api.Errorf(api.Unimplemented, "autolock is not served yet")
-	}
-	if err := validateSpec(&r.Spec); err != nil {
-		return nil, err
-	}
-	host, err := hostInterfaces()
-	if err != nil {
-		return nil, err
-	}
-	state := &membership{DataPathPort: r.DataPathPort}
-	if state.ListenAddr, err = resolveListen(r.ListenAddr, host); err != nil {
-		return nil, err
-	}
-	if state.AdvertiseAddr, err = resolveAdvertise(r.AdvertiseAddr, s.advertise, state.ListenAddr, host); err != nil {
-		return nil, err
-	}
-	if r.DataPathAddr != "" {
-		a, err := addressOf(r.DataPathAddr, host)
-		if err != nil {
-			return nil, api.Errorf(api.Invalid, "invalid data path address %q: %w", r.DataPathAddr, err)
-		}
-		state.DataPathAddr = a.String()
-	}
-	return state, nil
-}
-
-// found puts a new swarm on disk, begins it and waits until this node is a
-// leader with a ready agent.
-func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) error {
-	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
-		return err
-	}
-	if err := keyFiles(s.dir).Save(g.keys, nil); err != nil {
-		return err
-	}
-	m, err := openMember(s.member(state, g, false))
-	if err != nil {
-		return err
-	}
-	r := s.begin(m)
-	ctx, cancel := context.WithTimeout(ctx, initTimeout)
-	defer cancel()
-	if err := r.taken(ctx); err != nil {
-		return err
-	}
-	// Last, so that a daemon that dies before has no swarm.
-	return r.keep()
-}
-
 // taken waits until the managers see this node as ready.
 func (r *running) taken(ctx context.Context) error {
 	select {
@@ -281,28 +195,6 @@ func (r *running) taken(ctx context.Context) error {
 	case <-ctx.Done():
 		return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", ctx.Err())
 	}
-}
-
-// SwarmLeave ends this node's membership.
-func (s *swarmNode) SwarmLeave(ctx context.Context, force bool) error {
-	s.changing.Lock()
-	defer s.changing.Unlock()
-	cur, err := s.current()
-	if cur == nil && err == nil {
-		return api.Errorf(api.Unavailable, "%s", noSwarm)
-	}
-	if !force && (cur == nil || cur.isManager()) {
-		return api.Errorf(api.Unavailable, "%s", lastLeave)
-	}
-	s.end(agent.ErrLeaving)
-	if err := s.removeTasks(ctx); err != nil {
-		return err
-	}
-	if err := forget(s.dir); err != nil {
-		return err
-	}
-	s.settle()
-	return nil
 }
 
 // settle makes the node one without a swarm, whatever was wrong before.
@@ -318,6 +210,7 @@ func (s *swarmNode) SwarmInspect(ctx context.Context) (*swarm.Swarm, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.fresh(ctx)
 	return r.control.SwarmInspect(ctx)
 }
 
@@ -333,7 +226,7 @@ func (s *swarmNode) SwarmUpdate(ctx context.Context, version uint64, spec *swarm
 	if err := validateSpec(spec); err != nil {
 		return err
 	}
-	return r.control.SwarmUpdate(ctx, version, spec, f.RotateWorkerToken, f.RotateManagerToken)
+	return r.explain(r.control.SwarmUpdate(ctx, version, spec, f.RotateWorkerToken, f.RotateManagerToken))
 }
 
 // SwarmUnlockKey returns the empty key of a swarm without autolock.
@@ -383,6 +276,9 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 		return i
 	}
 	i.ControlAvailable = true
+	if p.lostQuorum() {
+		i.Error = p.noLeader().Error()
+	}
 	view := p.store.View()
 	for n := range store.List[*api.Node](view) {
 		i.Nodes++
