@@ -191,6 +191,7 @@ func (k *Keeper) round(ctx context.Context) (time.Duration, error) {
 			wait = min(wait, soon)
 		case err != nil && (a.verb == appoint || a.verb == dismiss):
 			return 0, err
+		case err != nil && !k.cfg.Raft.Status().IsLeader: // the next leader does it
 		case err != nil && ctx.Err() == nil:
 			k.cfg.Log.Warn("the managers can't be changed now; will try again", "change", a.verb, "node", a.node, "err", err)
 			wait = min(wait, later)
