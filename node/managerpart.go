@@ -20,6 +20,7 @@ import (
 	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/dispatcher"
 	"github.com/legion-swarm/legion/manager/issuer"
+	"github.com/legion-swarm/legion/manager/presence"
 	"github.com/legion-swarm/legion/manager/roles"
 	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/rpc"
@@ -115,13 +116,20 @@ const raftTick = time.Second / 10
 func newRaftID() uint64 { return max(rand.Uint64(), 1) }
 
 func (p *managerPart) assemble() (err error) {
-	if p.disp, err = dispatcher.New(dispatcher.Config{Store: p.store, Peer: peer, Log: p.log.With("component", "dispatcher")}); err != nil {
+	if p.disp, err = dispatcher.New(dispatcher.Config{
+		Store: p.store, Node: p.state.NodeID, Peer: peer, Sync: p.sync, Led: p.led, Probe: probe,
+		Log: p.log.With("component", "dispatcher"),
+	}); err != nil {
 		return err
 	}
 	if p.issuer, err = issuer.New(issuer.Config{Store: p.store, Peer: peer, Log: p.log.With("component", "issuer")}); err != nil {
 		return err
 	}
 	p.control = control.New(control.Config{Store: p.store, NewToken: newToken, Manager: p.managerStatus})
+	watch := &presence.Loop{
+		Store: p.store, Reachable: p.reaches, Probe: probe, Log: p.log.With("component", "presence"),
+		Grace: func(c *api.Cluster) time.Duration { return dispatcher.Grace(c.Spec.Dispatcher.HeartbeatPeriod) },
+	}
 	p.keeper = roles.New(roles.Config{
 		Store: p.store, Raft: p.raft, Log: p.log.With("loop", "roles"),
 		Hello: func(ctx context.Context, addr string) (string, error) { return rpc.Hello(ctx, addr, p.creds) },
@@ -129,7 +137,7 @@ func (p *managerPart) assemble() (err error) {
 	p.manager = manager.New(manager.Config{
 		Store: p.store, Leadership: p.raft, Log: p.log.With("component", "manager"),
 		Loops: []manager.Loop{
-			{Name: "dispatcher", Run: p.disp.Lead}, {Name: "issuer", Run: p.issuer.Run},
+			{Name: "presence", Run: watch.Run}, {Name: "issuer", Run: p.issuer.Run},
 			{Name: "roles", Run: p.keeper.Run}, {Name: "genesis", Run: p.found},
 		},
 	})
