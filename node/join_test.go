@@ -79,6 +79,16 @@ func (n *testNode) untilNode(id string, cond func(*api.Node) bool) time.Duration
 	}
 }
 
+// node is what the manager knows of a node.
+func (n *testNode) node(id string) *api.Node {
+	n.t.Helper()
+	p, err := n.leading()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return store.Get[*api.Node](p.store.View(), id)
+}
+
 func is(state swarm.NodeState) func(*api.Node) bool {
 	return func(n *api.Node) bool { return n != nil && n.Status.State == state }
 }
@@ -108,8 +118,10 @@ func TestWorkerJoinsRunsLeaves(t *testing.T) {
 
 	// The daemon starts again: nothing moves.
 	id, dir, starts := w.id(), w.dir, w.starts.Load()
+	before := m.node(id).Session
 	w.end(nil)
 	w.open(dir)
+	m.untilNode(id, func(n *api.Node) bool { return n.Session != before && n.Status.State == swarm.NodeStateReady })
 	m.until("all run again", alive(4))
 	if w.starts.Load() != starts || w.id() != id {
 		t.Errorf("after a restart %d containers were started", w.starts.Load()-starts)
