@@ -14,7 +14,7 @@ func layers() [][]string {
 		{"raftnode", "rpc", "engine", "agent", "network/linux", "network/networktest", "agent/exec/exectest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
-		{"manager/control"},                           // which refuses what the loops could not read
+		{"manager/control"}, // which refuses what the loops could not read
 		{"engine/containerd", "engine/executor", "dockerapi", "manager"},
 		{"node"},
 		{"cmd/legion", "sim"},

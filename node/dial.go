@@ -12,7 +12,7 @@ import (
 	"github.com/legion-swarm/legion/rpc"
 )
 
-// foundedWait is how long a manager that has just begun waits for its own log to
+// foundedWait is how long a manager that starts again waits for its own log to
 // tell of the swarm before it turns to another manager.
 const foundedWait = time.Second
 
@@ -21,7 +21,8 @@ const foundedWait = time.Second
 func (m *member) dial(ctx context.Context) (*grpc.ClientConn, string, error) {
 	own, self := m.own(), m.membership().AdvertiseAddr
 	prefer, exclude := "", self
-	if own != nil && own.knows(ctx, foundedWait) {
+	known := slices.ContainsFunc(m.managers.List(), func(p swarm.Peer) bool { return p.Addr == self })
+	if own != nil && known && own.knows(ctx, foundedWait) {
 		prefer, exclude = self, ""
 	}
 	addr := m.managers.Pick(prefer, exclude)

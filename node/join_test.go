@@ -121,7 +121,9 @@ func TestWorkerJoinsRunsLeaves(t *testing.T) {
 	before := m.node(id).Session
 	w.end(nil)
 	w.open(dir)
-	m.untilNode(id, func(n *api.Node) bool { return n.Session != before && n.Status.State == swarm.NodeStateReady })
+	if r, err := w.current(); err != nil || r.taken(t.Context()) != nil || m.node(id).Session == before {
+		t.Fatal("the node did not come back:", err)
+	}
 	m.until("all run again", alive(4))
 	if w.starts.Load() != starts || w.id() != id {
 		t.Errorf("after a restart %d containers were started", w.starts.Load()-starts)
