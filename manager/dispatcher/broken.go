@@ -29,9 +29,9 @@ const (
 // manager at once, it is down. Otherwise the heart-beats decide.
 func (d *Dispatcher) broken(s *session) {
 	s.mu.Lock()
-	wait := !s.paused && time.Since(s.heard) < fresh
+	heard := time.Since(s.heard)
 	s.mu.Unlock()
-	if !wait || !s.live() {
+	if heard >= fresh || !s.live() {
 		return
 	}
 	d.background(func(ctx context.Context) {
@@ -50,8 +50,15 @@ func (d *Dispatcher) broken(s *session) {
 	})
 }
 
-// gone reports whether nothing speaks for a node whose connection broke.
+// gone reports whether nothing speaks for a node whose connection broke: no
+// farewell, no other session, no process that listens.
 func (d *Dispatcher) gone(ctx context.Context, s *session) bool {
+	s.mu.Lock()
+	paused := s.paused
+	s.mu.Unlock()
+	if paused {
+		return false
+	}
 	n := store.Get[*api.Node](d.cfg.Store.View(), s.node)
 	if n == nil || n.Session.ID != s.id {
 		return false
