@@ -118,7 +118,8 @@ func newRaftID() uint64 { return max(rand.Uint64(), 1) }
 func (p *managerPart) assemble() (err error) {
 	if p.disp, err = dispatcher.New(dispatcher.Config{
 		Store: p.store, Node: p.state.NodeID, Peer: peer, Sync: p.sync, Led: p.led, Probe: probe,
-		Log: p.log.With("component", "dispatcher"),
+		Dial: func(addr string) (*grpc.ClientConn, error) { return rpc.DialManager(addr, p.creds) },
+		Log:  p.log.With("component", "dispatcher"),
 	}); err != nil {
 		return err
 	}

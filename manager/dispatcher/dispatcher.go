@@ -37,6 +37,9 @@ type Config struct {
 	// Peer tells who makes the call that ctx belongs to, and its address
 	// (host:port). Required.
 	Peer func(ctx context.Context) (id ca.Identity, addr string, ok bool)
+	// Dial connects to another manager (host:port), for the logs of nodes that it
+	// serves. Nil: those are missing.
+	Dial func(addr string) (*grpc.ClientConn, error)
 	// Log is required.
 	Log *slog.Logger
 }
@@ -237,6 +240,9 @@ func (d *Dispatcher) nodeChanged(id string, was, is *api.Node) {
 	} else {
 		d.at(id, func(s *session) { s.markNode() })
 		d.reconcile(is)
+		if was != nil && was.Session != is.Session && is.Session.Manager != d.cfg.Node {
+			d.logs.moved(id, is.Session.Manager)
+		}
 	}
 	if managerAddr(was) == managerAddr(is) {
 		return
