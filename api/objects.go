@@ -65,6 +65,8 @@ type Node struct {
 type NodeSession struct {
 	ID      string // of the session: a new one for each
 	Manager string // node id of the manager
+	// Paused says that the node is the manager itself, and starts again.
+	Paused bool
 }
 
 // CertificateState is where a node's certificate request stands.

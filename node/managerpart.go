@@ -213,6 +213,7 @@ func (p *managerPart) run(ctx context.Context) error {
 			rest.Go(func() error { return named(part.name, part.run(ctx)) })
 		}
 		err := rest.Wait()
+		p.pause()
 		p.handOver()
 		return err
 	})

@@ -110,10 +110,10 @@ func (g *watchdog) due(now time.Time) map[string]verdict {
 		switch {
 		case gone >= g.grace:
 			all[id] = dead
-		case n.Session.Manager == id && n.Role == swarm.NodeRoleManager && gone >= comeback:
-			all[id] = probe
 		case n.Status.State == swarm.NodeStateReady && gone >= patience:
 			all[id] = unknown
+		case n.Session.Manager == id && !n.Session.Paused && n.Role == swarm.NodeRoleManager && gone >= comeback:
+			all[id] = probe
 		}
 	}
 	for id, since := range g.down {

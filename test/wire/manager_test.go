@@ -190,7 +190,10 @@ func (w *worker) run(t testing.TB) (stop func() error) {
 	t.Helper()
 	a, err := agent.New(agent.Config{
 		Executor: w.fake, Dir: w.dir, Log: logger(t),
-		Dial: func(context.Context) (*grpc.ClientConn, string, error) { conn, err := rpc.DialManager(w.addr, w.creds); return conn, w.addr, err },
+		Dial: func(context.Context) (*grpc.ClientConn, string, error) {
+			conn, err := rpc.DialManager(w.addr, w.creds)
+			return conn, w.addr, err
+		},
 	})
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
