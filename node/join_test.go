@@ -9,8 +9,12 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 
+	"github.com/legion-swarm/legion/agent"
+	"github.com/legion-swarm/legion/agent/exec/exectest"
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/dockerapi"
+	"github.com/legion-swarm/legion/engine"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -188,4 +192,152 @@ func TestJoinRefused(t *testing.T) {
 	if err := w.SwarmJoin(t.Context(), r); err != nil {
 		t.Error(err)
 	}
+}
+
+// A worker whose manager dies moves over and keeps its tasks; its logs are had
+// through any manager.
+func TestWorkerMovesOver(t *testing.T) {
+	all := managers(t, 3)
+	w := newTestNode(t, func(*api.Task) exectest.Script { return exectest.Script{Lines: []string{"one\n"}} })
+	w.join(all[0])
+	s := spec("web", 3)
+	s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.role==worker"}}
+	all[1].create(s)
+	all[1].until("three run", alive(3))
+	for i, m := range all {
+		if n := m.logLines("web"); n != 3 {
+			t.Errorf("%d lines through manager %d", n, i)
+		}
+	}
+	served := all[0].node(w.id()).Session
+	var rest []*testNode
+	for _, m := range all {
+		if m.id() != served.Manager {
+			rest = append(rest, m)
+		}
+	}
+	for _, m := range all {
+		if m.id() == served.Manager {
+			m.kill()
+		}
+	}
+	took := rest[0].untilNode(w.id(), func(n *api.Node) bool { return n.Session.Manager != served.Manager })
+	t.Logf("the worker moved over after %v", took)
+	starts := w.starts.Load()
+	rest[0].change("web", func(s *swarm.ServiceSpec) { s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(5))} })
+	rest[1].until("five run", alive(5))
+	if got := w.starts.Load() - starts; got != 2 {
+		t.Errorf("%d containers were started; want the two new ones", got)
+	}
+	if n := rest[1].logLines("web"); n != 5 {
+		t.Errorf("%d lines after the worker moved over", n)
+	}
+	if i := w.info(t.Context()); len(i.RemoteManagers) != 3 {
+		t.Errorf("the worker knows %v", i.RemoteManagers)
+	}
+}
+
+func (n *testNode) logLines(service string) int {
+	n.t.Helper()
+	lines := 0
+	_, err := n.ServiceLogs(n.t.Context(), service, engine.LogsOptions{Stdout: true, Stderr: true, Tail: -1}, func(dockerapi.TaskLog) error {
+		lines++
+		return nil
+	})
+	if err != nil {
+		n.t.Error(err)
+	}
+	return lines
+}
+
+// A worker that is drained, paused or has other labels; and one that dies.
+func TestWorkersFate(t *testing.T) {
+	m, a, b := newTestNode(t, nil), newTestNode(t, nil), newTestNode(t, nil)
+	m.init()
+	a.join(m)
+	b.join(m)
+	s := spec("web", 4)
+	s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.role==worker"}}
+	m.create(s)
+	m.until("four run", alive(4))
+	on := func(n *testNode) int { return len(n.fake.Running()) }
+	if on(a) != 2 || on(b) != 2 {
+		t.Fatalf("%d and %d run", on(a), on(b))
+	}
+	m.availability(a.id(), swarm.NodeAvailabilityPause)
+	m.change("web", func(s *swarm.ServiceSpec) { s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(6))} })
+	m.until("six run", alive(6))
+	if on(a) != 2 || on(b) != 4 {
+		t.Errorf("a paused: %d and %d run", on(a), on(b))
+	}
+	m.availability(a.id(), swarm.NodeAvailabilityDrain)
+	m.until("six run elsewhere", func(ts []*api.Task) bool { return alive(6)(ts) && on(a) == 0 })
+	if on(b) != 6 {
+		t.Errorf("a drained: %d and %d run", on(a), on(b))
+	}
+	m.availability(a.id(), swarm.NodeAvailabilityActive)
+
+	// b leaves without a word: what ran there runs on a.
+	id := b.id()
+	b.end(agent.ErrLeaving)
+	m.untilNode(id, is(swarm.NodeStateDown))
+	m.until("six run on a", func(ts []*api.Task) bool { return on(a) == 6 })
+	for _, task := range m.tasksOn(id) {
+		if task.DesiredState == swarm.TaskStateRunning {
+			t.Errorf("%s is still wanted on a node that is down", task.ID)
+		}
+	}
+	// It comes back, and ends what is not wanted any more.
+	b.open(b.dir)
+	m.untilNode(id, is(swarm.NodeStateReady))
+	m.until("none is left on b", func([]*api.Task) bool { return on(b) == 0 })
+	if err := m.NodeRemove(t.Context(), id, false); err == nil || !strings.Contains(err.Error(), "is not down and can't be removed") {
+		t.Errorf("removal of a node that is ready: %v", err)
+	}
+	if err := m.NodeRemove(t.Context(), id, true); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		state, changed := b.swarmNode.state, b.changes()
+		if s, err := state(); s == swarm.LocalNodeStateError {
+			if !strings.Contains(err.Error(), "removed") {
+				t.Errorf("the removed node says %v", err)
+			}
+			break
+		}
+		select {
+		case <-changed:
+		case <-t.Context().Done():
+		}
+	}
+	if err := b.SwarmLeave(t.Context(), false); err != nil {
+		t.Errorf("a removed worker leaves: %v", err)
+	}
+	b.join(m)
+}
+
+func (n *testNode) changes() <-chan struct{} {
+	_, changed := n.watch()
+	return changed
+}
+
+func (n *testNode) availability(id string, a swarm.NodeAvailability) {
+	n.t.Helper()
+	node, err := n.NodeInspect(n.t.Context(), id)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	node.Spec.Availability = a
+	if err := n.NodeUpdate(n.t.Context(), id, node.Version.Index, &node.Spec); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *testNode) tasksOn(id string) []*api.Task {
+	n.t.Helper()
+	p, err := n.leading()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return slices.Collect(store.List[*api.Task](p.store.View(), store.ByNode(id)))
 }
