@@ -93,7 +93,8 @@ const (
 	spaceRetry    = time.Second
 	resendPause   = 500 * time.Millisecond // before an entry goes to the leader again
 	maxRecent     = 1 << 14                // forwarded entries that the leader remembers
-	campaignDelay = 60 * time.Millisecond  // at most, after a leader was lost
+	campaignStep  = 80 * time.Millisecond  // between two members that ask for votes after a leader was lost
+	suspectRounds = 3
 )
 
 func (c Config) withDefaults() (Config, error) {

@@ -2,7 +2,6 @@ package raftnode
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -157,18 +156,40 @@ func (n *Node) Suspect(ctx context.Context, id uint64) error {
 	if err != nil || !suspected {
 		return err
 	}
-	// Members find out at the same moment: the first to ask shall win.
-	t := time.NewTimer(rand.N(campaignDelay))
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return n.do(ctx, func() error {
-		if s := n.raw.BasicStatus(); s.Lead == 0 && s.RaftState == raft.StateFollower {
-			return n.raw.Campaign()
+	// Members find out at the same moment. They ask in turn, so that they don't
+	// split the votes, and go round again while nobody leads.
+	wait := time.Duration(n.turn(id)) * campaignStep
+	for range suspectRounds {
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
 		}
-		return nil
-	})
+		led := true
+		err := n.do(ctx, func() error {
+			if s := n.raw.BasicStatus(); s.Lead == 0 && s.RaftState != raft.StateLeader {
+				led = false
+				return n.raw.Campaign()
+			}
+			return nil
+		})
+		if err != nil || led {
+			return err
+		}
+		wait = time.Duration(len(n.Status().Voters)) * campaignStep
+	}
+	return nil
+}
+
+// turn is this member's place among the voters without the one that is lost.
+func (n *Node) turn(lost uint64) int {
+	at := 0
+	for _, id := range n.Status().Voters {
+		if id != lost && id < n.cfg.ID {
+			at++
+		}
+	}
+	return at
 }

@@ -90,12 +90,14 @@ func (n *Node) propose(ctx context.Context, r *request, p *patience) (uint64, er
 // forward gives an entry to the leader, until that has answered. The leader takes
 // it once only.
 func (n *Node) forward(ctx context.Context, leader Member, term uint64, r *request) {
-	for {
+	for first := true; ; first = false {
 		err := n.cfg.Transport.Propose(ctx, leader, term, r.data)
 		if err == nil || ctx.Err() != nil {
 			return // the entry's own way through the log has the answer
 		}
-		if c := api.ClassOf(err); c != api.Unavailable && c != api.DeadlineExceeded || errors.Is(err, errAgain) {
+		// Once an answer got lost, a refusal is not the last word: the entry may be
+		// in the log.
+		if c := api.ClassOf(err); first && c != api.Unavailable && c != api.DeadlineExceeded {
 			if c == api.NotLeader {
 				err = again{err}
 			}
