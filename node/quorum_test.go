@@ -26,7 +26,7 @@ func (n *testNode) joinAsManager(m *testNode) {
 }
 
 // managers makes a swarm of so many managers, all with a vote.
-func managers(t *testing.T, count int) []*testNode {
+func managers(t testing.TB, count int) []*testNode {
 	t.Helper()
 	nodes := []*testNode{newTestNode(t, nil)}
 	nodes[0].init()
@@ -80,7 +80,7 @@ func (n *testNode) raftIs(what string, cond func(*managerPart) bool) {
 	}
 }
 
-func leader(t *testing.T, nodes []*testNode) *testNode {
+func leader(t testing.TB, nodes []*testNode) *testNode {
 	t.Helper()
 	for range 200 {
 		for _, n := range nodes {

@@ -26,10 +26,10 @@ type testNode struct {
 	cluster
 	fake   *exectest.Fake
 	starts atomic.Int64 // of containers
-	t      *testing.T
+	t      testing.TB
 }
 
-func newTestNode(t *testing.T, script func(*api.Task) exectest.Script) *testNode {
+func newTestNode(t testing.TB, script func(*api.Task) exectest.Script) *testNode {
 	t.Helper()
 	n := &testNode{t: t}
 	n.fake = exectest.NewFake(func(task *api.Task) exectest.Script {
@@ -63,7 +63,7 @@ func (n *testNode) init() {
 	}
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -245,6 +245,9 @@ func (n *Node) publish() {
 		return
 	}
 	n.renew = false
+	if s.Lead != 0 && old != nil && old.Leader != s.Lead && n.reads.id != 0 {
+		n.reads.ask(n) // the question went to nobody, or to who leads no more
+	}
 	st := &Status{ID: n.cfg.ID, Leader: s.Lead, Term: s.Term, IsLeader: lead, SnapshotIndex: n.snapped,
 		Voters: n.conf.Voters, Learners: n.conf.Learners, Members: n.members(), Err: n.full}
 	n.status.Store(st)
