@@ -59,6 +59,9 @@ func (r *renewal) run(ctx context.Context) error {
 			continue
 		}
 		if err := r.renew(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
 			r.log.Error("this node's certificate could not be renewed; will try again", "expires", r.creds.Keys().Leaf().NotAfter, "err", err)
 			at, pause = time.Now().Add(renewRetry), min(max(2*pause, minRenewPause), renewRetry)
 			continue
