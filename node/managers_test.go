@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
-
 )
 
 // joinAsManager makes n a manager of m's swarm.
