@@ -22,6 +22,8 @@ const (
 	// joinTimeout bounds how long "swarm join" waits, as Docker's.
 	joinTimeout = 20 * time.Second
 	maxRemotes  = 64
+	// askPause is how long after a manager that can't serve now the next try is.
+	askPause = 100 * time.Millisecond
 
 	joinGoesOn = "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \"docker info\" command to see the current swarm status of your node."
 )
@@ -71,7 +73,9 @@ func (s *swarmNode) take(ctx context.Context, state *membership, keys *ca.Keys) 
 		return undo(err)
 	}
 	r := s.begin(m)
-	err = r.taken(ctx)
+	if err = r.taken(ctx); err == nil {
+		err = r.serves(ctx)
+	}
 	if api.Is(err, api.DeadlineExceeded) {
 		err = api.Errorf(api.DeadlineExceeded, "%s", joinGoesOn)
 		return errors.Join(err, r.keep())
@@ -85,6 +89,22 @@ func (s *swarmNode) take(ctx context.Context, state *membership, keys *ca.Keys) 
 		return undo(err)
 	}
 	return nil
+}
+
+// serves waits, on a manager, until that knows the swarm.
+func (r *running) serves(ctx context.Context) error {
+	p := r.managing()
+	if p == nil {
+		return nil
+	}
+	select {
+	case <-p.founded:
+		return nil
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return api.Errorf(api.DeadlineExceeded, "the new manager does not know the swarm yet: %w", ctx.Err())
+	}
 }
 
 // joinState settles this node's addresses.
@@ -179,20 +199,33 @@ func (j *joining) managers() []swarm.Peer {
 	return peers
 }
 
-// keys gets this node a certificate from the first manager that gives one.
+// keys gets this node a certificate from the first manager that gives one. Those
+// that answer, but can't serve just now, are asked again: they may be joining
+// themselves, or electing a leader.
 func (j *joining) keys(ctx context.Context) (*ca.Keys, error) {
-	var all error
-	for _, addr := range j.remotes {
-		keys, err := j.keysFrom(ctx, addr)
-		if err == nil {
-			return keys, nil
+	for {
+		var all error
+		again := false
+		for _, addr := range j.remotes {
+			keys, err := j.keysFrom(ctx, addr)
+			if err == nil {
+				return keys, nil
+			}
+			all = errors.Join(all, fmt.Errorf("%s: %w", addr, err))
+			if ctx.Err() != nil || !api.Is(err, api.Unavailable) {
+				return nil, all // the others would say the same
+			}
+			again = again || rpc.Answered(err)
 		}
-		all = errors.Join(all, fmt.Errorf("%s: %w", addr, err))
-		if ctx.Err() != nil || !api.Is(err, api.Unavailable) {
-			break // the others would say the same
+		if !again {
+			return nil, all
+		}
+		select {
+		case <-time.After(askPause):
+		case <-ctx.Done():
+			return nil, all
 		}
 	}
-	return nil, all
 }
 
 func (j *joining) keysFrom(ctx context.Context, addr string) (*ca.Keys, error) {
