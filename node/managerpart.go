@@ -54,8 +54,8 @@ type managerPart struct {
 	done     chan struct{} // closed when run has returned
 }
 
-// openManager opens the log and takes the port; nothing runs yet. Call run, or
-// close.
+// openManager opens the log and takes the port; nothing runs until run, which gives
+// all back.
 func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 	if m.membership().RaftID == 0 {
 		if err := m.remember(func(s *membership) { s.RaftID = newRaftID() }); err != nil {
@@ -96,9 +96,6 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 	}
 	return p, p.assemble()
 }
-
-// close gives back what openManager took, if run was never called.
-func (p *managerPart) close() error { return errors.Join(p.listen.Close(), p.raft.Close()) }
 
 func (p *managerPart) raftConfig() raftnode.Config {
 	return raftnode.Config{

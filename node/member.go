@@ -57,7 +57,7 @@ type memberConfig struct {
 }
 
 // openMember reads what is on disk and, on a manager, takes the port; nothing
-// runs yet. Call run, or close.
+// runs until run, which gives all back.
 func openMember(cfg memberConfig) (*member, error) {
 	keys, err := keyFiles(cfg.dir).Load(nil, time.Now())
 	if err != nil {
@@ -80,14 +80,6 @@ func openMember(cfg memberConfig) (*member, error) {
 		}
 	}
 	return m, nil
-}
-
-// close ends a member whose run was never called.
-func (m *member) close() error {
-	if m.manager == nil {
-		return nil
-	}
-	return m.manager.close()
 }
 
 // isManager reports whether the node's certificate is a manager's.

@@ -58,7 +58,7 @@ func (p *managerPart) explain(err error) error {
 		return err
 	}
 	if errors.Is(err, raftnode.ErrMayHappen) {
-		return api.Errorf(api.Unavailable, "%w The change may still come to pass", p.noLeader())
+		return api.Errorf(api.Unavailable, "%w; the change may still come to pass", p.noLeader())
 	}
 	return p.noLeader()
 }

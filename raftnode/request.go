@@ -206,7 +206,7 @@ func (n *Node) outcome(ctx context.Context, r *request, p *patience) (uint64, er
 			return 0, api.Errorf(api.DeadlineExceeded, "no quorum of managers has acknowledged the request in time; a change may still come to pass: %w", ctx.Err())
 		case <-tooLong:
 			n.abandon(r.seq)
-			return 0, api.Errorf(api.Unavailable, "%s %w", noLeader, ErrMayHappen)
+			return 0, api.Errorf(api.Unavailable, "%s (%w)", noLeader, ErrMayHappen)
 		case <-changed:
 		}
 	}
@@ -214,7 +214,7 @@ func (n *Node) outcome(ctx context.Context, r *request, p *patience) (uint64, er
 
 // ErrMayHappen is in the chain when nobody leads any more since the change was
 // put in the log.
-var ErrMayHappen = errors.New("The change may still come to pass") //nolint:staticcheck // a sentence after another
+var ErrMayHappen = errors.New("the change may still come to pass")
 
 // noLeader is Docker's sentence.
 const noLeader = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."
