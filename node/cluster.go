@@ -37,7 +37,7 @@ func write[T any](ctx context.Context, c cluster, fn func(*control.Control) (T, 
 		return none, err
 	}
 	if !p.raft.Status().IsLeader {
-		if err := p.caughtUp(ctx); err != nil {
+		if err := p.caughtUp(ctx, writeTimeout); err != nil {
 			return none, p.explain(err)
 		}
 	}

@@ -46,6 +46,7 @@ type managerPart struct {
 	keeper   *roles.Keeper
 	manager  *manager.Manager
 	listen   net.Listener
+	server   *grpc.Server
 	genesis  *genesis // of a swarm that begins here
 	forced   bool     // this manager goes on without those that it had beside it
 	stranger chan *grpc.ClientConn
@@ -123,6 +124,7 @@ func (p *managerPart) assemble() (err error) {
 	if p.issuer, err = issuer.New(issuer.Config{Store: p.store, Peer: peer, Log: p.log.With("component", "issuer")}); err != nil {
 		return err
 	}
+	p.server = rpc.NewServer(rpc.ServerConfig{Credentials: p.creds, Removed: p.removed, Log: p.log.With("component", "rpc")})
 	p.control = control.New(control.Config{Store: p.store, NewToken: newToken, Manager: p.managerStatus})
 	watch := &presence.Loop{
 		Store: p.store, Reachable: p.reaches, Probe: probe, Log: p.log.With("component", "presence"),
@@ -186,10 +188,9 @@ type part struct {
 // (errNoManager), or something that it can't do without fails.
 func (p *managerPart) run(ctx context.Context) error {
 	defer close(p.done)
-	server := rpc.NewServer(rpc.ServerConfig{Credentials: p.creds, Removed: p.removed, Log: p.log.With("component", "rpc")})
-	p.disp.Register(server)
-	p.issuer.Register(server)
-	rpc.RegisterRaft(server, p)
+	p.disp.Register(p.server)
+	p.issuer.Register(p.server)
+	rpc.RegisterRaft(p.server, p)
 	p.store.SetProposer(p.raft)
 	log, ctx := errgroup.WithContext(ctx)
 	// The log ends last, so that what is under way can still be written, and
@@ -198,9 +199,9 @@ func (p *managerPart) run(ctx context.Context) error {
 	log.Go(func() error { return named("raft", p.raft.Run(logCtx)) })
 	log.Go(func() error { return p.mesh.Run(logCtx) })
 	log.Go(func() error { p.followMembers(logCtx); return nil })
-	log.Go(func() error { return named("rpc", server.Serve(p.listen)) })
+	log.Go(func() error { return named("rpc", p.server.Serve(p.listen)) })
 	log.Go(func() error {
-		defer server.Stop()
+		defer p.server.Stop()
 		defer endLog()
 		rest, ctx := errgroup.WithContext(ctx)
 		for _, part := range []part{

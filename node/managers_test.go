@@ -104,13 +104,30 @@ func TestThreeManagersAgree(t *testing.T) {
 	}
 }
 
+// cut ends what the others see of the node, as its kernel does when it dies.
+func (n *testNode) cut() {
+	n.t.Helper()
+	p, err := n.leading()
+	if err != nil {
+		return
+	}
+	// With another swarm's certificate nobody talks to it any more.
+	g, err := newSwarm(&swarm.InitRequest{}, 1, "127.0.0.1:1", time.Now())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := p.creds.Set(g.keys); err != nil {
+		n.t.Fatal(err)
+	}
+	p.mesh.SetPeers(nil)
+	p.server.Stop()
+}
+
 // kill ends the node without a word to the others, as a crash does; its folder is
 // returned.
 func (n *testNode) kill() string {
 	n.t.Helper()
-	if p, err := n.leading(); err == nil {
-		p.mesh.SetPeers(nil) // nobody to hand over to
-	}
+	n.cut()
 	n.end(nil)
 	return n.dir
 }

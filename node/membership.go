@@ -18,6 +18,9 @@ import (
 const (
 	// readTimeout bounds how long a read waits for a quorum.
 	readTimeout = 2 * time.Second
+	// writeTimeout bounds how long a write at a follower waits for a leader: for an
+	// election, and then some.
+	writeTimeout = 5 * time.Second
 	// handOverTimeout bounds how long a manager that stops waits for another one
 	// to take the lead.
 	handOverTimeout = time.Second

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -63,9 +64,10 @@ func (p *managerPart) explain(err error) error {
 	return p.noLeader()
 }
 
-// caughtUp waits until what is read here is what all managers agree on.
-func (p *managerPart) caughtUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+// caughtUp waits until what is read here is what all managers agree on, at most
+// so long.
+func (p *managerPart) caughtUp(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	_, err := p.raft.ReadIndex(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -81,7 +83,7 @@ func (p *managerPart) fresh(ctx context.Context) {
 	if p.lostQuorum() {
 		return
 	}
-	if err := p.caughtUp(ctx); err != nil {
+	if err := p.caughtUp(ctx, readTimeout); err != nil {
 		p.log.Warn("a read is answered from what this manager knew last", "err", err)
 	}
 }

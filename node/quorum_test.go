@@ -18,14 +18,15 @@ func TestLeaderDies(t *testing.T) {
 	nodes[1].until("three run", alive(3))
 	old := leader(t, nodes)
 	rest, id := without(nodes, old), old.id()
-	dir := old.kill()
 	began := time.Now()
+	old.cut()
 	rest[0].create(spec("after", 1))
 	took := time.Since(began)
 	t.Logf("the next write took %v", took)
 	if took > 2*time.Second {
 		t.Errorf("the next write took %v", took)
 	}
+	dir := old.kill()
 	for _, n := range rest {
 		if got := n.reachability(id); got != "unreachable" {
 			t.Errorf("the dead leader is %q", got)
