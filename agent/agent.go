@@ -84,7 +84,8 @@ type Agent struct {
 	cfg      Config
 	worker   *worker
 	reporter *reporter
-	session  string // id of the last session; only Run's goroutine uses it
+	session  string        // id of the last session; only Run's goroutine uses it
+	changed  chan struct{} // capacity 1: the description may have
 }
 
 // New returns an agent. It has no effects until Run.
@@ -94,7 +95,16 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	r := newReporter()
-	return &Agent{cfg: cfg, reporter: r, worker: newWorker(cfg, r)}, nil
+	return &Agent{cfg: cfg, reporter: r, worker: newWorker(cfg, r), changed: make(chan struct{}, 1)}, nil
+}
+
+// Redescribe has the agent look at once whether its node's description changed,
+// and tell the managers. It does not block; safe for concurrent use.
+func (a *Agent) Redescribe() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
 }
 
 // ErrLeaving is the cause of the end of Run's context when the node leaves the

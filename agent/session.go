@@ -230,7 +230,15 @@ func (s *session) report(ctx context.Context, batch []taskStatus) error {
 // watchDescription ends the session when the node's description changed: a new
 // one tells the managers.
 func (s *session) watchDescription(ctx context.Context) error {
-	for sleep(ctx, s.cfg.DescribeEvery) {
+	t := time.NewTicker(s.cfg.DescribeEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		case <-s.changed:
+		}
 		d, err := s.describe(ctx)
 		if err != nil {
 			s.cfg.Log.Warn("describing the node", "err", err)
@@ -241,5 +249,4 @@ func (s *session) watchDescription(ctx context.Context) error {
 			return errDescription
 		}
 	}
-	return ctx.Err()
 }

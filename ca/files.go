@@ -2,7 +2,6 @@ package ca
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -35,8 +34,9 @@ type Keys struct {
 	Cert []byte // PEM, the leaf first
 	Key  []byte // PEM, in the clear
 
-	leaf *x509.Certificate
-	id   Identity
+	leaf   *x509.Certificate
+	issuer *x509.Certificate
+	id     Identity
 }
 
 // NewKeys checks that the parts belong together: the leaf is the root's and the
@@ -50,7 +50,7 @@ func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
 	if leaf.NotAfter.Before(now) {
 		now = leaf.NotAfter
 	}
-	leaf, id, err := root.Verify(certPEM, now)
+	leaf, issuer, id, err := root.verify(certPEM, now)
 	if err != nil {
 		return nil, err
 	}
@@ -58,10 +58,15 @@ func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
 	if err != nil {
 		return nil, api.Errorf(api.Invalid, "node key: %w", err)
 	}
-	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(leaf.PublicKey) {
+	if !sameKey(key.Public(), leaf.PublicKey) {
 		return nil, api.Errorf(api.Invalid, "node key: it does not belong to the node's certificate")
 	}
-	return &Keys{Root: root, Cert: certPEM, Key: keyPEM, leaf: leaf, id: id}, nil
+	return &Keys{Root: root, Cert: certPEM, Key: keyPEM, leaf: leaf, issuer: issuer, id: id}, nil
+}
+
+// WithRoot returns the keys with another root, of which the certificate must be.
+func (k *Keys) WithRoot(root *Root, now time.Time) (*Keys, error) {
+	return NewKeys(root, k.Cert, k.Key, now)
 }
 
 // Identity returns who the certificate says the node is.
@@ -69,6 +74,12 @@ func (k *Keys) Identity() Identity { return k.id }
 
 // Leaf returns the node's certificate.
 func (k *Keys) Leaf() *x509.Certificate { return k.leaf }
+
+// Issuer returns the raw subject and public key of the authority that signed the
+// node's certificate, as Docker's API shows them.
+func (k *Keys) Issuer() (subject, publicKey []byte) {
+	return k.issuer.RawSubject, k.issuer.RawSubjectPublicKeyInfo
+}
 
 // TLS returns certificate and key for crypto/tls.
 func (k *Keys) TLS() (tls.Certificate, error) { return tls.X509KeyPair(k.Cert, k.Key) }

@@ -32,8 +32,9 @@ const (
 	// MinExpiry is the shortest that a cluster may ask for.
 	MinExpiry = time.Hour
 
-	maxRequest = 16 << 10
-	minRSABits = 2048
+	requestType = "CERTIFICATE REQUEST"
+	maxRequest  = 16 << 10
+	minRSABits  = 2048
 )
 
 // Identity is who a certificate says its holder is.
@@ -84,7 +85,7 @@ func NewRequest() (keyPEM, csrPEM []byte, err error) {
 	if keyPEM, err = encodeKey(key); err != nil {
 		return nil, nil, err
 	}
-	return keyPEM, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+	return keyPEM, pem.EncodeToMemory(&pem.Block{Type: requestType, Bytes: der}), nil
 }
 
 // CheckRequest says what is wrong with a request for a certificate; Invalid.
@@ -98,7 +99,7 @@ func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
 		return nil, api.Errorf(api.Invalid, "certificate request: %d bytes, at most %d are accepted", len(csrPEM), maxRequest)
 	}
 	block, _ := pem.Decode(csrPEM)
-	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") {
+	if block == nil || (block.Type != requestType && block.Type != "NEW CERTIFICATE REQUEST") {
 		return nil, api.Errorf(api.Invalid, "certificate request: no PEM certificate request")
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
@@ -121,7 +122,7 @@ func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
 }
 
 // Issue signs a request: the key is the request's, all else is given here. It
-// returns the leaf in PEM. Unavailable when the root has no key.
+// returns the leaf in PEM, with what it takes to verify it during a rotation. Unavailable when the root has no key.
 func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.Time) ([]byte, error) {
 	if r.key == nil {
 		return nil, api.Errorf(api.Unavailable, "this manager does not have the root CA's key")
@@ -146,8 +147,8 @@ func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.
 		names = append(names, AuthorityName)
 	}
 	notAfter := now.Add(expiry)
-	if notAfter.After(r.cert.NotAfter) {
-		notAfter = r.cert.NotAfter
+	if notAfter.After(r.until) {
+		notAfter = r.until
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
@@ -159,55 +160,57 @@ func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, r.cert, csr.PublicKey, r.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, r.certs[0], csr.PublicKey, r.key)
 	if err != nil {
 		return nil, err
 	}
-	return encodeCert(der), nil
+	return append(encodeCert(der), r.chain...), nil
 }
 
 // Verify checks that a leaf (PEM, its chain may follow) is of this root, valid
 // now, and names a node.
 func (r *Root) Verify(certPEM []byte, now time.Time) (*x509.Certificate, Identity, error) {
+	leaf, _, id, err := r.verify(certPEM, now)
+	return leaf, id, err
+}
+
+// verify is Verify that also returns the authority that signed the leaf.
+func (r *Root) verify(certPEM []byte, now time.Time) (leaf, issuer *x509.Certificate, id Identity, err error) {
 	leaf, rest, err := parseChain(certPEM)
 	if err != nil {
-		return nil, Identity{}, err
+		return nil, nil, id, err
 	}
-	_, err = leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: r.pool, Intermediates: rest, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		return nil, Identity{}, api.Errorf(api.Invalid, "node certificate: %w", err)
+		return nil, nil, id, api.Errorf(api.Invalid, "node certificate: %w", err)
 	}
 	id, ok := IdentityOf(leaf)
 	if !ok || !slices.Contains(leaf.DNSNames, OU(id.Role)) {
-		return nil, Identity{}, api.Errorf(api.Invalid, "node certificate: its names are not those of a swarm node")
+		return nil, nil, id, api.Errorf(api.Invalid, "node certificate: its names are not those of a swarm node")
 	}
-	return leaf, id, nil
+	if len(chains[0]) < 2 { // the leaf itself is trusted
+		return nil, nil, id, api.Errorf(api.Invalid, "node certificate: it is the root itself")
+	}
+	return leaf, chains[0][1], id, nil
 }
 
 func parseChain(certPEM []byte) (*x509.Certificate, *x509.CertPool, error) {
-	var leaf *x509.Certificate
-	pool := x509.NewCertPool()
-	for {
-		var block *pem.Block
-		block, certPEM = pem.Decode(certPEM)
-		if block == nil {
-			break
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, nil, api.Errorf(api.Invalid, "node certificate: %w", err)
-		}
-		if leaf == nil {
-			leaf = cert
-		} else {
-			pool.AddCert(cert)
-		}
+	if len(certPEM) > maxBundle {
+		return nil, nil, api.Errorf(api.Invalid, "node certificate: %d bytes, at most %d are accepted", len(certPEM), maxBundle)
 	}
-	if leaf == nil {
+	certs, err := parseCerts(certPEM)
+	if err != nil {
+		return nil, nil, api.Errorf(api.Invalid, "node certificate: %w", err)
+	}
+	if len(certs) == 0 {
 		return nil, nil, api.Errorf(api.Invalid, "node certificate: no PEM certificate")
 	}
-	return leaf, pool, nil
+	pool := x509.NewCertPool()
+	for _, c := range certs[1:] {
+		pool.AddCert(c)
+	}
+	return certs[0], pool, nil
 }

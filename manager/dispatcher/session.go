@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
 )
@@ -269,7 +270,7 @@ func (d *Dispatcher) news(s *session) (*news, *swarmpb.SessionMessage, error) {
 	}
 	n := &news{spec: node.Spec, role: node.Role, cert: node.Certificate}
 	if c := clusterIn(view); c != nil {
-		n.root = string(c.RootCA.Cert)
+		n.root = string(ca.Trusted(&c.RootCA))
 	}
 	d.mu.Lock()
 	n.managers = d.managers
