@@ -45,7 +45,7 @@ func (m *member) dial(ctx context.Context) (*grpc.ClientConn, string, error) {
 // own returns this node's manager part while the node is to stay a manager; nil
 // otherwise.
 func (m *member) own() *managerPart {
-	if role, _ := m.wanted(); role == swarm.NodeRoleWorker {
+	if w, _ := m.wanted(); w.role == swarm.NodeRoleWorker {
 		return nil
 	}
 	return m.managing()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/issuer"
 	"github.com/legion-swarm/legion/store"
 )
@@ -37,7 +38,6 @@ const (
 	defaultElectionTick     = 10
 	defaultHeartbeatTick    = 1
 	defaultHeartbeat        = 5 * time.Second
-	defaultSubnetSize       = 24
 	defaultDataPathPort     = 4789
 )
 
@@ -58,14 +58,16 @@ func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Ti
 	}
 	c.ID = api.NewID()
 	c.Spec = specWithDefaults(r.Spec)
-	c.TLSInfo = tlsInfo(root)
+	if c.TLSInfo, err = ca.TLSInfo(&c.RootCA); err != nil {
+		return nil, err
+	}
 	c.DataPathPort = r.DataPathPort
 	if c.DataPathPort == 0 {
 		c.DataPathPort = defaultDataPathPort
 	}
 	c.DefaultAddrPool, c.SubnetSize = r.DefaultAddrPool, r.SubnetSize
 	if c.SubnetSize == 0 {
-		c.SubnetSize = defaultSubnetSize
+		c.SubnetSize = control.DefaultSubnetSize
 	}
 
 	id := api.NewID()
@@ -118,10 +120,6 @@ func specWithDefaults(s swarm.Spec) swarm.Spec {
 		s.CAConfig.NodeCertExpiry = ca.DefaultExpiry
 	}
 	return s
-}
-
-func tlsInfo(r *ca.Root) swarm.TLSInfo {
-	return swarm.TLSInfo{TrustRoot: string(r.CertPEM()), CertIssuerSubject: r.Subject(), CertIssuerPublicKey: r.PublicKey()}
 }
 
 // found writes the swarm's first objects, once.

@@ -249,7 +249,7 @@ func (j *joining) keysFrom(ctx context.Context, addr string) (*ca.Keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, err := certificate(ctx, client, issued.GetNodeId())
+	cert, err := certificate(ctx, client, issued.GetNodeId(), csr)
 	if err != nil {
 		return nil, err
 	}

@@ -121,11 +121,16 @@ func (p *managerPart) assemble() (err error) {
 	}); err != nil {
 		return err
 	}
-	if p.issuer, err = issuer.New(issuer.Config{Store: p.store, Peer: peer, Log: p.log.With("component", "issuer")}); err != nil {
+	log := p.log.With("component", "issuer")
+	external, err := issuer.NewExternal(issuer.ExternalConfig{Certificate: p.creds.Certificate, Log: log})
+	if err != nil {
+		return err
+	}
+	if p.issuer, err = issuer.New(issuer.Config{Store: p.store, Peer: peer, External: external, Log: log}); err != nil {
 		return err
 	}
 	p.server = rpc.NewServer(rpc.ServerConfig{Credentials: p.creds, Removed: p.removed, Log: p.log.With("component", "rpc")})
-	p.control = control.New(control.Config{Store: p.store, NewToken: newToken, Manager: p.managerStatus})
+	p.control = control.New(control.Config{Store: p.store, External: external, Manager: p.managerStatus})
 	watch := &presence.Loop{
 		Store: p.store, Reachable: p.reaches, Probe: probe, Log: p.log.With("component", "presence"),
 		Grace: func(c *api.Cluster) time.Duration { return dispatcher.Grace(c.Spec.Dispatcher.HeartbeatPeriod) },
@@ -137,7 +142,7 @@ func (p *managerPart) assemble() (err error) {
 	p.manager = manager.New(manager.Config{
 		Store: p.store, Leadership: p.raft, Log: p.log.With("component", "manager"),
 		Loops: []manager.Loop{
-			{Name: "presence", Run: watch.Run}, {Name: "issuer", Run: p.issuer.Run},
+			{Name: "presence", Run: watch.Run}, {Name: "issuer", Run: p.issuer.Run}, {Name: "root rotation", Run: p.issuer.Rotate},
 			{Name: "roles", Run: p.keeper.Run}, {Name: "genesis", Run: p.found},
 		},
 	})
@@ -164,14 +169,6 @@ func (p *managerPart) found(ctx context.Context) error {
 
 // nowKnows notes that this manager knows the swarm.
 func (p *managerPart) nowKnows() { p.once.Do(func() { close(p.founded) }) }
-
-func newToken(c *api.Cluster) (string, error) {
-	root, err := ca.ParseRoot(c.RootCA.Cert, c.RootCA.Key)
-	if err != nil {
-		return "", err
-	}
-	return ca.NewToken(root), nil
-}
 
 func peer(ctx context.Context) (ca.Identity, string, bool) {
 	p, ok := rpc.PeerFrom(ctx)

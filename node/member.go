@@ -39,6 +39,7 @@ type member struct {
 	state   *membership // immutable; see remember
 	saved   bool        // state is on disk
 	node    *api.Node   // what the managers last said of this node; nil at first
+	root    []byte      // PEM that they say is to be trusted
 	manager *managerPart
 	changed chan struct{} // closed and replaced when node or certificate has changed
 }
@@ -206,14 +207,18 @@ func (m *member) watch() (*api.Node, <-chan struct{}) {
 	return m.node, m.changed
 }
 
-// wanted returns the role that the managers gave this node; empty when they have
-// not said yet.
-func (m *member) wanted() (swarm.NodeRole, <-chan struct{}) {
-	n, changed := m.watch()
-	if n == nil {
-		return "", changed
+// wanted returns what the managers want of this node's certificate.
+func (m *member) wanted() (wish, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := wish{root: m.root}
+	if m.node != nil {
+		w.role = m.node.Role
+		if m.node.Certificate.State == api.CertificateRotate {
+			w.rotate = m.node
+		}
 	}
-	return n.Role, changed
+	return w, m.changed
 }
 
 // wake tells who watches.
@@ -231,7 +236,7 @@ func (m *member) noticed(n agent.Notice) {
 		return
 	}
 	m.mu.Lock()
-	m.node = n.Node
+	m.node, m.root = n.Node, n.RootCert
 	m.mu.Unlock()
 	m.wake()
 	if n.Node.Status.State == swarm.NodeStateReady {

@@ -12,6 +12,7 @@ import (
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/dockerapi"
+	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -223,10 +224,9 @@ func (s *swarmNode) SwarmUpdate(ctx context.Context, version uint64, spec *swarm
 	if f.RotateManagerUnlockKey || spec.EncryptionConfig.AutoLockManagers {
 		return api.Errorf(api.Unimplemented, "autolock is not served yet")
 	}
-	if err := validateSpec(spec); err != nil {
-		return err
-	}
-	return r.explain(r.control.SwarmUpdate(ctx, version, spec, f.RotateWorkerToken, f.RotateManagerToken))
+	return r.explain(r.control.SwarmUpdate(ctx, version, spec, control.Rotations{
+		WorkerToken: f.RotateWorkerToken, ManagerToken: f.RotateManagerToken, UnlockKey: f.RotateManagerUnlockKey,
+	}))
 }
 
 // SwarmUnlockKey returns the empty key of a swarm without autolock.
@@ -290,18 +290,4 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 		i.Cluster = &c.ClusterInfo
 	}
 	return i
-}
-
-// validateSpec checks what the managers' control can't: it is asked before
-// there is one.
-func validateSpec(s *swarm.Spec) error {
-	switch {
-	case s.CAConfig.NodeCertExpiry != 0 && s.CAConfig.NodeCertExpiry < time.Hour:
-		return api.Errorf(api.Invalid, "minimum certificate expiry time is 1h0m0s, not %s", s.CAConfig.NodeCertExpiry)
-	case s.Dispatcher.HeartbeatPeriod != 0 && s.Dispatcher.HeartbeatPeriod < time.Second:
-		return api.Errorf(api.Invalid, "the dispatcher's heartbeat period must be at least 1s, not %s", s.Dispatcher.HeartbeatPeriod)
-	case len(s.CAConfig.ExternalCAs) > 0 || s.CAConfig.SigningCACert != "" || s.CAConfig.SigningCAKey != "":
-		return api.Errorf(api.Unimplemented, "an external or own root CA is not served yet")
-	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/control"
 )
 
 // SwarmInit makes a swarm of this node.
@@ -47,7 +48,7 @@ func (s *swarmNode) initState(r *swarm.InitRequest) (*membership, error) {
 	if r.AutoLockManagers || r.Spec.EncryptionConfig.AutoLockManagers {
 		return nil, api.Errorf(api.Unimplemented, "autolock is not served yet")
 	}
-	if err := validateSpec(&r.Spec); err != nil {
+	if err := control.CheckInit(r); err != nil {
 		return nil, err
 	}
 	state := &membership{DataPathPort: r.DataPathPort}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/rpc"
 )
 
@@ -24,7 +25,7 @@ type workerPart struct {
 	managers *agent.Managers
 	dial     func(context.Context) (*grpc.ClientConn, string, error)
 	// wanted is renewal's.
-	wanted func() (swarm.NodeRole, <-chan struct{})
+	wanted func() (wish, <-chan struct{})
 	// notice is told what managers say of the swarm; renewed, that the node has
 	// another certificate. Both return at once.
 	notice  func(agent.Notice)
@@ -36,14 +37,24 @@ type workerPart struct {
 func (w *workerPart) run(ctx context.Context) error {
 	a, err := agent.New(agent.Config{
 		Executor: w.exec, Managers: w.managers, Dial: w.dial, Dir: filepath.Join(w.dir, workerDir), Log: w.log.With("component", "agent"),
-		Notify: w.notice, TLSInfo: func() swarm.TLSInfo { return tlsInfo(w.creds.Keys().Root) },
+		Notify: w.notice, TLSInfo: func() swarm.TLSInfo { return tlsInfo(w.creds.Keys()) },
 	})
 	if err != nil {
 		return err
 	}
-	r := renewal{creds: w.creds, files: keyFiles(w.dir), dial: w.dial, wanted: w.wanted, renewed: w.renewed, log: w.log}
+	r := renewal{creds: w.creds, files: keyFiles(w.dir), dial: w.dial, wanted: w.wanted, log: w.log}
+	r.renewed = func() {
+		w.renewed()
+		a.Redescribe()
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return named("agent", a.Run(ctx)) })
 	g.Go(func() error { return named("certificate", r.run(ctx)) })
 	return g.Wait()
+}
+
+// tlsInfo is what a node says of its certificate.
+func tlsInfo(k *ca.Keys) swarm.TLSInfo {
+	subject, key := k.Issuer()
+	return swarm.TLSInfo{TrustRoot: string(k.Root.CertPEM()), CertIssuerSubject: subject, CertIssuerPublicKey: key}
 }

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"context"
 	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
