@@ -133,6 +133,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		if began {
 			delay = firstBackoff
 		}
+		if errors.Is(err, errDescription) {
+			a.cfg.Log.Debug("a new session", "reason", err)
+			continue
+		}
 		wait := delay/2 + rand.N(delay/2+1)
 		a.cfg.Log.Warn("no session with a manager", "err", err, "retry", wait)
 		if !sleep(ctx, wait) {

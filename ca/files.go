@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,14 +35,20 @@ type Keys struct {
 	Cert []byte // PEM, the leaf first
 	Key  []byte // PEM, in the clear
 
-	leaf   *x509.Certificate
-	issuer *x509.Certificate
-	id     Identity
+	logKeys [][]byte
+	leaf    *x509.Certificate
+	issuer  *x509.Certificate
+	id      Identity
 }
 
+const (
+	logKeyType = "LEGION LOG KEY"
+	maxLogKeys = 8
+)
+
 // NewKeys checks that the parts belong together: the leaf is the root's and the
-// key is the leaf's. An expired leaf is accepted here; now is only for its
-// beginning.
+// key is the leaf's. Keys of the log may follow the key. An expired leaf is
+// accepted here; now is only for its beginning.
 func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
 	leaf, _, err := parseChain(certPEM)
 	if err != nil {
@@ -61,12 +68,51 @@ func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
 	if !sameKey(key.Public(), leaf.PublicKey) {
 		return nil, api.Errorf(api.Invalid, "node key: it does not belong to the node's certificate")
 	}
-	return &Keys{Root: root, Cert: certPEM, Key: keyPEM, leaf: leaf, issuer: issuer, id: id}, nil
+	own, logKeys, err := splitKeys(keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	return &Keys{Root: root, Cert: certPEM, Key: own, logKeys: logKeys, leaf: leaf, issuer: issuer, id: id}, nil
+}
+
+// splitKeys parts a key from the keys of the log that follow it.
+func splitKeys(keyPEM []byte) (own []byte, logKeys [][]byte, err error) {
+	block, rest := pem.Decode(keyPEM)
+	own = pem.EncodeToMemory(block)
+	for {
+		if block, rest = pem.Decode(rest); block == nil {
+			return own, logKeys, nil
+		}
+		if block.Type != logKeyType || len(logKeys) == maxLogKeys {
+			return nil, nil, api.Errorf(api.Invalid, "node key: unexpected PEM block %q after it", block.Type)
+		}
+		logKeys = append(logKeys, block.Bytes)
+	}
+}
+
+// LogKeys returns the keys that a manager's log is encrypted with, the present
+// one first; empty when it is in the clear.
+func (k *Keys) LogKeys() [][]byte { return k.logKeys }
+
+// WithLogKeys returns the keys with others for the log.
+func (k *Keys) WithLogKeys(logKeys [][]byte) *Keys {
+	n := *k
+	n.logKeys = logKeys
+	return &n
+}
+
+// private is all that is secret, in PEM.
+func (k *Keys) private() []byte {
+	b := bytes.Clone(k.Key)
+	for _, l := range k.logKeys {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: logKeyType, Bytes: l})...)
+	}
+	return b
 }
 
 // WithRoot returns the keys with another root, of which the certificate must be.
 func (k *Keys) WithRoot(root *Root, now time.Time) (*Keys, error) {
-	return NewKeys(root, k.Cert, k.Key, now)
+	return NewKeys(root, k.Cert, k.private(), now)
 }
 
 // Identity returns who the certificate says the node is.
@@ -119,7 +165,19 @@ func (f Files) Load(kek []byte, now time.Time) (*Keys, error) {
 	if err != nil {
 		return f.loadPending(root, cert, kek, now, fmt.Errorf("%s: %w", f.Dir, err))
 	}
+	if err := f.dropOld(); err != nil {
+		return nil, err
+	}
 	return keys, nil
+}
+
+// dropOld removes the key of before, which may be less well encrypted.
+func (f Files) dropOld() error {
+	err := os.Remove(filepath.Join(f.Dir, keyFile+".old"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // loadPending helps after a crash between the writes of key and certificate: the
@@ -145,11 +203,11 @@ func (f Files) Save(k *Keys, kek []byte) error {
 	if err := os.MkdirAll(f.Dir, 0o700); err != nil {
 		return err
 	}
-	sealed, err := seal(k.Key, kek)
+	sealed, err := seal(k.private(), kek)
 	if err != nil {
 		return err
 	}
-	if err := f.keepOld(); err != nil {
+	if err := f.keepOld(k.Cert); err != nil {
 		return err
 	}
 	for _, w := range []struct {
@@ -165,14 +223,14 @@ func (f Files) Save(k *Keys, kek []byte) error {
 			return err
 		}
 	}
-	err = os.Remove(filepath.Join(f.Dir, keyFile+".old"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
+	return f.dropOld()
 }
 
-func (f Files) keepOld() error {
+// keepOld keeps the key beside while both key and certificate change.
+func (f Files) keepOld(cert []byte) error {
+	if have, err := os.ReadFile(filepath.Join(f.Dir, certFile)); err != nil || bytes.Equal(have, cert) {
+		return nil //nolint:nilerr // without certificate there is no identity to keep
+	}
 	old, err := os.ReadFile(filepath.Join(f.Dir, keyFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -183,9 +241,17 @@ func (f Files) keepOld() error {
 	return write(filepath.Join(f.Dir, keyFile+".old"), old, 0o600)
 }
 
+// write is durable when it returns: a log may be encrypted with the key next.
 func write(path string, data []byte, mode os.FileMode) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
-	return atomicwriter.WriteFile(path, data, mode)
+	if err := atomicwriter.WriteFile(path, data, mode); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }

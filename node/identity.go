@@ -58,6 +58,9 @@ func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Ti
 	}
 	c.ID = api.NewID()
 	c.Spec = specWithDefaults(r.Spec)
+	if r.AutoLockManagers || c.Spec.EncryptionConfig.AutoLockManagers {
+		c.Spec.EncryptionConfig.AutoLockManagers, c.UnlockKey = true, ca.NewUnlockKey()
+	}
 	if c.TLSInfo, err = ca.TLSInfo(&c.RootCA); err != nil {
 		return nil, err
 	}
@@ -82,6 +85,9 @@ func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Ti
 	keys, err := ca.NewKeys(root, cert, key, now)
 	if err != nil {
 		return nil, err
+	}
+	if len(c.UnlockKey) > 0 {
+		keys = keys.WithLogKeys([][]byte{newLogKey()})
 	}
 	n := issuer.NewNode(id, swarm.NodeRoleManager, r.Availability, csr)
 	n.Certificate.State, n.Certificate.Cert = api.CertificateIssued, cert

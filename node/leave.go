@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -32,6 +33,9 @@ func (s *swarmNode) SwarmLeave(ctx context.Context, force bool) error {
 	cur, err := s.current()
 	if cur == nil && err == nil {
 		return api.Errorf(api.Unavailable, "%s", noSwarm)
+	}
+	if !force && errors.Is(err, errLocked) {
+		return api.Errorf(api.Unavailable, "%s", lockedLeave)
 	}
 	if !force {
 		if why := s.leaveWarning(cur); why != "" {

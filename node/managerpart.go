@@ -33,6 +33,7 @@ type managerPart struct {
 	dir   string // <data-root>/swarm
 	state *membership
 	creds *rpc.Credentials
+	vault *vault
 	log   *slog.Logger
 	// peers are the managers that the node knows of, to join through them.
 	peers func() []string
@@ -64,7 +65,7 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 		}
 	}
 	p := &managerPart{
-		dir: m.dir, state: m.membership(), creds: m.creds, log: m.log, genesis: cfg.genesis, forced: cfg.forced, peers: m.peers,
+		dir: m.dir, state: m.membership(), creds: m.creds, vault: m.vault, log: m.log, genesis: cfg.genesis, forced: cfg.forced, peers: m.peers,
 		stranger: make(chan *grpc.ClientConn, 1), founded: make(chan struct{}), done: make(chan struct{}),
 	}
 	if p.store, err = store.New(store.Config{}); err != nil {
@@ -82,7 +83,11 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 		Credentials: p.creds, ID: p.state.RaftID, Addr: p.state.AdvertiseAddr, Unreachable: p.unreachable, Suspect: p.suspect, Stranger: p.isStranger,
 		Log: p.log.With("component", "mesh"),
 	})
-	if p.raft, err = raftnode.Open(p.raftConfig()); err != nil {
+	sealer, err := p.vault.sealer()
+	if err != nil {
+		return nil, err
+	}
+	if p.raft, err = raftnode.Open(p.raftConfig(sealer)); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -98,9 +103,9 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 	return p, p.assemble()
 }
 
-func (p *managerPart) raftConfig() raftnode.Config {
+func (p *managerPart) raftConfig(sealer raftnode.Sealer) raftnode.Config {
 	return raftnode.Config{
-		ID: p.state.RaftID, Dir: filepath.Join(p.dir, raftDir), Applier: p.store, Transport: transport{p.mesh},
+		ID: p.state.RaftID, Dir: filepath.Join(p.dir, raftDir), Applier: p.store, Transport: transport{p.mesh}, Sealer: sealer,
 		Tick: raftTick, ForceNewCluster: p.forced, Address: p.state.AdvertiseAddr, Log: p.log.With("component", "raft"),
 	}
 }
@@ -203,7 +208,7 @@ func (p *managerPart) run(ctx context.Context) error {
 		rest, ctx := errgroup.WithContext(ctx)
 		for _, part := range []part{
 			{"dispatcher", p.whenFounded(p.disp.Run)}, {"manager", p.manager.Run}, {"joining", p.joining},
-			{"membership", p.watchMembership}, {"settings", p.whenFounded(p.followSettings)},
+			{"membership", p.watchMembership}, {"settings", p.whenFounded(p.followSettings)}, {"files", p.whenFounded(p.keepLocked)},
 		} {
 			rest.Go(func() error { return named(part.name, part.run(ctx)) })
 		}

@@ -26,6 +26,7 @@ import (
 type member struct {
 	dir    string // <data-root>/swarm
 	creds  *rpc.Credentials
+	vault  *vault
 	log    *slog.Logger
 	worker *workerPart
 	// managers are those of the swarm, as far as this node knows.
@@ -52,28 +53,28 @@ type memberConfig struct {
 	saved   bool     // state is on disk already
 	// forced: this manager goes on alone, without those that it had beside it.
 	forced bool
+	kek    []byte // unlocks the files; nil: they are not locked
 	exec   exec.Executor
 	notify func()
 	log    *slog.Logger
 }
 
 // openMember reads what is on disk and, on a manager, takes the port; nothing
-// runs until run, which gives all back.
+// runs until run, which gives all back. The error wraps ca.ErrLocked when kek does
+// not open the files.
 func openMember(cfg memberConfig) (*member, error) {
-	keys, err := keyFiles(cfg.dir).Load(nil, time.Now())
+	creds := &rpc.Credentials{}
+	vault, err := openVault(keyFiles(cfg.dir), cfg.kek, creds)
 	if err != nil {
 		return nil, fmt.Errorf("this node's certificate: %w", err)
 	}
 	m := &member{
-		dir: cfg.dir, creds: &rpc.Credentials{}, log: cfg.log.With("node", cfg.state.NodeID), notify: cfg.notify,
+		dir: cfg.dir, creds: creds, vault: vault, log: cfg.log.With("node", cfg.state.NodeID), notify: cfg.notify,
 		ready: make(chan struct{}), state: cfg.state, saved: cfg.saved, changed: make(chan struct{}),
 		managers: agent.NewManagers(cfg.state.Managers),
 	}
-	if err := m.creds.Set(keys); err != nil {
-		return nil, err
-	}
 	m.worker = &workerPart{
-		dir: cfg.dir, creds: m.creds, exec: cfg.exec, managers: m.managers, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
+		dir: cfg.dir, creds: m.creds, vault: vault, exec: cfg.exec, managers: m.managers, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
 	}
 	if m.isManager() {
 		if m.manager, err = m.openManager(&cfg); err != nil {
@@ -109,6 +110,9 @@ func (m *member) manage(ctx context.Context) error {
 		}
 		_, changed := m.watch()
 		if part == nil {
+			if err := m.vault.open(); err != nil {
+				return err
+			}
 			select {
 			case <-changed:
 			case <-ctx.Done():

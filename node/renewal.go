@@ -30,7 +30,7 @@ type wish struct {
 // role changes and when the swarm's root does; and it takes over the root.
 type renewal struct {
 	creds *rpc.Credentials
-	files ca.Files
+	vault *vault
 	dial  func(context.Context) (*grpc.ClientConn, string, error)
 	// wanted returns what the managers want, and a channel that is closed when
 	// they say something new.
@@ -120,10 +120,7 @@ func (r *renewal) trust(rootPEM []byte) {
 
 // take puts keys on disk and in use.
 func (r *renewal) take(keys *ca.Keys) error {
-	if err := r.files.Save(keys, nil); err != nil {
-		return err
-	}
-	if err := r.creds.Set(keys); err != nil {
+	if err := r.vault.take(keys); err != nil {
 		return err
 	}
 	r.refused = nil

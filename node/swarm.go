@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -11,8 +12,8 @@ import (
 
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/dockerapi"
-	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -22,7 +23,6 @@ const (
 	isWorker   = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
 	inSwarm    = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
 	noSwarm    = "This node is not part of a swarm"
-	lastLeave  = "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
 )
 
 // initTimeout bounds how long "swarm init" waits for the node to be ready.
@@ -75,13 +75,24 @@ func (s *swarmNode) resume(life context.Context) {
 		m, err = openMember(s.member(state, nil, true))
 	}
 	if err != nil {
-		s.log.Error("this node is part of a swarm, but can't take part", "err", err)
-		s.mu.Lock()
-		s.err = err
-		s.mu.Unlock()
+		_ = s.failed(err) // it is in the node's info
 		return
 	}
 	s.begin(m)
+}
+
+// failed notes why the member that is on disk can't begin, and returns it.
+func (s *swarmNode) failed(err error) error {
+	if errors.Is(err, ca.ErrLocked) {
+		err = errLocked
+		s.log.Warn("this node is a manager of a swarm that is locked: unlock it with `docker swarm unlock`")
+	} else {
+		s.log.Error("this node is part of a swarm, but can't take part", "err", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+	return err
 }
 
 // member is what a member of this node needs.
@@ -174,6 +185,9 @@ func (s *swarmNode) current() (*running, error) {
 // leading returns this node's manager part, while it is a manager that runs.
 func (s *swarmNode) leading() (*managerPart, error) {
 	r, err := s.current()
+	if errors.Is(err, errLocked) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, api.Errorf(api.Unavailable, "this node's part in the swarm has failed: %w", err)
 	}
@@ -215,40 +229,14 @@ func (s *swarmNode) SwarmInspect(ctx context.Context) (*swarm.Swarm, error) {
 	return r.control.SwarmInspect(ctx)
 }
 
-// SwarmUpdate changes the swarm's spec, and its tokens.
-func (s *swarmNode) SwarmUpdate(ctx context.Context, version uint64, spec *swarm.Spec, f dockerapi.SwarmUpdateFlags) error {
-	r, err := s.leading()
-	if err != nil {
-		return err
-	}
-	if f.RotateManagerUnlockKey || spec.EncryptionConfig.AutoLockManagers {
-		return api.Errorf(api.Unimplemented, "autolock is not served yet")
-	}
-	return r.explain(r.control.SwarmUpdate(ctx, version, spec, control.Rotations{
-		WorkerToken: f.RotateWorkerToken, ManagerToken: f.RotateManagerToken, UnlockKey: f.RotateManagerUnlockKey,
-	}))
-}
-
-// SwarmUnlockKey returns the empty key of a swarm without autolock.
-func (s *swarmNode) SwarmUnlockKey(context.Context) (string, error) {
-	_, err := s.leading()
-	return "", err
-}
-
-// SwarmUnlock refuses: no swarm of this version is locked.
-func (s *swarmNode) SwarmUnlock(context.Context, string) error {
-	if cur, err := s.current(); cur == nil && err == nil {
-		return api.Errorf(api.Unavailable, "%s", noSwarm)
-	}
-	return api.Errorf(api.Conflict, "swarm is not locked")
-}
-
 // state is what _ping and info say of the node.
 func (s *swarmNode) state() (swarm.LocalNodeState, error) {
 	cur, err := s.current()
 	switch {
 	case cur != nil:
 		return swarm.LocalNodeStateActive, nil
+	case errors.Is(err, errLocked):
+		return swarm.LocalNodeStateLocked, err
 	case err != nil:
 		return swarm.LocalNodeStateError, err
 	}

@@ -45,9 +45,6 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 
 // initState checks the request and settles the addresses.
 func (s *swarmNode) initState(r *swarm.InitRequest) (*membership, error) {
-	if r.AutoLockManagers || r.Spec.EncryptionConfig.AutoLockManagers {
-		return nil, api.Errorf(api.Unimplemented, "autolock is not served yet")
-	}
 	if err := control.CheckInit(r); err != nil {
 		return nil, err
 	}
@@ -83,10 +80,13 @@ func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) er
 	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
 		return err
 	}
-	if err := keyFiles(s.dir).Save(g.keys, nil); err != nil {
+	kek := g.cluster.UnlockKey
+	if err := keyFiles(s.dir).Save(g.keys, kek); err != nil {
 		return err
 	}
-	m, err := openMember(s.member(state, g, false))
+	cfg := s.member(state, g, false)
+	cfg.kek = kek
+	m, err := openMember(cfg)
 	if err != nil {
 		return err
 	}
@@ -104,6 +104,10 @@ func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) er
 // Services, secrets, networks and tasks stay as they are, and so do running
 // containers.
 func (s *swarmNode) forceNewCluster(ctx context.Context, r *swarm.InitRequest) (string, error) {
+	cur, err := s.current()
+	if errors.Is(err, errLocked) {
+		return "", err
+	}
 	state, err := loadMembership(s.dir)
 	if err != nil {
 		return "", err
@@ -122,9 +126,12 @@ func (s *swarmNode) forceNewCluster(ctx context.Context, r *swarm.InitRequest) (
 	s.end(nil)
 	cfg := s.member(state, nil, true)
 	cfg.forced = true
+	if cur != nil {
+		cfg.kek, _ = cur.vault.key()
+	}
 	m, err := openMember(cfg)
 	if err != nil {
-		return "", errors.Join(err, s.again(&old))
+		return "", errors.Join(err, s.again(&old, cfg.kek))
 	}
 	run := s.begin(m)
 	ctx, cancel := context.WithTimeout(ctx, initTimeout)
@@ -136,10 +143,12 @@ func (s *swarmNode) forceNewCluster(ctx context.Context, r *swarm.InitRequest) (
 }
 
 // again begins the membership as it was.
-func (s *swarmNode) again(state *membership) error {
-	m, err := openMember(s.member(state, nil, true))
+func (s *swarmNode) again(state *membership, kek []byte) error {
+	cfg := s.member(state, nil, true)
+	cfg.kek = kek
+	m, err := openMember(cfg)
 	if err != nil {
-		return err
+		return s.failed(err)
 	}
 	s.begin(m)
 	return nil

@@ -20,6 +20,7 @@ import (
 type workerPart struct {
 	dir   string // <data-root>/swarm
 	creds *rpc.Credentials
+	vault *vault
 	exec  exec.Executor
 	// managers is told how it goes with them; dial connects to one of them.
 	managers *agent.Managers
@@ -42,7 +43,7 @@ func (w *workerPart) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := renewal{creds: w.creds, files: keyFiles(w.dir), dial: w.dial, wanted: w.wanted, log: w.log}
+	r := renewal{creds: w.creds, vault: w.vault, dial: w.dial, wanted: w.wanted, log: w.log}
 	r.renewed = func() {
 		w.renewed()
 		a.Redescribe()
