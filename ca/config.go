@@ -96,6 +96,9 @@ func parseGiven(c *swarm.CAConfig, now time.Time) (*Root, error) {
 	case cert.NotAfter.Before(now.Add(minRootLife)):
 		return nil, api.Errorf(api.Invalid, "CA certificate expires too soon: on %s, within a year", cert.NotAfter.Format(time.RFC3339))
 	}
+	if err := checkKey(cert.PublicKey); err != nil {
+		return nil, api.Errorf(api.Invalid, "the desired CA certificate: %w", err)
+	}
 	return ParseRoot(Normalize([]byte(c.SigningCACert)), []byte(c.SigningCAKey))
 }
 

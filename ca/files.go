@@ -195,7 +195,7 @@ func (f Files) loadPending(root *Root, cert, kek []byte, now time.Time, cause er
 	if err != nil {
 		return nil, cause
 	}
-	return keys, nil
+	return keys, f.Save(keys, kek) // so that the next change finds things in order
 }
 
 // Save writes the keys, the private one encrypted with kek unless that is empty.

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"slices"
 	"time"
 
@@ -109,16 +111,24 @@ func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
 	if err := csr.CheckSignature(); err != nil {
 		return nil, api.Errorf(api.Invalid, "certificate request: %w", err)
 	}
-	switch key := csr.PublicKey.(type) {
-	case *ecdsa.PublicKey:
-	case *rsa.PublicKey:
-		if key.N.BitLen() < minRSABits {
-			return nil, api.Errorf(api.Invalid, "certificate request: RSA key of %d bits, at least %d are needed", key.N.BitLen(), minRSABits)
-		}
-	default:
-		return nil, api.Errorf(api.Invalid, "certificate request: key of type %T is not accepted, use ECDSA", key)
+	if err := checkKey(csr.PublicKey); err != nil {
+		return nil, api.Errorf(api.Invalid, "certificate request: %w", err)
 	}
 	return csr, nil
+}
+
+// checkKey refuses keys that are weak or of another kind than Docker's.
+func checkKey(key crypto.PublicKey) error {
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		return nil
+	case *rsa.PublicKey:
+		if key.N.BitLen() < minRSABits {
+			return fmt.Errorf("RSA key of %d bits, at least %d are needed", key.N.BitLen(), minRSABits)
+		}
+		return nil
+	}
+	return fmt.Errorf("key of type %T is not accepted, use ECDSA", key)
 }
 
 // Issue signs a request: the key is the request's, all else is given here. It
@@ -165,6 +175,12 @@ func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.
 		return nil, err
 	}
 	return append(encodeCert(der), r.chain...), nil
+}
+
+// ParseLeaf reads the first certificate in PEM, without any check.
+func ParseLeaf(certPEM []byte) (*x509.Certificate, error) {
+	leaf, _, err := parseChain(certPEM)
+	return leaf, err
 }
 
 // Verify checks that a leaf (PEM, its chain may follow) is of this root, valid

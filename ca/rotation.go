@@ -15,8 +15,8 @@ import (
 // A rotation replaces a swarm's root. Its states are those of api.RootCA: without
 // NextCert none is under way; with it, leaves are signed by the next root and
 // carry CrossSigned, the next root as the present one vouches for it, and nodes
-// trust both. When every node has a certificate of the next root, it takes the
-// present one's place.
+// trust both. When every node has a certificate of the next root and trusts it, it
+// takes the present one's place.
 
 // CrossSign returns the next root's certificate (PEM) as signed by this one:
 // nodes that trust only this one accept its leaves. Unavailable without key.
@@ -149,8 +149,8 @@ func Finish(r *api.RootCA) (*api.RootCA, error) {
 type Step struct {
 	// Renew are the nodes, by id, that are to be asked for a new request.
 	Renew []string
-	// Left is how many nodes don't have a certificate of the desired root yet, as
-	// far as is known.
+	// Left is how many nodes are not known to have a certificate of the desired
+	// root and to trust it.
 	Left int
 	// Done says that the rotation can be finished.
 	Done bool
@@ -180,12 +180,12 @@ func Next(r *api.RootCA, nodes []*api.Node, now time.Time) (Step, error) {
 	var idle []*api.Node
 	for _, n := range nodes {
 		if uses(desired, n) {
+			if Rotating(r) && !trusts(desired, n) {
+				s.Left++ // it has been told, and will say so
+			}
 			continue
 		}
 		issued := issuedBy(desired, n)
-		if len(n.Description.TLSInfo.CertIssuerPublicKey) == 0 && issued != nil && connected(n) == 0 {
-			continue // it never said what it uses: it has what it was issued
-		}
 		s.Left++
 		switch {
 		case n.Certificate.State == api.CertificateRotate || n.Certificate.State == api.CertificatePending || n.Certificate.State == api.CertificateRenew:
@@ -234,4 +234,11 @@ func issuedBy(root *Root, n *api.Node) *x509.Certificate {
 func uses(root *Root, n *api.Node) bool {
 	tls := &n.Description.TLSInfo
 	return bytes.Equal(tls.CertIssuerPublicKey, root.PublicKey()) && bytes.Equal(tls.CertIssuerSubject, root.Subject())
+}
+
+// trusts reports whether the node says that it trusts the root: one that does not
+// would be lost when others have nothing else to show.
+func trusts(root *Root, n *api.Node) bool {
+	certs, err := parseAuthorities([]byte(n.Description.TLSInfo.TrustRoot))
+	return err == nil && slices.ContainsFunc(certs, root.certs[0].Equal)
 }

@@ -8,7 +8,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -132,7 +131,7 @@ func (c *Control) NodeRemove(ctx context.Context, name string, force bool) error
 		}
 		for cl := range store.List[*api.Cluster](tx) {
 			u := *cl
-			u.Removed = map[string]time.Time{n.ID: now.Add(ca.DefaultExpiry)}
+			u.Removed = map[string]time.Time{n.ID: refusedUntil(cl, n, now)}
 			for id, until := range cl.Removed {
 				if now.Before(until) {
 					u.Removed[id] = until

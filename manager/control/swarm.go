@@ -197,3 +197,13 @@ func (c *Control) checkExternal(ctx context.Context, r *api.RootCA, cfg *swarm.C
 	}
 	return c.cfg.External.Check(ctx, urls, root)
 }
+
+// refusedUntil returns when a node that is removed can have no certificate any
+// more that is good.
+func refusedUntil(c *api.Cluster, n *api.Node, now time.Time) time.Time {
+	until := now.Add(max(ca.DefaultExpiry, c.Spec.CAConfig.NodeCertExpiry))
+	if leaf, err := ca.ParseLeaf(n.Certificate.Cert); err == nil && leaf.NotAfter.After(until) {
+		until = leaf.NotAfter
+	}
+	return until
+}
