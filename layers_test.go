@@ -11,7 +11,7 @@ func layers() [][]string {
 	return [][]string{
 		{"api"},
 		{"swarmpb", "store", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
-		{"raftnode", "rpc", "engine", "agent", "network/linux", "network/networktest", "agent/exec/exectest",
+		{"raftnode", "rpc", "engine", "agent", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
 		{"manager/control"}, // which refuses what the loops could not read

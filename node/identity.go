@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"time"
 
@@ -43,8 +44,8 @@ const (
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
 // this node is.
-func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Time) (*genesis, error) {
-	root, err := ca.NewRoot(now)
+func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, external *issuer.External, now time.Time) (*genesis, error) {
+	root, err := firstRoot(&r.Spec.CAConfig, now)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Ti
 		return nil, err
 	}
 	c := &api.Cluster{
-		RootCA:     api.RootCA{Cert: root.CertPEM(), Key: rootKey, Digest: root.Digest()},
+		RootCA:     api.RootCA{Cert: root.CertPEM(), Key: rootKey, Digest: root.Digest(), LastForced: r.Spec.CAConfig.ForceRotate},
 		JoinTokens: swarm.JoinTokens{Worker: ca.NewToken(root), Manager: ca.NewToken(root)},
 	}
 	c.ID = api.NewID()
@@ -72,14 +73,47 @@ func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Ti
 	if c.SubnetSize == 0 {
 		c.SubnetSize = control.DefaultSubnetSize
 	}
+	g, err := firstNode(ctx, c, root, external, now)
+	if err != nil {
+		return nil, err
+	}
+	if r.Availability != "" {
+		g.node.Spec.Availability = r.Availability
+	}
+	g.node.ManagerAddr, g.node.RaftID = state.AdvertiseAddr, state.RaftID
+	return g, nil
+}
 
-	id := api.NewID()
+// firstRoot returns the root that the user brings, or a new one.
+func firstRoot(c *swarm.CAConfig, now time.Time) (*ca.Root, error) {
+	given := *c
+	if len(c.ExternalCAs) > 0 && c.SigningCACert == "" {
+		given.SigningCACert = c.ExternalCAs[0].CACert
+		if given.SigningCACert == "" {
+			return nil, api.Errorf(api.Invalid, "an external CA at the swarm's beginning needs its root's certificate: --external-ca protocol=cfssl,url=URL,cacert=FILE")
+		}
+	}
+	given.ForceRotate = 0
+	change, err := ca.Settle(&api.RootCA{}, &given, now)
+	if err != nil || change.Next != nil {
+		return change.Next, err
+	}
+	return ca.NewRoot(now)
+}
+
+// firstNode makes this node's identity and object.
+func firstNode(ctx context.Context, c *api.Cluster, root *ca.Root, external *issuer.External, now time.Time) (*genesis, error) {
+	id := ca.Identity{NodeID: api.NewID(), Role: swarm.NodeRoleManager, Cluster: c.ID}
 	key, csr, err := ca.NewRequest()
 	if err != nil {
 		return nil, err
 	}
-	cert, err := root.Issue(csr, ca.Identity{NodeID: id, Role: swarm.NodeRoleManager, Cluster: c.ID}, c.Spec.CAConfig.NodeCertExpiry, now)
-	if err != nil {
+	var cert []byte
+	if urls := ca.External(c.Spec.CAConfig.ExternalCAs, c.RootCA.Cert, c.RootCA.Cert); len(urls) > 0 {
+		if cert, err = external.Sign(ctx, urls, root, csr, id); err != nil {
+			return nil, fmt.Errorf("%w: one that asks for a certificate of the swarm can be taken later: docker swarm ca --rotate --ca-cert FILE --external-ca …", err)
+		}
+	} else if cert, err = root.Issue(csr, id, c.Spec.CAConfig.NodeCertExpiry, now); err != nil {
 		return nil, err
 	}
 	keys, err := ca.NewKeys(root, cert, key, now)
@@ -89,9 +123,8 @@ func newSwarm(r *swarm.InitRequest, raftID uint64, advertise string, now time.Ti
 	if len(c.UnlockKey) > 0 {
 		keys = keys.WithLogKeys([][]byte{newLogKey()})
 	}
-	n := issuer.NewNode(id, swarm.NodeRoleManager, r.Availability, csr)
+	n := issuer.NewNode(id.NodeID, swarm.NodeRoleManager, swarm.NodeAvailabilityActive, csr)
 	n.Certificate.State, n.Certificate.Cert = api.CertificateIssued, cert
-	n.ManagerAddr, n.RaftID = advertise, raftID
 	return &genesis{cluster: c, node: n, keys: keys}, nil
 }
 
@@ -125,6 +158,8 @@ func specWithDefaults(s swarm.Spec) swarm.Spec {
 	if s.CAConfig.NodeCertExpiry == 0 {
 		s.CAConfig.NodeCertExpiry = ca.DefaultExpiry
 	}
+	// They are kept with the roots.
+	s.CAConfig.SigningCACert, s.CAConfig.SigningCAKey = "", ""
 	return s
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/ca/catest"
 	"github.com/legion-swarm/legion/dockerapi"
 	"github.com/legion-swarm/legion/store"
 )
@@ -141,5 +143,132 @@ func TestRootRotationChangesItsMind(t *testing.T) {
 	}
 	if s, _ := n.SwarmInspect(t.Context()); s.Spec.CAConfig.SigningCAKey != "" {
 		t.Error("the key is shown")
+	}
+}
+
+func bringRoot(t *testing.T) *ca.Root {
+	t.Helper()
+	r, err := ca.NewRoot(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func externalCA(url string, root *ca.Root) []*swarm.ExternalCA {
+	return []*swarm.ExternalCA{{Protocol: swarm.ExternalCAProtocolCFSSL, URL: url, CACert: string(root.CertPEM())}}
+}
+
+// The root's key leaves the swarm for an external CA, which then signs.
+func TestRotateToExternalCA(t *testing.T) {
+	n := newTestNode(t, nil)
+	n.init()
+	n.untilRotated()
+	next := bringRoot(t)
+	present, err := ca.ParseRoot(n.trusts().CertPEM(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := catest.Serve(t, next, present)
+	stranger := catest.Serve(t, bringRoot(t), present)
+	give := func(url string) error {
+		return n.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) {
+			s.CAConfig.SigningCACert, s.CAConfig.ExternalCAs = string(next.CertPEM()), externalCA(url, next)
+		})
+	}
+	if err := give(stranger.URL); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "valid, reachable external CA") {
+		t.Errorf("an external CA of another root: %v", err)
+	}
+	if err := give(o.URL); err != nil {
+		t.Fatal(err)
+	}
+	if s := n.untilRotated(); s.TLSInfo.TrustRoot != string(next.CertPEM()) {
+		t.Error("the root is not the external CA's")
+	}
+	if o.Signed() == 0 {
+		t.Error("the external CA signed nothing")
+	}
+	// Other changes don't ask the external CA; taking it away is refused.
+	o.Close()
+	if err := n.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.Orchestration.TaskHistoryRetentionLimit = new(int64(1)) }); err != nil {
+		t.Error(err)
+	}
+	err = n.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.CAConfig.ExternalCAs = nil })
+	if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "does not have its key") {
+		t.Errorf("nobody could sign any more: %v", err)
+	}
+	// The way back: the key is given to the swarm.
+	key, err := next.KeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = n.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) {
+		s.CAConfig.SigningCACert, s.CAConfig.SigningCAKey, s.CAConfig.ExternalCAs = string(next.CertPEM()), string(key), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.CAConfig.ForceRotate++ }); err != nil {
+		t.Fatal(err)
+	}
+	n.untilRotated()
+}
+
+// trusts returns what the node trusts.
+func (n *testNode) trusts() *ca.Root {
+	n.t.Helper()
+	r, err := n.current()
+	if r == nil {
+		n.t.Fatal(err)
+	}
+	return r.creds.Keys().Root
+}
+
+func TestInitWithExternalCA(t *testing.T) {
+	root := bringRoot(t)
+	begin := func(url string, cert string) (*testNode, error) {
+		n := newTestNode(t, nil)
+		r := &swarm.InitRequest{ListenAddr: freePort(t), AdvertiseAddr: "127.0.0.1"}
+		r.Spec.CAConfig.ExternalCAs = externalCA(url, root)
+		r.Spec.CAConfig.ExternalCAs[0].CACert = cert
+		_, err := n.SwarmInit(t.Context(), r)
+		return n, err
+	}
+	o := catest.ServeAnyone(t, root)
+	n, err := begin(o.URL, string(root.CertPEM()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Signed() != 1 || n.trusts().Digest() != root.Digest() {
+		t.Errorf("the external CA signed %d", o.Signed())
+	}
+	if _, err := begin(o.URL, ""); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "cacert=FILE") {
+		t.Errorf("without its root: %v", err)
+	}
+	if _, err := begin(catest.Serve(t, root).URL, string(root.CertPEM())); !api.Is(err, api.Unavailable) || !strings.Contains(err.Error(), "swarm ca --rotate") {
+		t.Errorf("one that asks for a certificate: %v", err)
+	}
+}
+
+func TestInitWithOwnRoot(t *testing.T) {
+	n := newTestNode(t, nil)
+	root := bringRoot(t)
+	key, err := root.KeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &swarm.InitRequest{ListenAddr: freePort(t), AdvertiseAddr: "127.0.0.1"}
+	r.Spec.CAConfig.SigningCACert, r.Spec.CAConfig.SigningCAKey = string(root.CertPEM()), string(key)
+	if _, err := n.SwarmInit(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if n.trusts().Digest() != root.Digest() {
+		t.Error("the swarm has another root")
+	}
+	if err := n.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.CAConfig.ForceRotate++ }); err != nil {
+		t.Fatal(err)
+	}
+	if n.untilRotated(); n.trusts().Digest() == root.Digest() {
+		t.Error("the root was not rotated")
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/manager/control"
+	"github.com/legion-swarm/legion/manager/issuer"
 )
 
 // SwarmInit makes a swarm of this node.
@@ -30,7 +32,13 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 		return "", err
 	}
 	state.RaftID = newRaftID()
-	g, err := newSwarm(r, state.RaftID, state.AdvertiseAddr, time.Now())
+	external, err := issuer.NewExternal(issuer.ExternalConfig{
+		Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil }, Log: s.log, // there is none yet
+	})
+	if err != nil {
+		return "", err
+	}
+	g, err := newSwarm(ctx, r, state, external, time.Now())
 	if err != nil {
 		return "", err
 	}

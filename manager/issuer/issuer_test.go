@@ -19,6 +19,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/ca/catest"
 	"github.com/legion-swarm/legion/manager/issuer"
 	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
@@ -260,7 +261,7 @@ func TestUnlockKeyIsForManagers(t *testing.T) {
 // A swarm whose root's key is with an external CA only.
 func TestExternalCA(t *testing.T) {
 	f := setUp(t)
-	o := serveOutside(t, f.root)
+	o := catest.Serve(t, f.root)
 	f.change(func(c *api.Cluster) {
 		c.RootCA.Key = nil
 		c.Spec.CAConfig.ExternalCAs = []*swarm.ExternalCA{{Protocol: swarm.ExternalCAProtocolCFSSL, URL: o.URL}}
@@ -271,25 +272,25 @@ func TestExternalCA(t *testing.T) {
 	if _, who, err := f.root.Verify(c.GetCertificate(), time.Now()); err != nil || who.NodeID != id || who.Role != swarm.NodeRoleManager {
 		t.Fatalf("%+v, %v", who, err)
 	}
-	if o.signed.Load() != 1 {
-		t.Errorf("the external CA signed %d times", o.signed.Load())
+	if o.Signed() != 1 {
+		t.Errorf("the external CA signed %d times", o.Signed())
 	}
-	o.answer = func(w http.ResponseWriter) bool {
+	o.Answer = func(w http.ResponseWriter) bool {
 		_, _ = w.Write([]byte(`{"success":false,"errors":[{"code":1,"message":"policy"}]}`))
 		return true
 	}
 	if _, c = f.ask(anyone, f.cluster().JoinTokens.Worker); c.GetStatus().GetState() != swarmpb.IssuanceStatus_FAILED || !strings.Contains(c.GetStatus().GetErr(), "policy") {
 		t.Errorf("a refusal: %v", c.GetStatus())
 	}
-	o.answer = nil
-	o.change = func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{ca.ManagerOU} }
+	o.Answer = nil
+	o.Change = func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{ca.ManagerOU} }
 	if _, c = f.ask(anyone, f.cluster().JoinTokens.Worker); c.GetStatus().GetState() != swarmpb.IssuanceStatus_FAILED || !strings.Contains(c.GetStatus().GetErr(), "names are not those") {
 		t.Errorf("more than was asked for: %v", c.GetStatus())
 	}
-	o.change = nil
+	o.Change = nil
 	// One that is away for a moment is asked again.
 	tries := 0
-	o.answer = func(w http.ResponseWriter) bool {
+	o.Answer = func(w http.ResponseWriter) bool {
 		if tries++; tries == 1 {
 			w.WriteHeader(http.StatusBadGateway)
 		}
@@ -302,16 +303,17 @@ func TestExternalCA(t *testing.T) {
 
 func TestExternalCAIsAuthenticated(t *testing.T) {
 	f := setUp(t)
-	mine, other := serveOutside(t, f.root), serveOutside(t, newRoot(t))
+	foreign := newRoot(t)
+	mine, other := catest.Serve(t, f.root), catest.Serve(t, foreign)
 	if err := f.external.Check(t.Context(), []string{other.URL, mine.URL}, f.root); err != nil {
 		t.Errorf("one of two answers: %v", err)
 	}
 	refused(t, f.external.Check(t.Context(), []string{other.URL}, f.root), api.Invalid, "valid, reachable external CA")
 	refused(t, f.external.Check(t.Context(), nil, f.root), api.Invalid, "none is configured")
 	// It does not know this manager's certificate.
-	refused(t, f.external.Check(t.Context(), []string{other.URL}, other.root), api.Invalid, "certificate")
-	redirect := serveOutside(t, f.root)
-	redirect.answer = func(w http.ResponseWriter) bool {
+	refused(t, f.external.Check(t.Context(), []string{other.URL}, foreign), api.Invalid, "certificate")
+	redirect := catest.Serve(t, f.root)
+	redirect.Answer = func(w http.ResponseWriter) bool {
 		w.Header().Set("Location", mine.URL)
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		return true
@@ -319,8 +321,8 @@ func TestExternalCAIsAuthenticated(t *testing.T) {
 	_, csr := request(t)
 	_, err := f.external.Sign(t.Context(), []string{redirect.URL}, f.root, csr, ca.Identity{NodeID: "n", Role: swarm.NodeRoleWorker, Cluster: "c"})
 	refused(t, err, api.Unavailable, "redirects")
-	flood := serveOutside(t, f.root)
-	flood.answer = func(w http.ResponseWriter) bool {
+	flood := catest.Serve(t, f.root)
+	flood.Answer = func(w http.ResponseWriter) bool {
 		_, _ = w.Write(make([]byte, ca.MaxCFSSLResponse+2))
 		return true
 	}

@@ -1,4 +1,6 @@
-package issuer_test
+// Package catest has an external CA for tests: a real HTTPS server that speaks
+// CFSSL's protocol.
+package catest
 
 import (
 	"crypto/ecdsa"
@@ -9,7 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
-	"fmt"
+	"errors"
 	"log"
 	"math/big"
 	"net"
@@ -22,19 +24,22 @@ import (
 	"github.com/legion-swarm/legion/ca"
 )
 
-// outside is an external CA: an HTTPS server that speaks CFSSL's protocol and
-// signs for those who show a certificate of its root.
-type outside struct {
+// Outside is an external CA: it signs for those who show a certificate that it
+// trusts. Set its fields while nobody asks.
+type Outside struct {
 	*httptest.Server
-	root   *ca.Root
+	// Answer, if set, may answer in place of a signature; it reports whether it did.
+	Answer func(w http.ResponseWriter) bool
+	// Change, if set, changes what is signed.
+	Change func(*x509.Certificate)
+
 	cert   *x509.Certificate
 	key    any
 	signed atomic.Int64
-	// answer, if set, is given in place of a signature.
-	answer func(w http.ResponseWriter) bool
-	// change, if set, changes what is signed.
-	change func(*x509.Certificate)
 }
+
+// Signed returns how many certificates it has signed for others.
+func (o *Outside) Signed() int { return int(o.signed.Load()) }
 
 func parsePEM[T any](t testing.TB, b []byte, parse func([]byte) (T, error)) T {
 	t.Helper()
@@ -49,17 +54,34 @@ func parsePEM[T any](t testing.TB, b []byte, parse func([]byte) (T, error)) T {
 	return v
 }
 
-func serveOutside(t testing.TB, root *ca.Root) *outside {
+// Serve begins an external CA for the root, which has its key, until the test
+// ends. Clients need a certificate of the root or of one of others.
+func Serve(t testing.TB, root *ca.Root, others ...*ca.Root) *Outside {
 	t.Helper()
+	return serve(t, tls.RequireAndVerifyClientCert, root, others...)
+}
+
+// ServeAnyone is Serve for clients without certificate too.
+func ServeAnyone(t testing.TB, root *ca.Root) *Outside {
+	t.Helper()
+	return serve(t, tls.VerifyClientCertIfGiven, root)
+}
+
+func serve(t testing.TB, auth tls.ClientAuthType, root *ca.Root, others ...*ca.Root) *Outside {
+	t.Helper()
+	clients := x509.NewCertPool()
+	for _, r := range append(others, root) {
+		clients.AddCert(parsePEM(t, r.CertPEM(), x509.ParseCertificate))
+	}
 	keyPEM, err := root.KeyPEM()
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &outside{root: root, cert: parsePEM(t, root.CertPEM(), x509.ParseCertificate), key: parsePEM(t, keyPEM, x509.ParsePKCS8PrivateKey)}
+	o := &Outside{cert: parsePEM(t, root.CertPEM(), x509.ParseCertificate), key: parsePEM(t, keyPEM, x509.ParsePKCS8PrivateKey)}
 	o.Server = httptest.NewUnstartedServer(o)
 	o.TLS = &tls.Config{
 		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{o.own(t)},
-		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: root.Pool(),
+		ClientAuth: auth, ClientCAs: clients,
 	}
 	o.Config.ErrorLog = log.New(t.Output(), "", 0)
 	o.StartTLS()
@@ -68,7 +90,7 @@ func serveOutside(t testing.TB, root *ca.Root) *outside {
 }
 
 // own is the server's certificate.
-func (o *outside) own(t testing.TB) tls.Certificate {
+func (o *Outside) own(t testing.TB) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -81,7 +103,7 @@ func (o *outside) own(t testing.TB) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-func (o *outside) sign(c *x509.Certificate, key any) ([]byte, error) {
+func (o *Outside) sign(c *x509.Certificate, key any) ([]byte, error) {
 	c.SerialNumber = big.NewInt(time.Now().UnixNano())
 	c.NotBefore, c.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(24*time.Hour)
 	if !c.IsCA {
@@ -91,11 +113,12 @@ func (o *outside) sign(c *x509.Certificate, key any) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, c, o.cert, key, o.key)
 }
 
-func (o *outside) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP implements http.Handler.
+func (o *Outside) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	if o.answer != nil && o.answer(w) {
+	if o.Answer != nil && o.Answer(w) {
 		return
 	}
 	cert, err := o.handle(r)
@@ -109,7 +132,7 @@ func (o *outside) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(reply)
 }
 
-func (o *outside) handle(r *http.Request) ([]byte, error) {
+func (o *Outside) handle(r *http.Request) ([]byte, error) {
 	var req struct {
 		Hosts   []string
 		CSR     string `json:"certificate_request"`
@@ -124,7 +147,7 @@ func (o *outside) handle(r *http.Request) ([]byte, error) {
 	}
 	block, _ := pem.Decode([]byte(req.CSR))
 	if block == nil {
-		return nil, fmt.Errorf("no request")
+		return nil, errors.New("no request")
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
@@ -140,8 +163,8 @@ func (o *outside) handle(r *http.Request) ([]byte, error) {
 	if req.Profile == "CA" {
 		c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign
 	}
-	if o.change != nil {
-		o.change(c)
+	if o.Change != nil {
+		o.Change(c)
 	}
 	der, err := o.sign(c, csr.PublicKey)
 	if err != nil {
