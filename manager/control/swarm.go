@@ -149,7 +149,8 @@ func (c *Control) updateRoot(ctx context.Context, o, n *api.Cluster, cfg *swarm.
 		}
 	}
 	same := string(ca.Desired(next)) == string(ca.Desired(&o.RootCA)) && reflect.DeepEqual(o.Spec.CAConfig.ExternalCAs, cfg.ExternalCAs)
-	if change.External && (!same || cfg.SigningCACert != "") {
+	// One that does not answer would leave the swarm without anybody who signs.
+	if signs := len(ca.External(cfg.ExternalCAs, ca.Desired(next), next.Cert)) > 0; (signs || change.External) && (!same || cfg.SigningCACert != "") {
 		if err := c.checkExternal(ctx, next, cfg); err != nil {
 			return err
 		}
@@ -188,8 +189,11 @@ func (c *Control) crossSign(ctx context.Context, urls []string, root, next *ca.R
 
 func (c *Control) checkExternal(ctx context.Context, r *api.RootCA, cfg *swarm.CAConfig) error {
 	urls := ca.External(cfg.ExternalCAs, ca.Desired(r), r.Cert)
-	if c.cfg.External == nil || len(urls) == 0 {
+	if len(urls) == 0 {
 		return invalid("there must be at least one valid, reachable external CA corresponding to the CA certificate: the swarm does not have its key")
+	}
+	if c.cfg.External == nil {
+		return invalid("this manager does not speak with external CAs")
 	}
 	root, err := ca.ParseRoot(ca.Desired(r), nil)
 	if err != nil {
