@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/rpc"
+	"github.com/legion-swarm/legion/swarmpb"
 )
 
 const (
@@ -96,6 +98,45 @@ func (v *vault) take(keys *ca.Keys) error {
 	defer v.writing.Unlock()
 	kek, _ := v.key()
 	return v.save(keys.WithLogKeys(v.creds.Keys().LogKeys()), kek)
+}
+
+// promote is take for a node that becomes a manager: its files, and the log that
+// it does not have yet, are encrypted with the swarm's unlock key from the start.
+func (v *vault) promote(keys *ca.Keys, kek []byte) error {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	if err := v.save(withFirstLogKey(keys, kek), kek); err != nil {
+		return err
+	}
+	v.setKey(kek)
+	return nil
+}
+
+// withFirstLogKey gives the keys of a new manager one for its log, under autolock.
+func withFirstLogKey(keys *ca.Keys, kek []byte) *ca.Keys {
+	if len(kek) == 0 {
+		return keys
+	}
+	return keys.WithLogKeys([][]byte{newLogKey()})
+}
+
+// unlockKeyFrom asks a manager for the swarm's unlock key, as the manager that
+// keys make of this node. Empty without autolock.
+func unlockKeyFrom(ctx context.Context, addr string, keys *ca.Keys) ([]byte, error) {
+	creds := &rpc.Credentials{}
+	if err := creds.Set(keys); err != nil {
+		return nil, err
+	}
+	conn, err := rpc.DialManager(addr, creds)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing to do about it
+	answer, err := swarmpb.NewCAClient(conn).GetUnlockKey(ctx, &swarmpb.GetUnlockKeyRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("the swarm's unlock key: %w", err)
+	}
+	return answer.GetUnlockKey(), nil
 }
 
 // save writes keys. Callers hold writing.

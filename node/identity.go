@@ -120,9 +120,7 @@ func firstNode(ctx context.Context, c *api.Cluster, root *ca.Root, external *iss
 	if err != nil {
 		return nil, err
 	}
-	if len(c.UnlockKey) > 0 {
-		keys = keys.WithLogKeys([][]byte{newLogKey()})
-	}
+	keys = withFirstLogKey(keys, c.UnlockKey)
 	n := issuer.NewNode(id.NodeID, swarm.NodeRoleManager, swarm.NodeAvailabilityActive, csr)
 	n.Certificate.State, n.Certificate.Cert = api.CertificateIssued, cert
 	return &genesis{cluster: c, node: n, keys: keys}, nil

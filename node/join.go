@@ -49,7 +49,7 @@ func (s *swarmNode) SwarmJoin(ctx context.Context, r *swarm.JoinRequest) error {
 	if err != nil {
 		return err
 	}
-	keys, err := j.keys(ctx)
+	keys, from, err := j.keys(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return api.Errorf(api.DeadlineExceeded, "Timeout was reached before node joined; nothing was changed on this node: %w", err)
@@ -58,17 +58,25 @@ func (s *swarmNode) SwarmJoin(ctx context.Context, r *swarm.JoinRequest) error {
 	}
 	state.NodeID, state.ClusterID = keys.Identity().NodeID, keys.Identity().Cluster
 	state.Managers = j.managers()
-	return s.take(ctx, state, keys)
+	return s.take(ctx, state, keys, from)
 }
 
-// take puts a membership with its keys on disk, begins it and waits until the
+// take puts a membership with its keys, which the manager at from gave, on disk,
+// begins it and waits until the
 // managers have taken the node in.
-func (s *swarmNode) take(ctx context.Context, state *membership, keys *ca.Keys) error {
+func (s *swarmNode) take(ctx context.Context, state *membership, keys *ca.Keys, from string) error {
 	undo := func(err error) error { return errors.Join(err, forget(s.dir)) }
-	if err := keyFiles(s.dir).Save(keys, nil); err != nil {
+	cfg := s.member(state, nil, false)
+	if keys.Identity().Role == swarm.NodeRoleManager {
+		var err error
+		if cfg.kek, err = unlockKeyFrom(ctx, from, keys); err != nil {
+			return err
+		}
+	}
+	if err := keyFiles(s.dir).Save(withFirstLogKey(keys, cfg.kek), cfg.kek); err != nil {
 		return undo(err)
 	}
-	m, err := openMember(s.member(state, nil, false))
+	m, err := openMember(cfg)
 	if err != nil {
 		return undo(err)
 	}
@@ -199,31 +207,31 @@ func (j *joining) managers() []swarm.Peer {
 	return peers
 }
 
-// keys gets this node a certificate from the first manager that gives one. Those
-// that answer, but can't serve just now, are asked again: they may be joining
-// themselves, or electing a leader.
-func (j *joining) keys(ctx context.Context) (*ca.Keys, error) {
+// keys gets this node a certificate from the first manager that gives one, and
+// says which that is. Those that answer, but can't serve just now, are asked
+// again: they may be joining themselves, or electing a leader.
+func (j *joining) keys(ctx context.Context) (keys *ca.Keys, from string, err error) {
 	for {
 		var all error
 		again := false
 		for _, addr := range j.remotes {
 			keys, err := j.keysFrom(ctx, addr)
 			if err == nil {
-				return keys, nil
+				return keys, addr, nil
 			}
 			all = errors.Join(all, fmt.Errorf("%s: %w", addr, err))
 			if ctx.Err() != nil || !api.Is(err, api.Unavailable) {
-				return nil, all // the others would say the same
+				return nil, "", all // the others would say the same
 			}
 			again = again || rpc.Answered(err)
 		}
 		if !again {
-			return nil, all
+			return nil, "", all
 		}
 		select {
 		case <-time.After(askPause):
 		case <-ctx.Done():
-			return nil, all
+			return nil, "", all
 		}
 	}
 }

@@ -145,7 +145,7 @@ func (r *renewal) wait(ctx context.Context, d time.Duration, changed <-chan stru
 func (r *renewal) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
-	conn, _, err := r.dial(ctx)
+	conn, addr, err := r.dial(ctx)
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,18 @@ func (r *renewal) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.take(keys)
+	if keys.Identity().Role != swarm.NodeRoleManager || old.Identity().Role == swarm.NodeRoleManager {
+		return r.take(keys)
+	}
+	kek, err := unlockKeyFrom(ctx, addr, keys)
+	if err != nil {
+		return err
+	}
+	if err := r.vault.promote(keys, kek); err != nil {
+		return err
+	}
+	r.renewed()
+	return nil
 }
 
 // certificate waits for what the request was answered with.

@@ -1,0 +1,121 @@
+package node
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/dockerapi"
+	"github.com/legion-swarm/legion/store"
+)
+
+// A rotation in a swarm of several nodes, asked for at a follower; the nodes that
+// come later join by the new root's tokens.
+func TestRootRotationOfManyNodes(t *testing.T) {
+	nodes := managers(t, 3)
+	worker := newTestNode(t, nil)
+	worker.join(nodes[1])
+	nodes[0].create(spec("web", 8))
+	nodes[0].until("eight run", alive(8))
+	before := nodes[2].untilRotated()
+	for range 2 {
+		err := nodes[2].updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.CAConfig.ForceRotate++ })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := nodes[2].untilRotated()
+	if after.TLSInfo.TrustRoot == before.TLSInfo.TrustRoot {
+		t.Fatal("the root is the old one")
+	}
+	for i, n := range append(nodes, worker) {
+		if string(n.trusts().CertPEM()) != after.TLSInfo.TrustRoot {
+			t.Errorf("node %d trusts another root", i)
+		}
+		n.reopen()
+	}
+	late := newTestNode(t, nil)
+	late.join(nodes[1])
+	nodes[0].untilRotated()
+	nodes[0].until("eight run", alive(8))
+	if starts := late.starts.Load(); starts != 0 {
+		t.Errorf("%d tasks were moved", starts)
+	}
+}
+
+// lockedWith waits until the node's files are encrypted with the key.
+func (n *testNode) lockedWith(kek []byte) {
+	n.t.Helper()
+	r, err := n.current()
+	if r == nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(n.t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		done, changed := r.vault.is(kek)
+		if done {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			n.t.Fatal("the files are not encrypted with the swarm's unlock key")
+		}
+	}
+}
+
+// kek is the swarm's unlock key, as bytes.
+func (n *testNode) kek() []byte {
+	n.t.Helper()
+	p, err := n.leading()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for c := range store.List[*api.Cluster](p.store.View()) {
+		return c.UnlockKey
+	}
+	n.t.Fatal("the manager knows no swarm")
+	return nil
+}
+
+// The unlock key reaches all managers, old and new; workers have none.
+func TestAutolockOfManyNodes(t *testing.T) {
+	nodes := managers(t, 3)
+	first := nodes[1].autolock(true, dockerapi.SwarmUpdateFlags{})
+	late := newTestNode(t, nil)
+	late.joinAsManager(nodes[0])
+	nodes = append(nodes, late)
+	worker := newTestNode(t, nil)
+	worker.join(nodes[0])
+	for i, n := range nodes {
+		n.lockedWith(nodes[1].kek())
+		if names := n.onDisk("BEGIN PRIVATE KEY"); len(names) > 0 {
+			t.Errorf("manager %d has %q in the clear", i, names)
+		}
+	}
+	worker.reopen()
+	if state, err := worker.state(); state != swarm.LocalNodeStateActive {
+		t.Errorf("a worker is %s: %v", state, err)
+	}
+
+	nodes[2].reopen()
+	nodes[2].isLocked(otherKey)
+	second := nodes[0].autolock(true, dockerapi.SwarmUpdateFlags{RotateManagerUnlockKey: true})
+	// Its files are still as they were when it was stopped.
+	if err := nodes[2].SwarmUnlock(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		n.lockedWith(nodes[0].kek())
+	}
+	late.reopen()
+	late.isLocked(first)
+	if err := late.SwarmUnlock(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	late.voters(4)
+}
