@@ -37,6 +37,8 @@ type renewal struct {
 	wanted func() (wish, <-chan struct{})
 	// renewed is told that there is a new certificate, or another root.
 	renewed func()
+	// request gets a new certificate and takes it: renew, but in tests.
+	request func(context.Context) error
 	log     *slog.Logger
 
 	refused []byte // a root that is not taken over
@@ -73,7 +75,7 @@ func (r *renewal) run(ctx context.Context) error {
 		if !now && time.Now().Before(at) {
 			continue
 		}
-		if err := r.renew(ctx); err != nil {
+		if err := r.request(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}

@@ -44,6 +44,7 @@ func (w *workerPart) run(ctx context.Context) error {
 		return err
 	}
 	r := renewal{creds: w.creds, vault: w.vault, dial: w.dial, wanted: w.wanted, log: w.log}
+	r.request = r.renew
 	r.renewed = func() {
 		w.renewed()
 		a.Redescribe()
