@@ -148,7 +148,7 @@ func (p *managerPart) assemble() (err error) {
 		Store: p.store, Leadership: p.raft, Log: p.log.With("component", "manager"),
 		Loops: []manager.Loop{
 			{Name: "presence", Run: watch.Run}, {Name: "issuer", Run: p.issuer.Run}, {Name: "root rotation", Run: p.issuer.Rotate},
-			{Name: "roles", Run: p.keeper.Run}, {Name: "genesis", Run: p.found},
+			{Name: "roles", Run: p.keeper.Run}, {Name: "genesis", Run: p.found}, {Name: "own certificate", Run: p.revive},
 		},
 	})
 	return nil

@@ -272,3 +272,55 @@ func TestInitWithOwnRoot(t *testing.T) {
 		t.Error("the root was not rotated")
 	}
 }
+
+// A swarm of one manager whose certificate has expired comes back by itself.
+func TestExpiredCertificate(t *testing.T) {
+	then := time.Now().Add(-48 * time.Hour)
+	root, err := ca.NewRoot(then)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := root.KeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newTestNode(t, nil)
+	r := &swarm.InitRequest{ListenAddr: freePort(t), AdvertiseAddr: "127.0.0.1"}
+	r.Spec.CAConfig.SigningCACert, r.Spec.CAConfig.SigningCAKey = string(root.CertPEM()), string(key)
+	if _, err := n.SwarmInit(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	n.create(spec("web", 1))
+	n.until("one runs", alive(1))
+	cur, err := n.current()
+	if cur == nil {
+		t.Fatal(err)
+	}
+	id := cur.creds.Keys().Identity()
+	dir := n.dir
+	n.end(nil)
+
+	nodeKey, csr, err := ca.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := root.Issue(csr, id, 2*time.Hour, then)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := ca.NewKeys(root, cert, nodeKey, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := keyFiles(dir).Save(keys, nil); err != nil {
+		t.Fatal(err)
+	}
+	n.open(dir)
+	n.until("one is there", func(ts []*api.Task) bool { return len(ts) == 1 })
+	n.change("web", func(s *swarm.ServiceSpec) { s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(2))} })
+	n.until("its agent works", alive(2))
+	stored, err := keyFiles(dir).Load(nil, time.Now())
+	if err != nil || time.Until(stored.Leaf().NotAfter) < time.Hour {
+		t.Errorf("on disk: %v", err)
+	}
+}
