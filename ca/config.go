@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"crypto/x509"
 	"net/url"
 	"time"
 
@@ -95,6 +96,11 @@ func parseGiven(c *swarm.CAConfig, now time.Time) (*Root, error) {
 		return nil, api.Errorf(api.Invalid, "the desired CA certificate is not valid before %s", cert.NotBefore.Format(time.RFC3339))
 	case cert.NotAfter.Before(now.Add(minRootLife)):
 		return nil, api.Errorf(api.Invalid, "CA certificate expires too soon: on %s, within a year", cert.NotAfter.Format(time.RFC3339))
+	}
+	switch cert.SignatureAlgorithm {
+	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA, x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512:
+	default: // Docker's nodes would not take it
+		return nil, api.Errorf(api.Invalid, "the desired CA certificate: unsupported signature algorithm: %s", cert.SignatureAlgorithm)
 	}
 	if err := checkKey(cert.PublicKey); err != nil {
 		return nil, api.Errorf(api.Invalid, "the desired CA certificate: %w", err)
