@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -118,4 +119,66 @@ func TestAutolockOfManyNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	late.voters(4)
+}
+
+// A worker that becomes a manager locks its files; one that is a worker again
+// opens them.
+func TestAutolockFollowsTheRole(t *testing.T) {
+	nodes := managers(t, 1)
+	nodes[0].autolock(true, dockerapi.SwarmUpdateFlags{})
+	n := newTestNode(t, nil)
+	n.join(nodes[0])
+	role := func(role swarm.NodeRole) {
+		t.Helper()
+		o, err := nodes[0].NodeInspect(t.Context(), n.id())
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Spec.Role = role
+		if err := nodes[0].NodeUpdate(t.Context(), o.ID, o.Version.Index, &o.Spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	role(swarm.NodeRoleManager)
+	nodes[0].voters(2)
+	n.lockedWith(nodes[0].kek())
+	if names := n.onDisk("BEGIN PRIVATE KEY"); len(names) > 0 {
+		t.Errorf("a new manager has %q in the clear", names)
+	}
+	role(swarm.NodeRoleWorker)
+	nodes[0].voters(1)
+	n.lockedWith(nil)
+	n.reopen()
+	if state, err := n.state(); state != swarm.LocalNodeStateActive {
+		t.Errorf("a worker is %s: %v", state, err)
+	}
+}
+
+// A manager that goes on alone keeps its files locked.
+func TestForceNewClusterUnderAutolock(t *testing.T) {
+	nodes := managers(t, 2)
+	key := nodes[0].autolock(true, dockerapi.SwarmUpdateFlags{})
+	nodes[1].end(nil)
+	force := func() error {
+		_, err := nodes[0].SwarmInit(t.Context(), &swarm.InitRequest{ForceNewCluster: true, ListenAddr: freePort(t), AdvertiseAddr: "127.0.0.1"})
+		return err
+	}
+	nodes[0].reopen()
+	if err := force(); !errors.Is(err, errLocked) {
+		t.Errorf("while it is locked: %v", err)
+	}
+	if err := nodes[0].SwarmUnlock(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	if err := force(); err != nil {
+		t.Fatal(err)
+	}
+	nodes[0].voters(1)
+	nodes[0].reopen()
+	nodes[0].isLocked(otherKey)
+	if err := nodes[0].SwarmUnlock(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	nodes[0].create(spec("web", 1))
+	nodes[0].until("it works", alive(1))
 }
