@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -181,4 +182,33 @@ func TestForceNewClusterUnderAutolock(t *testing.T) {
 	}
 	nodes[0].create(spec("web", 1))
 	nodes[0].until("it works", alive(1))
+}
+
+// A node that is away holds the rotation up until it is back, or removed.
+func TestRotationWaitsForAbsentNodes(t *testing.T) {
+	m := newTestNode(t, nil)
+	m.init()
+	back, gone := newTestNode(t, nil), newTestNode(t, nil)
+	back.join(m)
+	gone.join(m)
+	lost := gone.id()
+	dir := back.dir
+	back.end(nil)
+	gone.end(nil)
+	if err := m.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.CAConfig.ForceRotate++ }); err != nil {
+		t.Fatal(err)
+	}
+	m.untilNode(m.id(), func(n *api.Node) bool {
+		s, err := m.SwarmInspect(t.Context())
+		return err == nil && bytes.Equal(n.Description.TLSInfo.CertIssuerPublicKey, s.TLSInfo.CertIssuerPublicKey)
+	})
+	back.open(dir)
+	m.untilNode(back.id(), func(n *api.Node) bool { return n.Certificate.State == api.CertificateIssued })
+	if s, err := m.SwarmInspect(t.Context()); err != nil || !s.RootRotationInProgress {
+		t.Errorf("the rotation has ended without a node that may come back: %v", err)
+	}
+	if err := m.NodeRemove(t.Context(), lost, true); err != nil {
+		t.Fatal(err)
+	}
+	m.untilRotated()
 }
