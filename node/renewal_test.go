@@ -19,13 +19,13 @@ import (
 // renewing is a renewal whose manager only pretends.
 type renewing struct {
 	renewal
-	t    *testing.T
-	root *ca.Root
-	role swarm.NodeRole // what it gives
-	fail bool
-	when []time.Time // it was asked
+	t *testing.T
 
 	mu      sync.Mutex
+	root    *ca.Root       // that signs
+	role    swarm.NodeRole // what it gives
+	fail    bool
+	when    []time.Time // it was asked
 	wish    wish
 	changed chan struct{}
 }
@@ -51,11 +51,14 @@ func renews(t *testing.T, test func(*renewing)) {
 			return r.wish, r.changed
 		}
 		r.request = func(context.Context) error {
+			r.mu.Lock()
 			r.when = append(r.when, time.Now())
-			if r.fail {
+			fail, root := r.fail, r.root
+			r.mu.Unlock()
+			if fail {
 				return errors.New("no manager answers")
 			}
-			return r.take(r.issue(r.root, r.creds.Keys().Root))
+			return r.take(r.issue(root, r.creds.Keys().Root))
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -76,7 +79,10 @@ func (r *renewing) issue(root, trust *ca.Root) *ca.Keys {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	cert, err := root.Issue(csr, ca.Identity{NodeID: "n", Role: r.role, Cluster: "c"}, 24*time.Hour, time.Now())
+	r.mu.Lock()
+	role := r.role
+	r.mu.Unlock()
+	cert, err := root.Issue(csr, ca.Identity{NodeID: "n", Role: role, Cluster: "c"}, 24*time.Hour, time.Now())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -97,12 +103,27 @@ func (r *renewing) say(w wish) {
 	synctest.Wait()
 }
 
+// set changes what the manager does.
+func (r *renewing) set(change func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change()
+}
+
+// took returns when the manager was asked since the last call.
+func (r *renewing) took() []time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	when := r.when
+	r.when = nil
+	return when
+}
+
 func (r *renewing) asked(want int, what string) {
 	r.t.Helper()
-	if got := len(r.when); got != want {
+	if got := len(r.took()); got != want {
 		r.t.Errorf("%s: %d requests, want %d", what, got, want)
 	}
-	r.when = nil
 }
 
 func pass(d time.Duration) {
@@ -116,9 +137,7 @@ func TestRenewalBetweenHalfAndFourFifths(t *testing.T) {
 		pass(12*time.Hour - time.Second)
 		r.asked(0, "in the first half of its life")
 		pass(7*time.Hour + 13*time.Minute)
-		if len(r.when) != 1 {
-			t.Fatalf("%d requests before four fifths", len(r.when))
-		}
+		r.asked(1, "before four fifths")
 		if leaf := r.creds.Keys().Leaf(); leaf.NotAfter.Before(from.Add(36 * time.Hour)) {
 			t.Errorf("in use until %v", leaf.NotAfter)
 		}
@@ -127,9 +146,9 @@ func TestRenewalBetweenHalfAndFourFifths(t *testing.T) {
 
 func TestRenewalIsTriedAgain(t *testing.T) {
 	renews(t, func(r *renewing) {
-		r.fail = true
+		r.set(func() { r.fail = true })
 		pass(20 * time.Hour)
-		tries := r.when
+		tries := r.took()
 		if len(tries) < 24 || len(tries) > 18*60 {
 			t.Fatalf("%d tries", len(tries))
 		}
@@ -138,7 +157,7 @@ func TestRenewalIsTriedAgain(t *testing.T) {
 				t.Fatalf("%v between two tries", d)
 			}
 		}
-		r.fail, r.when = false, nil
+		r.set(func() { r.fail = false })
 		pass(time.Minute)
 		r.asked(1, "when a manager answers again")
 	})
@@ -152,17 +171,18 @@ func TestRenewalWhenAsked(t *testing.T) {
 		pass(time.Hour)
 		r.say(wish{role: swarm.NodeRoleWorker, rotate: n})
 		r.asked(0, "for what was done")
-		r.fail = true
+		r.set(func() { r.fail = true })
 		r.say(wish{role: swarm.NodeRoleWorker, rotate: &api.Node{}})
 		pass(10 * time.Second)
-		if len(r.when) < 3 || len(r.when) > 8 {
-			t.Errorf("%d tries in ten seconds", len(r.when))
+		if tries := len(r.took()); tries < 3 || tries > 8 {
+			t.Errorf("%d tries in ten seconds", tries)
 		}
 		pass(time.Hour)
-		r.fail, r.when = false, nil
+		r.took()
+		r.set(func() { r.fail = false })
 		pass(time.Minute)
 		r.asked(1, "when a manager answers again")
-		r.role = swarm.NodeRoleManager
+		r.set(func() { r.role = swarm.NodeRoleManager })
 		r.say(wish{role: swarm.NodeRoleManager})
 		r.asked(1, "for another role")
 		if got := r.creds.Keys().Identity().Role; got != swarm.NodeRoleManager {
@@ -189,7 +209,7 @@ func TestRootIsTakenOver(t *testing.T) {
 		if !trusts(old, next) {
 			t.Error("it does not trust both")
 		}
-		r.root = next
+		r.set(func() { r.root = next })
 		r.say(wish{root: r.creds.Keys().Root.CertPEM(), rotate: &api.Node{}})
 		r.asked(1, "asked to renew")
 		r.say(wish{root: next.CertPEM()})
