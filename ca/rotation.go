@@ -165,6 +165,8 @@ const (
 	// reportTime is how long a node has to say that it uses its new certificate,
 	// before it is asked again.
 	reportTime = time.Minute
+	// maxBundles bounds what is remembered of the texts that nodes say they trust.
+	maxBundles = 1024
 )
 
 // Next plans a rotation's next step from what the nodes' objects say. It also
@@ -178,14 +180,23 @@ func Next(r *api.RootCA, nodes []*api.Node, now time.Time) (Step, error) {
 	var s Step
 	busy := 0
 	var idle []*api.Node
+	trusted := map[string]bool{} // by bundle; there are few different ones
 	for _, n := range nodes {
 		if uses(desired, n) {
-			if Rotating(r) && !trusts(desired, n) {
+			bundle := n.Description.TLSInfo.TrustRoot
+			ok, seen := trusted[bundle]
+			if !seen {
+				ok = trusts(desired, bundle)
+			}
+			if !seen && len(trusted) < maxBundles {
+				trusted[bundle] = ok
+			}
+			if Rotating(r) && !ok {
 				s.Left++ // it has been told, and will say so
 			}
 			continue
 		}
-		issued := issuedBy(desired, n)
+		issued := issuedBy(r, desired, n)
 		s.Left++
 		switch {
 		case n.Certificate.State == api.CertificateRotate || n.Certificate.State == api.CertificatePending || n.Certificate.State == api.CertificateRenew:
@@ -219,7 +230,10 @@ func connected(n *api.Node) int {
 
 // issuedBy returns the certificate that the node was last issued, if it is the
 // root's.
-func issuedBy(root *Root, n *api.Node) *x509.Certificate {
+func issuedBy(r *api.RootCA, root *Root, n *api.Node) *x509.Certificate {
+	if Rotating(r) && !bytes.Contains(n.Certificate.Cert, bytes.TrimSpace(r.CrossSigned)) {
+		return nil // most are not, and signatures take time
+	}
 	leaf, rest, err := parseChain(n.Certificate.Cert)
 	if err != nil {
 		return nil
@@ -236,9 +250,9 @@ func uses(root *Root, n *api.Node) bool {
 	return bytes.Equal(tls.CertIssuerPublicKey, root.PublicKey()) && bytes.Equal(tls.CertIssuerSubject, root.Subject())
 }
 
-// trusts reports whether the node says that it trusts the root: one that does not
-// would be lost when others have nothing else to show.
-func trusts(root *Root, n *api.Node) bool {
-	certs, err := parseAuthorities([]byte(n.Description.TLSInfo.TrustRoot))
+// trusts reports whether a node that trusts the bundle trusts the root: one that
+// does not would be lost when others have nothing else to show.
+func trusts(root *Root, bundle string) bool {
+	certs, err := parseAuthorities([]byte(bundle))
 	return err == nil && slices.ContainsFunc(certs, root.certs[0].Equal)
 }

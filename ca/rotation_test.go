@@ -283,7 +283,7 @@ func TestNextAsksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	subject, public := issue(t, old, swarm.NodeRoleWorker).Issuer()
-	n := &api.Node{Certificate: api.Certificate{State: api.CertificateIssued, Cert: issue(t, next, swarm.NodeRoleWorker).Cert}}
+	n := &api.Node{Certificate: api.Certificate{State: api.CertificateIssued, Cert: append(issue(t, next, swarm.NodeRoleWorker).Cert, cross...)}}
 	n.ID, n.Status.State = "n", swarm.NodeStateReady
 	n.Description.TLSInfo = swarm.TLSInfo{CertIssuerSubject: subject, CertIssuerPublicKey: public}
 	step, _ := ca.Next(r, []*api.Node{n}, now())
@@ -372,4 +372,33 @@ func TestBeginChecksTheCrossSignedRoot(t *testing.T) {
 	wantInvalid(t, err, "unknown authority")
 	_, err = ca.Begin(r, next, []byte("x"), now())
 	wantInvalid(t, err, "one PEM certificate")
+}
+
+// The leader asks this after every change of a node while a rotation is under way.
+func BenchmarkNext(b *testing.B) {
+	old, next := root(b), root(b)
+	cross, _ := old.CrossSign(next, now())
+	r, err := ca.Begin(&api.RootCA{Cert: old.CertPEM()}, next, cross, now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	nodes := make([]*api.Node, 10_000)
+	for i := range nodes {
+		k := issue(b, old, swarm.NodeRoleWorker)
+		if i%2 == 0 {
+			k = issue(b, next, swarm.NodeRoleWorker)
+		}
+		nodes[i] = &api.Node{Certificate: api.Certificate{State: api.CertificateIssued, Cert: k.Cert}}
+		if i%2 == 0 {
+			nodes[i].Certificate.Cert = append(k.Cert, cross...)
+		}
+		nodes[i].ID, nodes[i].Status.State = fmt.Sprint(i), swarm.NodeStateReady
+		subject, public := k.Issuer()
+		nodes[i].Description.TLSInfo = swarm.TLSInfo{TrustRoot: string(ca.Trusted(r)), CertIssuerSubject: subject, CertIssuerPublicKey: public}
+	}
+	for b.Loop() {
+		if _, err := ca.Next(r, nodes, now()); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
