@@ -27,10 +27,12 @@ const (
 type Config struct {
 	// Executor runs the tasks. Required.
 	Executor exec.Executor
-	// Dial returns a connection to some manager, which the agent closes. It is
-	// called for each session, so it should return a manager that answers:
-	// another one after a failure. Required.
-	Dial func(ctx context.Context) (*grpc.ClientConn, error)
+	// Dial returns a connection to a manager, which the agent closes, and the
+	// address by which Managers knows it. It is called for each session. Required.
+	Dial func(ctx context.Context) (*grpc.ClientConn, string, error)
+	// Managers is told which managers there are and how it goes with them; Dial
+	// chooses from it. Nil: nobody is told.
+	Managers *Managers
 	// Dir is where assignments are kept, as <data-root>/swarm/worker. Required.
 	Dir string
 	// Log is required.
@@ -62,6 +64,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Executor == nil || c.Dial == nil || c.Dir == "" || c.Log == nil {
 		return c, errors.New("agent: Executor, Dial, Dir and Log are required")
 	}
+	if c.Managers == nil {
+		c.Managers = NewManagers(nil)
+	}
 	if c.Notify == nil {
 		c.Notify = func(Notice) {}
 	}
@@ -79,7 +84,8 @@ type Agent struct {
 	cfg      Config
 	worker   *worker
 	reporter *reporter
-	session  string // id of the last session; only Run's goroutine uses it
+	session  string        // id of the last session; only Run's goroutine uses it
+	changed  chan struct{} // capacity 1: the description may have
 }
 
 // New returns an agent. It has no effects until Run.
@@ -89,12 +95,25 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	r := newReporter()
-	return &Agent{cfg: cfg, reporter: r, worker: newWorker(cfg, r)}, nil
+	return &Agent{cfg: cfg, reporter: r, worker: newWorker(cfg, r), changed: make(chan struct{}, 1)}, nil
 }
 
+// Redescribe has the agent look at once whether its node's description changed,
+// and tell the managers. It does not block; safe for concurrent use.
+func (a *Agent) Redescribe() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// ErrLeaving is the cause of the end of Run's context when the node leaves the
+// swarm: the managers are told that it will not come back.
+var ErrLeaving = errors.New("the node leaves the swarm")
+
 // Run takes up the tasks on disk, then keeps a session with a manager until ctx
-// ends. Tasks run on when it returns. An error means that the agent could not
-// begin, or that the node was removed from the swarm (NotFound).
+// ends, and says farewell. Tasks run on when it returns. An error means that the
+// agent could not begin, or that the node was removed from the swarm (NotFound).
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer a.worker.wait()
@@ -113,6 +132,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		if began {
 			delay = firstBackoff
+		}
+		if errors.Is(err, errDescription) {
+			a.cfg.Log.Debug("a new session", "reason", err)
+			continue
 		}
 		wait := delay/2 + rand.N(delay/2+1)
 		a.cfg.Log.Warn("no session with a manager", "err", err, "retry", wait)

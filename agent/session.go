@@ -16,6 +16,7 @@ import (
 
 const (
 	callTimeout      = 5 * time.Second
+	farewellTimeout  = 300 * time.Millisecond
 	minHeartbeat     = 100 * time.Millisecond
 	maxHeartbeat     = time.Hour
 	defaultHeartbeat = 5 * time.Second
@@ -34,17 +35,23 @@ type session struct {
 // runSession keeps one session until it breaks. began reports whether a manager
 // took the node in.
 func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	description, err := a.describe(ctx)
 	if err != nil {
 		return false, err
 	}
-	conn, err := a.cfg.Dial(ctx)
+	conn, addr, err := a.cfg.Dial(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing to do about it
+	outer := ctx
+	ctx, cancel := context.WithCancelCause(outer)
+	defer cancel(nil)
+	defer func() {
+		if outer.Err() == nil && !errors.Is(err, errDescription) {
+			a.cfg.Managers.Failed(addr)
+		}
+	}()
 	s := &session{
 		Agent: a, description: description,
 		dispatcher: swarmpb.NewDispatcherClient(conn), logs: swarmpb.NewLogBrokerClient(conn),
@@ -70,8 +77,26 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 	if err := s.told(ctx, m); err != nil {
 		return false, err
 	}
-	a.cfg.Log.Debug("session with a manager", "session", s.id)
-	return true, s.run(ctx, stream, cancel)
+	a.cfg.Managers.Served(addr)
+	a.cfg.Log.Debug("session with a manager", "session", s.id, "manager", addr)
+	err = s.run(ctx, stream, cancel)
+	if outer.Err() != nil {
+		s.farewell(outer)
+	}
+	return true, err
+}
+
+// farewell tells the manager that the node ends the session on purpose.
+func (s *session) farewell(ended context.Context) {
+	f := swarmpb.Farewell_FAREWELL_PAUSE
+	if errors.Is(context.Cause(ended), ErrLeaving) {
+		f = swarmpb.Farewell_FAREWELL_LEAVE
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ended), farewellTimeout)
+	defer cancel()
+	if _, err := s.dispatcher.Heartbeat(ctx, &swarmpb.HeartbeatRequest{SessionId: s.id, Farewell: f}); err != nil {
+		s.cfg.Log.Debug("no manager heard the farewell", "err", err)
+	}
 }
 
 func first(errs ...error) error {
@@ -129,9 +154,13 @@ func (a *Agent) describe(ctx context.Context) (*swarm.NodeDescription, error) {
 // told takes a message of the session.
 func (s *session) told(ctx context.Context, m *swarmpb.SessionMessage) error {
 	n := Notice{RootCert: m.GetRootCA()}
+	var managers []Manager
 	for _, w := range m.GetManagers() {
-		n.Managers = append(n.Managers, swarm.Peer{NodeID: w.GetPeer().GetNodeId(), Addr: w.GetPeer().GetAddr()})
+		p := swarm.Peer{NodeID: w.GetPeer().GetNodeId(), Addr: w.GetPeer().GetAddr()}
+		managers = append(managers, Manager{Peer: p, Weight: w.GetWeight()})
+		n.Managers = append(n.Managers, p)
 	}
+	s.cfg.Managers.Set(managers)
 	if m.GetNode() != nil {
 		n.Node = m.GetNode().API()
 		if err := s.cfg.Executor.Configure(ctx, n.Node); err != nil {
@@ -201,7 +230,15 @@ func (s *session) report(ctx context.Context, batch []taskStatus) error {
 // watchDescription ends the session when the node's description changed: a new
 // one tells the managers.
 func (s *session) watchDescription(ctx context.Context) error {
-	for sleep(ctx, s.cfg.DescribeEvery) {
+	t := time.NewTicker(s.cfg.DescribeEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		case <-s.changed:
+		}
 		d, err := s.describe(ctx)
 		if err != nil {
 			s.cfg.Log.Warn("describing the node", "err", err)
@@ -212,5 +249,4 @@ func (s *session) watchDescription(ctx context.Context) error {
 			return errDescription
 		}
 	}
-	return ctx.Err()
 }

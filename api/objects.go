@@ -55,6 +55,18 @@ type Node struct {
 	RaftID uint64
 	// ManagerAddr is the address (host:port) at which other managers reach it.
 	ManagerAddr string
+	// Session is the node's connection; the manager that serves it writes it.
+	Session NodeSession
+	// DownSince is when the node was found to be down; zero when it is not.
+	DownSince time.Time
+}
+
+// NodeSession says which manager serves a node. Zero before its first session.
+type NodeSession struct {
+	ID      string // of the session: a new one for each
+	Manager string // node id of the manager
+	// Paused says that the node is the manager itself, and starts again.
+	Paused bool
 }
 
 // CertificateState is where a node's certificate request stands.

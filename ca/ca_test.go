@@ -1,12 +1,14 @@
 package ca_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -163,12 +165,16 @@ func TestFiles(t *testing.T) {
 	r := root(t)
 	k := issue(t, r, swarm.NodeRoleManager)
 	for _, kek := range [][]byte{nil, []byte("secret"), []byte("another"), nil} {
-		if err := files.Save(k, kek); err != nil {
+		logKeys := [][]byte{[]byte("a key of the log"), []byte("an older one")}[:len(kek)%3]
+		if err := files.Save(k.WithLogKeys(logKeys), kek); err != nil {
 			t.Fatal(err)
 		}
 		back, err := files.Load(kek, now())
-		if err != nil || back.Identity() != k.Identity() || string(back.Key) != string(k.Key) {
+		if err != nil || back.Identity() != k.Identity() || string(back.Key) != string(k.Key) || !slices.EqualFunc(back.LogKeys(), logKeys, bytes.Equal) {
 			t.Fatalf("Load with %q = %v", kek, err)
+		}
+		if same, err := back.WithRoot(r, now()); err != nil || len(same.LogKeys()) != len(logKeys) {
+			t.Errorf("another root changes the log's keys: %v", err)
 		}
 		if len(kek) > 0 {
 			for _, wrong := range [][]byte{nil, []byte("wrong")} {
@@ -202,8 +208,13 @@ func TestFilesTornSave(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if k, err := files.Load(nil, now()); err != nil || k.Identity() != old.Identity() {
-		t.Errorf("Load = %v", err)
+	for range 2 {
+		if k, err := files.Load(nil, now()); err != nil || k.Identity() != old.Identity() {
+			t.Errorf("Load = %v", err)
+		}
+		if _, err := os.Stat(filepath.Join(files.Dir, "swarm-node.key.old")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the old key stays beside: %v", err)
+		}
 	}
 }
 

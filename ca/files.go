@@ -2,9 +2,9 @@ package ca
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,13 +35,20 @@ type Keys struct {
 	Cert []byte // PEM, the leaf first
 	Key  []byte // PEM, in the clear
 
-	leaf *x509.Certificate
-	id   Identity
+	logKeys [][]byte
+	leaf    *x509.Certificate
+	issuer  *x509.Certificate
+	id      Identity
 }
 
+const (
+	logKeyType = "LEGION LOG KEY"
+	maxLogKeys = 8
+)
+
 // NewKeys checks that the parts belong together: the leaf is the root's and the
-// key is the leaf's. An expired leaf is accepted here; now is only for its
-// beginning.
+// key is the leaf's. Keys of the log may follow the key. An expired leaf is
+// accepted here; now is only for its beginning.
 func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
 	leaf, _, err := parseChain(certPEM)
 	if err != nil {
@@ -50,7 +57,7 @@ func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
 	if leaf.NotAfter.Before(now) {
 		now = leaf.NotAfter
 	}
-	leaf, id, err := root.Verify(certPEM, now)
+	leaf, issuer, id, err := root.verify(certPEM, now)
 	if err != nil {
 		return nil, err
 	}
@@ -58,10 +65,54 @@ func NewKeys(root *Root, certPEM, keyPEM []byte, now time.Time) (*Keys, error) {
 	if err != nil {
 		return nil, api.Errorf(api.Invalid, "node key: %w", err)
 	}
-	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(leaf.PublicKey) {
+	if !sameKey(key.Public(), leaf.PublicKey) {
 		return nil, api.Errorf(api.Invalid, "node key: it does not belong to the node's certificate")
 	}
-	return &Keys{Root: root, Cert: certPEM, Key: keyPEM, leaf: leaf, id: id}, nil
+	own, logKeys, err := splitKeys(keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	return &Keys{Root: root, Cert: certPEM, Key: own, logKeys: logKeys, leaf: leaf, issuer: issuer, id: id}, nil
+}
+
+// splitKeys parts a key from the keys of the log that follow it.
+func splitKeys(keyPEM []byte) (own []byte, logKeys [][]byte, err error) {
+	block, rest := pem.Decode(keyPEM)
+	own = pem.EncodeToMemory(block)
+	for {
+		if block, rest = pem.Decode(rest); block == nil {
+			return own, logKeys, nil
+		}
+		if block.Type != logKeyType || len(logKeys) == maxLogKeys {
+			return nil, nil, api.Errorf(api.Invalid, "node key: unexpected PEM block %q after it", block.Type)
+		}
+		logKeys = append(logKeys, block.Bytes)
+	}
+}
+
+// LogKeys returns the keys that a manager's log is encrypted with, the present
+// one first; empty when it is in the clear.
+func (k *Keys) LogKeys() [][]byte { return k.logKeys }
+
+// WithLogKeys returns the keys with others for the log.
+func (k *Keys) WithLogKeys(logKeys [][]byte) *Keys {
+	n := *k
+	n.logKeys = logKeys
+	return &n
+}
+
+// private is all that is secret, in PEM.
+func (k *Keys) private() []byte {
+	b := bytes.Clone(k.Key)
+	for _, l := range k.logKeys {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: logKeyType, Bytes: l})...)
+	}
+	return b
+}
+
+// WithRoot returns the keys with another root, of which the certificate must be.
+func (k *Keys) WithRoot(root *Root, now time.Time) (*Keys, error) {
+	return NewKeys(root, k.Cert, k.private(), now)
 }
 
 // Identity returns who the certificate says the node is.
@@ -69,6 +120,12 @@ func (k *Keys) Identity() Identity { return k.id }
 
 // Leaf returns the node's certificate.
 func (k *Keys) Leaf() *x509.Certificate { return k.leaf }
+
+// Issuer returns the raw subject and public key of the authority that signed the
+// node's certificate, as Docker's API shows them.
+func (k *Keys) Issuer() (subject, publicKey []byte) {
+	return k.issuer.RawSubject, k.issuer.RawSubjectPublicKeyInfo
+}
 
 // TLS returns certificate and key for crypto/tls.
 func (k *Keys) TLS() (tls.Certificate, error) { return tls.X509KeyPair(k.Cert, k.Key) }
@@ -108,7 +165,19 @@ func (f Files) Load(kek []byte, now time.Time) (*Keys, error) {
 	if err != nil {
 		return f.loadPending(root, cert, kek, now, fmt.Errorf("%s: %w", f.Dir, err))
 	}
+	if err := f.dropOld(); err != nil {
+		return nil, err
+	}
 	return keys, nil
+}
+
+// dropOld removes the key of before, which may be less well encrypted.
+func (f Files) dropOld() error {
+	err := os.Remove(filepath.Join(f.Dir, keyFile+".old"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // loadPending helps after a crash between the writes of key and certificate: the
@@ -126,7 +195,7 @@ func (f Files) loadPending(root *Root, cert, kek []byte, now time.Time, cause er
 	if err != nil {
 		return nil, cause
 	}
-	return keys, nil
+	return keys, f.Save(keys, kek) // so that the next change finds things in order
 }
 
 // Save writes the keys, the private one encrypted with kek unless that is empty.
@@ -134,11 +203,11 @@ func (f Files) Save(k *Keys, kek []byte) error {
 	if err := os.MkdirAll(f.Dir, 0o700); err != nil {
 		return err
 	}
-	sealed, err := seal(k.Key, kek)
+	sealed, err := seal(k.private(), kek)
 	if err != nil {
 		return err
 	}
-	if err := f.keepOld(); err != nil {
+	if err := f.keepOld(k.Cert); err != nil {
 		return err
 	}
 	for _, w := range []struct {
@@ -154,14 +223,14 @@ func (f Files) Save(k *Keys, kek []byte) error {
 			return err
 		}
 	}
-	err = os.Remove(filepath.Join(f.Dir, keyFile+".old"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
+	return f.dropOld()
 }
 
-func (f Files) keepOld() error {
+// keepOld keeps the key beside while both key and certificate change.
+func (f Files) keepOld(cert []byte) error {
+	if have, err := os.ReadFile(filepath.Join(f.Dir, certFile)); err != nil || bytes.Equal(have, cert) {
+		return nil //nolint:nilerr // without certificate there is no identity to keep
+	}
 	old, err := os.ReadFile(filepath.Join(f.Dir, keyFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -172,9 +241,17 @@ func (f Files) keepOld() error {
 	return write(filepath.Join(f.Dir, keyFile+".old"), old, 0o600)
 }
 
+// write is durable when it returns: a log may be encrypted with the key next.
 func write(path string, data []byte, mode os.FileMode) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
-	return atomicwriter.WriteFile(path, data, mode)
+	if err := atomicwriter.WriteFile(path, data, mode); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"slices"
 	"time"
 
@@ -32,8 +34,9 @@ const (
 	// MinExpiry is the shortest that a cluster may ask for.
 	MinExpiry = time.Hour
 
-	maxRequest = 16 << 10
-	minRSABits = 2048
+	requestType = "CERTIFICATE REQUEST"
+	maxRequest  = 16 << 10
+	minRSABits  = 2048
 )
 
 // Identity is who a certificate says its holder is.
@@ -84,7 +87,7 @@ func NewRequest() (keyPEM, csrPEM []byte, err error) {
 	if keyPEM, err = encodeKey(key); err != nil {
 		return nil, nil, err
 	}
-	return keyPEM, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+	return keyPEM, pem.EncodeToMemory(&pem.Block{Type: requestType, Bytes: der}), nil
 }
 
 // CheckRequest says what is wrong with a request for a certificate; Invalid.
@@ -98,7 +101,7 @@ func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
 		return nil, api.Errorf(api.Invalid, "certificate request: %d bytes, at most %d are accepted", len(csrPEM), maxRequest)
 	}
 	block, _ := pem.Decode(csrPEM)
-	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") {
+	if block == nil || (block.Type != requestType && block.Type != "NEW CERTIFICATE REQUEST") {
 		return nil, api.Errorf(api.Invalid, "certificate request: no PEM certificate request")
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
@@ -108,20 +111,28 @@ func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
 	if err := csr.CheckSignature(); err != nil {
 		return nil, api.Errorf(api.Invalid, "certificate request: %w", err)
 	}
-	switch key := csr.PublicKey.(type) {
-	case *ecdsa.PublicKey:
-	case *rsa.PublicKey:
-		if key.N.BitLen() < minRSABits {
-			return nil, api.Errorf(api.Invalid, "certificate request: RSA key of %d bits, at least %d are needed", key.N.BitLen(), minRSABits)
-		}
-	default:
-		return nil, api.Errorf(api.Invalid, "certificate request: key of type %T is not accepted, use ECDSA", key)
+	if err := checkKey(csr.PublicKey); err != nil {
+		return nil, api.Errorf(api.Invalid, "certificate request: %w", err)
 	}
 	return csr, nil
 }
 
+// checkKey refuses keys that are weak or of another kind than Docker's.
+func checkKey(key crypto.PublicKey) error {
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		return nil
+	case *rsa.PublicKey:
+		if key.N.BitLen() < minRSABits {
+			return fmt.Errorf("RSA key of %d bits, at least %d are needed", key.N.BitLen(), minRSABits)
+		}
+		return nil
+	}
+	return fmt.Errorf("key of type %T is not accepted, use ECDSA", key)
+}
+
 // Issue signs a request: the key is the request's, all else is given here. It
-// returns the leaf in PEM. Unavailable when the root has no key.
+// returns the leaf in PEM, with what it takes to verify it during a rotation. Unavailable when the root has no key.
 func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.Time) ([]byte, error) {
 	if r.key == nil {
 		return nil, api.Errorf(api.Unavailable, "this manager does not have the root CA's key")
@@ -146,8 +157,8 @@ func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.
 		names = append(names, AuthorityName)
 	}
 	notAfter := now.Add(expiry)
-	if notAfter.After(r.cert.NotAfter) {
-		notAfter = r.cert.NotAfter
+	if notAfter.After(r.until) {
+		notAfter = r.until
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
@@ -159,55 +170,63 @@ func (r *Root) Issue(csrPEM []byte, id Identity, expiry time.Duration, now time.
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, r.cert, csr.PublicKey, r.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, r.certs[0], csr.PublicKey, r.key)
 	if err != nil {
 		return nil, err
 	}
-	return encodeCert(der), nil
+	return append(encodeCert(der), r.chain...), nil
+}
+
+// ParseLeaf reads the first certificate in PEM, without any check.
+func ParseLeaf(certPEM []byte) (*x509.Certificate, error) {
+	leaf, _, err := parseChain(certPEM)
+	return leaf, err
 }
 
 // Verify checks that a leaf (PEM, its chain may follow) is of this root, valid
 // now, and names a node.
 func (r *Root) Verify(certPEM []byte, now time.Time) (*x509.Certificate, Identity, error) {
+	leaf, _, id, err := r.verify(certPEM, now)
+	return leaf, id, err
+}
+
+// verify is Verify that also returns the authority that signed the leaf.
+func (r *Root) verify(certPEM []byte, now time.Time) (leaf, issuer *x509.Certificate, id Identity, err error) {
 	leaf, rest, err := parseChain(certPEM)
 	if err != nil {
-		return nil, Identity{}, err
+		return nil, nil, id, err
 	}
-	_, err = leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: r.pool, Intermediates: rest, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		return nil, Identity{}, api.Errorf(api.Invalid, "node certificate: %w", err)
+		return nil, nil, id, api.Errorf(api.Invalid, "node certificate: %w", err)
 	}
 	id, ok := IdentityOf(leaf)
 	if !ok || !slices.Contains(leaf.DNSNames, OU(id.Role)) {
-		return nil, Identity{}, api.Errorf(api.Invalid, "node certificate: its names are not those of a swarm node")
+		return nil, nil, id, api.Errorf(api.Invalid, "node certificate: its names are not those of a swarm node")
 	}
-	return leaf, id, nil
+	if len(chains[0]) < 2 { // the leaf itself is trusted
+		return nil, nil, id, api.Errorf(api.Invalid, "node certificate: it is the root itself")
+	}
+	return leaf, chains[0][1], id, nil
 }
 
 func parseChain(certPEM []byte) (*x509.Certificate, *x509.CertPool, error) {
-	var leaf *x509.Certificate
-	pool := x509.NewCertPool()
-	for {
-		var block *pem.Block
-		block, certPEM = pem.Decode(certPEM)
-		if block == nil {
-			break
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, nil, api.Errorf(api.Invalid, "node certificate: %w", err)
-		}
-		if leaf == nil {
-			leaf = cert
-		} else {
-			pool.AddCert(cert)
-		}
+	if len(certPEM) > maxBundle {
+		return nil, nil, api.Errorf(api.Invalid, "node certificate: %d bytes, at most %d are accepted", len(certPEM), maxBundle)
 	}
-	if leaf == nil {
+	certs, err := parseCerts(certPEM)
+	if err != nil {
+		return nil, nil, api.Errorf(api.Invalid, "node certificate: %w", err)
+	}
+	if len(certs) == 0 {
 		return nil, nil, api.Errorf(api.Invalid, "node certificate: no PEM certificate")
 	}
-	return leaf, pool, nil
+	pool := x509.NewCertPool()
+	for _, c := range certs[1:] {
+		pool.AddCert(c)
+	}
+	return certs[0], pool, nil
 }

@@ -25,15 +25,20 @@ const (
 	Backdate = time.Hour
 
 	serialBits = 127
+
+	certificateType = "CERTIFICATE"
 )
 
-// Root is a signing root, or without key one that only verifies. Immutable and
-// safe for concurrent use.
+// Root is what a node trusts, and with a key what signs node certificates. It is
+// one certificate, and while a rotation is under way several: the one to come is
+// the last. Immutable and safe for concurrent use.
 type Root struct {
-	cert *x509.Certificate
-	pem  []byte
-	key  crypto.Signer // nil: can't sign
-	pool *x509.CertPool
+	certs []*x509.Certificate // never empty; the first is the key's
+	pem   []byte
+	key   crypto.Signer // nil: can't sign
+	chain []byte        // PEM that leaves carry, for those who don't trust certs[0] yet
+	until time.Time     // leaves end by then
+	pool  *x509.CertPool
 }
 
 // NewRoot makes a root, valid from now.
@@ -63,44 +68,83 @@ func NewRoot(now time.Time) (*Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newRoot(cert, encodeCert(der), key), nil
+	return newRoot([]*x509.Certificate{cert}, encodeCert(der), key), nil
 }
 
-func newRoot(cert *x509.Certificate, certPEM []byte, key crypto.Signer) *Root {
+func newRoot(certs []*x509.Certificate, certPEM []byte, key crypto.Signer) *Root {
 	pool := x509.NewCertPool()
-	pool.AddCert(cert)
-	return &Root{cert: cert, pem: certPEM, key: key, pool: pool}
+	for _, c := range certs {
+		pool.AddCert(c)
+	}
+	return &Root{certs: certs, pem: certPEM, key: key, until: certs[0].NotAfter, pool: pool}
 }
 
-// ParseRoot reads a root from PEM. Without key the root only verifies. Invalid
-// when either is malformed, when they don't belong together, or when the
-// certificate is no authority.
+// Limits on what a root's PEM may hold.
+const (
+	maxBundle      = 64 << 10
+	maxBundleCerts = 4
+)
+
+// ParseRoot reads a root from PEM: one certificate or several. Without key the
+// root only verifies. Invalid when either is malformed, when key and first
+// certificate don't belong together, or when a certificate is no authority.
 func ParseRoot(certPEM, keyPEM []byte) (*Root, error) {
-	block, _ := pem.Decode(certPEM)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, api.Errorf(api.Invalid, "root CA: no PEM certificate")
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
+	certs, err := parseAuthorities(certPEM)
 	if err != nil {
-		return nil, api.Errorf(api.Invalid, "root CA: %w", err)
-	}
-	if !cert.IsCA {
-		return nil, api.Errorf(api.Invalid, "root CA: certificate of %q is not a certificate authority", cert.Subject.CommonName)
+		return nil, err
 	}
 	if len(keyPEM) == 0 {
-		return newRoot(cert, certPEM, nil), nil
+		return newRoot(certs, certPEM, nil), nil
 	}
 	key, err := parseKey(keyPEM)
 	if err != nil {
 		return nil, api.Errorf(api.Invalid, "root CA: %w", err)
 	}
-	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(cert.PublicKey) {
+	if !sameKey(key.Public(), certs[0].PublicKey) {
 		return nil, api.Errorf(api.Invalid, "root CA: key and certificate do not belong together")
 	}
-	return newRoot(cert, certPEM, key), nil
+	return newRoot(certs, certPEM, key), nil
 }
 
-// CertPEM returns the root's certificate. The caller must not change it.
+func parseAuthorities(certPEM []byte) ([]*x509.Certificate, error) {
+	if len(certPEM) > maxBundle {
+		return nil, api.Errorf(api.Invalid, "root CA: %d bytes of certificates, at most %d are accepted", len(certPEM), maxBundle)
+	}
+	certs, err := parseCerts(certPEM)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "root CA: %w", err)
+	}
+	if len(certs) == 0 || len(certs) > maxBundleCerts {
+		return nil, api.Errorf(api.Invalid, "root CA: %d PEM certificates, 1 to %d are accepted", len(certs), maxBundleCerts)
+	}
+	for _, c := range certs {
+		if !c.IsCA {
+			return nil, api.Errorf(api.Invalid, "root CA: certificate of %q is not a certificate authority", c.Subject.CommonName)
+		}
+	}
+	return certs, nil
+}
+
+// parseCerts reads all certificates in PEM; blocks of another type are an error.
+func parseCerts(certPEM []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, certPEM = pem.Decode(certPEM); block == nil {
+			return certs, nil
+		}
+		if block.Type != certificateType {
+			return nil, errors.New("PEM block " + block.Type + " is no certificate")
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		certs = append(certs, cert)
+	}
+}
+
+// CertPEM returns the root's certificates. The caller must not change them.
 func (r *Root) CertPEM() []byte { return r.pem }
 
 // KeyPEM returns the root's key in PKCS #8, and nil for a root without key.
@@ -124,19 +168,19 @@ func (r *Root) Digest() string {
 // Pool returns the pool that verifies leaves of this root.
 func (r *Root) Pool() *x509.CertPool { return r.pool }
 
-// Subject and PublicKey return the root's raw subject and public key, as
-// Docker's API shows them.
-func (r *Root) Subject() []byte { return r.cert.RawSubject }
+// Subject and PublicKey return the raw subject and public key of the root's first
+// certificate, as Docker's API shows them.
+func (r *Root) Subject() []byte { return r.certs[0].RawSubject }
 
 // PublicKey returns the root's raw public key.
-func (r *Root) PublicKey() []byte { return r.cert.RawSubjectPublicKeyInfo }
+func (r *Root) PublicKey() []byte { return r.certs[0].RawSubjectPublicKeyInfo }
 
 func newSerial() (*big.Int, error) {
 	return rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), serialBits))
 }
 
 func encodeCert(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return pem.EncodeToMemory(&pem.Block{Type: certificateType, Bytes: der})
 }
 
 func encodeKey(key crypto.Signer) ([]byte, error) {

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,6 +33,9 @@ type Leadership interface {
 	Status() raftnode.Status
 	// Changed is closed when Status has changed.
 	Changed() <-chan struct{}
+	// TransferLeadership asks another manager to lead; id 0: any. It returns at
+	// once; an error: nobody could.
+	TransferLeadership(ctx context.Context, id uint64) error
 }
 
 var _ Leadership = (*raftnode.Node)(nil)
@@ -64,13 +70,18 @@ const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 5 * time.Second
 	calm       = time.Minute
+	// enough is after how many failures in a row another manager shall try.
+	enough = 3
+	// stuckAfter is how long loops may take to end before it is said which do not.
+	stuckAfter = 10 * time.Second
 )
 
 // Run runs the loops whenever this manager leads, until ctx ends. A loop that
 // fails ends the epoch: when all have ended they start over from the store, after
-// a pause. Loops of two epochs never run at the same time.
+// a pause; if they fail again and again, another manager is asked to lead. Loops
+// of two epochs never run at the same time.
 func (m *Manager) Run(ctx context.Context) error {
-	pause := firstPause
+	pause, failures := firstPause, 0
 	for ctx.Err() == nil {
 		changed := m.cfg.Leadership.Changed()
 		st := m.cfg.Leadership.Status()
@@ -85,13 +96,19 @@ func (m *Manager) Run(ctx context.Context) error {
 		err := m.epoch(ctx, st.Term)
 		if err == nil || !m.leads(st.Term) { // writes fail when leadership ends
 			m.cfg.Log.Info("this manager leads no more", "term", st.Term)
-			pause = firstPause
+			pause, failures = firstPause, 0
 			continue
 		}
 		if time.Since(began) > calm {
-			pause = firstPause
+			pause, failures = firstPause, 0
 		}
+		failures++
 		m.cfg.Log.Error("a loop of the leader failed; all start over", "term", st.Term, "err", err, "pause", pause)
+		if failures >= enough {
+			if err := m.cfg.Leadership.TransferLeadership(ctx, 0); err == nil {
+				m.cfg.Log.Warn("another manager is asked to lead", "failures", failures)
+			}
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -113,8 +130,11 @@ func (m *Manager) epoch(ctx context.Context, term uint64) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	g, ctx := errgroup.WithContext(ctx)
+	running := newRunning(m.loops)
+	defer context.AfterFunc(ctx, func() { m.watchEnd(running) })()
 	for _, l := range m.loops {
 		g.Go(func() error {
+			defer running.ended(l.Name)
 			err := l.Run(ctx)
 			if ctx.Err() != nil {
 				return nil
@@ -140,4 +160,47 @@ func (m *Manager) epoch(ctx context.Context, term uint64) error {
 		}
 	})
 	return g.Wait()
+}
+
+// running are the loops of an epoch that have not ended.
+type running struct {
+	mu    sync.Mutex
+	names map[string]int
+	none  chan struct{} // closed when there are none
+}
+
+func newRunning(loops []Loop) *running {
+	r := &running{names: map[string]int{}, none: make(chan struct{})}
+	for _, l := range loops {
+		r.names[l.Name]++
+	}
+	return r
+}
+
+func (r *running) ended(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.names[name]--; r.names[name] == 0 {
+		delete(r.names, name)
+	}
+	if len(r.names) == 0 {
+		close(r.none)
+	}
+}
+
+// watchEnd says which loops go on although their epoch is over.
+func (m *Manager) watchEnd(r *running) {
+	t := time.NewTicker(stuckAfter)
+	defer t.Stop()
+	for {
+		select {
+		case <-r.none:
+			return
+		case <-t.C:
+			r.mu.Lock()
+			names := slices.Sorted(maps.Keys(r.names))
+			r.mu.Unlock()
+			m.cfg.Log.Error("loops of the leader are stuck; this manager can't lead again until they end", "loops", names)
+		}
+	}
 }

@@ -19,6 +19,15 @@ type leadership struct {
 	mu      sync.Mutex
 	status  raftnode.Status
 	changed chan struct{}
+	// transfers counts requests that another manager lead.
+	transfers int
+}
+
+func (l *leadership) TransferLeadership(context.Context, uint64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.transfers++
+	return nil
 }
 
 func (l *leadership) Status() raftnode.Status {
@@ -140,5 +149,27 @@ func TestLoopThatEndsByItself(t *testing.T) {
 		if starts.Load() < 2 {
 			t.Error("a loop that ended was not started again")
 		}
+	})
+}
+
+func TestAnotherManagerLeadsWhenLoopsFail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := follower()
+		end := run(t, l, newStore(t), func(context.Context) error { return errors.New("broken") })
+		l.set(true, 2)
+		time.Sleep(250 * time.Millisecond) // failures at 0 and 100 ms
+		l.mu.Lock()
+		if l.transfers != 0 {
+			t.Error("leadership was given away after two failures")
+		}
+		l.mu.Unlock()
+		time.Sleep(time.Second)
+		l.mu.Lock()
+		if l.transfers == 0 {
+			t.Error("leadership was not given away")
+		}
+		l.mu.Unlock()
+		l.set(false, 3)
+		end()
 	})
 }

@@ -16,23 +16,39 @@ type cluster struct{ swarm *swarmNode }
 
 var _ dockerapi.Cluster = cluster{}
 
-// with calls fn with the manager's control.
-func with[T any](c cluster, fn func(*control.Control) (T, error)) (T, error) {
-	r, err := c.swarm.leading()
+// read calls fn with the manager's control, once that shows what all managers
+// agree on.
+func read[T any](ctx context.Context, c cluster, fn func(*control.Control) (T, error)) (T, error) {
+	p, err := c.swarm.leading()
 	if err != nil {
 		var none T
 		return none, err
 	}
-	return fn(r.control)
+	p.fresh(ctx)
+	return fn(p.control)
 }
 
-// do is with for calls that return an error only.
-func do(c cluster, fn func(*control.Control) error) error {
-	r, err := c.swarm.leading()
+// write calls fn with the manager's control. What it changes must be as new as
+// what the caller may have heard from another manager.
+func write[T any](ctx context.Context, c cluster, fn func(*control.Control) (T, error)) (T, error) {
+	var none T
+	p, err := c.swarm.leading()
 	if err != nil {
-		return err
+		return none, err
 	}
-	return fn(r.control)
+	if !p.raft.Status().IsLeader {
+		if err := p.caughtUp(ctx, writeTimeout); err != nil {
+			return none, p.explain(err)
+		}
+	}
+	out, err := fn(p.control)
+	return out, p.explain(err)
+}
+
+// do is write for calls that return an error only.
+func do(ctx context.Context, c cluster, fn func(*control.Control) error) error {
+	_, err := write(ctx, c, func(m *control.Control) (struct{}, error) { return struct{}{}, fn(m) })
+	return err
 }
 
 func options(o dockerapi.ServiceOptions) control.ServiceOptions {
@@ -40,89 +56,89 @@ func options(o dockerapi.ServiceOptions) control.ServiceOptions {
 }
 
 func (c cluster) NodeList(ctx context.Context, f api.Filters) ([]swarm.Node, error) {
-	return with(c, func(m *control.Control) ([]swarm.Node, error) { return m.NodeList(ctx, f) })
+	return read(ctx, c, func(m *control.Control) ([]swarm.Node, error) { return m.NodeList(ctx, f) })
 }
 
 func (c cluster) NodeInspect(ctx context.Context, name string) (*swarm.Node, error) {
-	return with(c, func(m *control.Control) (*swarm.Node, error) { return m.NodeInspect(ctx, name) })
+	return read(ctx, c, func(m *control.Control) (*swarm.Node, error) { return m.NodeInspect(ctx, name) })
 }
 
 func (c cluster) NodeUpdate(ctx context.Context, id string, version uint64, s *swarm.NodeSpec) error {
-	return do(c, func(m *control.Control) error { return m.NodeUpdate(ctx, id, version, s) })
+	return do(ctx, c, func(m *control.Control) error { return m.NodeUpdate(ctx, id, version, s) })
 }
 
 func (c cluster) NodeRemove(ctx context.Context, name string, force bool) error {
-	return do(c, func(m *control.Control) error { return m.NodeRemove(ctx, name, force) })
+	return do(ctx, c, func(m *control.Control) error { return m.NodeRemove(ctx, name, force) })
 }
 
 func (c cluster) ServiceList(ctx context.Context, f api.Filters, status bool) ([]swarm.Service, error) {
-	return with(c, func(m *control.Control) ([]swarm.Service, error) { return m.ServiceList(ctx, f, status) })
+	return read(ctx, c, func(m *control.Control) ([]swarm.Service, error) { return m.ServiceList(ctx, f, status) })
 }
 
 func (c cluster) ServiceInspect(ctx context.Context, name string, defaults bool) (*swarm.Service, error) {
-	return with(c, func(m *control.Control) (*swarm.Service, error) { return m.ServiceInspect(ctx, name, defaults) })
+	return read(ctx, c, func(m *control.Control) (*swarm.Service, error) { return m.ServiceInspect(ctx, name, defaults) })
 }
 
 func (c cluster) ServiceCreate(ctx context.Context, s *swarm.ServiceSpec, o dockerapi.ServiceOptions) (*swarm.ServiceCreateResponse, error) {
-	return with(c, func(m *control.Control) (*swarm.ServiceCreateResponse, error) {
+	return write(ctx, c, func(m *control.Control) (*swarm.ServiceCreateResponse, error) {
 		return m.ServiceCreate(ctx, control.Complete(s), options(o))
 	})
 }
 
 func (c cluster) ServiceUpdate(ctx context.Context, name string, version uint64, s *swarm.ServiceSpec, o dockerapi.ServiceOptions) (*swarm.ServiceUpdateResponse, error) {
-	return with(c, func(m *control.Control) (*swarm.ServiceUpdateResponse, error) {
+	return write(ctx, c, func(m *control.Control) (*swarm.ServiceUpdateResponse, error) {
 		return m.ServiceUpdate(ctx, name, version, control.Complete(s), options(o))
 	})
 }
 
 func (c cluster) ServiceRemove(ctx context.Context, name string) error {
-	return do(c, func(m *control.Control) error { return m.ServiceRemove(ctx, name) })
+	return do(ctx, c, func(m *control.Control) error { return m.ServiceRemove(ctx, name) })
 }
 
 func (c cluster) TaskList(ctx context.Context, f api.Filters) ([]swarm.Task, error) {
-	return with(c, func(m *control.Control) ([]swarm.Task, error) { return m.TaskList(ctx, f) })
+	return read(ctx, c, func(m *control.Control) ([]swarm.Task, error) { return m.TaskList(ctx, f) })
 }
 
 func (c cluster) TaskInspect(ctx context.Context, id string) (*swarm.Task, error) {
-	return with(c, func(m *control.Control) (*swarm.Task, error) { return m.TaskInspect(ctx, id) })
+	return read(ctx, c, func(m *control.Control) (*swarm.Task, error) { return m.TaskInspect(ctx, id) })
 }
 
 func (c cluster) SecretList(ctx context.Context, f api.Filters) ([]swarm.Secret, error) {
-	return with(c, func(m *control.Control) ([]swarm.Secret, error) { return m.SecretList(ctx, f) })
+	return read(ctx, c, func(m *control.Control) ([]swarm.Secret, error) { return m.SecretList(ctx, f) })
 }
 
 func (c cluster) SecretInspect(ctx context.Context, name string) (*swarm.Secret, error) {
-	return with(c, func(m *control.Control) (*swarm.Secret, error) { return m.SecretInspect(ctx, name) })
+	return read(ctx, c, func(m *control.Control) (*swarm.Secret, error) { return m.SecretInspect(ctx, name) })
 }
 
 func (c cluster) SecretCreate(ctx context.Context, s *swarm.SecretSpec) (string, error) {
-	return with(c, func(m *control.Control) (string, error) { return m.SecretCreate(ctx, s) })
+	return write(ctx, c, func(m *control.Control) (string, error) { return m.SecretCreate(ctx, s) })
 }
 
 func (c cluster) SecretUpdate(ctx context.Context, name string, version uint64, s *swarm.SecretSpec) error {
-	return do(c, func(m *control.Control) error { return m.SecretUpdate(ctx, name, version, s) })
+	return do(ctx, c, func(m *control.Control) error { return m.SecretUpdate(ctx, name, version, s) })
 }
 
 func (c cluster) SecretRemove(ctx context.Context, name string) error {
-	return do(c, func(m *control.Control) error { return m.SecretRemove(ctx, name) })
+	return do(ctx, c, func(m *control.Control) error { return m.SecretRemove(ctx, name) })
 }
 
 func (c cluster) ConfigList(ctx context.Context, f api.Filters) ([]swarm.Config, error) {
-	return with(c, func(m *control.Control) ([]swarm.Config, error) { return m.ConfigList(ctx, f) })
+	return read(ctx, c, func(m *control.Control) ([]swarm.Config, error) { return m.ConfigList(ctx, f) })
 }
 
 func (c cluster) ConfigInspect(ctx context.Context, name string) (*swarm.Config, error) {
-	return with(c, func(m *control.Control) (*swarm.Config, error) { return m.ConfigInspect(ctx, name) })
+	return read(ctx, c, func(m *control.Control) (*swarm.Config, error) { return m.ConfigInspect(ctx, name) })
 }
 
 func (c cluster) ConfigCreate(ctx context.Context, s *swarm.ConfigSpec) (string, error) {
-	return with(c, func(m *control.Control) (string, error) { return m.ConfigCreate(ctx, s) })
+	return write(ctx, c, func(m *control.Control) (string, error) { return m.ConfigCreate(ctx, s) })
 }
 
 func (c cluster) ConfigUpdate(ctx context.Context, name string, version uint64, s *swarm.ConfigSpec) error {
-	return do(c, func(m *control.Control) error { return m.ConfigUpdate(ctx, name, version, s) })
+	return do(ctx, c, func(m *control.Control) error { return m.ConfigUpdate(ctx, name, version, s) })
 }
 
 func (c cluster) ConfigRemove(ctx context.Context, name string) error {
-	return do(c, func(m *control.Control) error { return m.ConfigRemove(ctx, name) })
+	return do(ctx, c, func(m *control.Control) error { return m.ConfigRemove(ctx, name) })
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/issuer"
 	"github.com/legion-swarm/legion/store"
 )
@@ -38,15 +40,14 @@ const (
 	defaultElectionTick     = 10
 	defaultHeartbeatTick    = 1
 	defaultHeartbeat        = 5 * time.Second
-	defaultSubnetSize       = 24
 	defaultDataPathPort     = 4789
 	defaultAddrPool         = "10.0.0.0/8"
 )
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
 // this node is.
-func newSwarm(r *swarm.InitRequest, advertise string, now time.Time) (*genesis, error) {
-	root, err := ca.NewRoot(now)
+func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, external *issuer.External, now time.Time) (*genesis, error) {
+	root, err := firstRoot(&r.Spec.CAConfig, now)
 	if err != nil {
 		return nil, err
 	}
@@ -55,12 +56,17 @@ func newSwarm(r *swarm.InitRequest, advertise string, now time.Time) (*genesis, 
 		return nil, err
 	}
 	c := &api.Cluster{
-		RootCA:     api.RootCA{Cert: root.CertPEM(), Key: rootKey, Digest: root.Digest()},
+		RootCA:     api.RootCA{Cert: root.CertPEM(), Key: rootKey, Digest: root.Digest(), LastForced: r.Spec.CAConfig.ForceRotate},
 		JoinTokens: swarm.JoinTokens{Worker: ca.NewToken(root), Manager: ca.NewToken(root)},
 	}
 	c.ID = api.NewID()
 	c.Spec = specWithDefaults(r.Spec)
-	c.TLSInfo = tlsInfo(root)
+	if r.AutoLockManagers || c.Spec.EncryptionConfig.AutoLockManagers {
+		c.Spec.EncryptionConfig.AutoLockManagers, c.UnlockKey = true, ca.NewUnlockKey()
+	}
+	if c.TLSInfo, err = ca.TLSInfo(&c.RootCA); err != nil {
+		return nil, err
+	}
 	c.DataPathPort = r.DataPathPort
 	if c.DataPathPort == 0 {
 		c.DataPathPort = defaultDataPathPort
@@ -70,25 +76,58 @@ func newSwarm(r *swarm.InitRequest, advertise string, now time.Time) (*genesis, 
 		c.DefaultAddrPool = []netip.Prefix{netip.MustParsePrefix(defaultAddrPool)}
 	}
 	if c.SubnetSize == 0 {
-		c.SubnetSize = defaultSubnetSize
+		c.SubnetSize = control.DefaultSubnetSize
 	}
+	g, err := firstNode(ctx, c, root, external, now)
+	if err != nil {
+		return nil, err
+	}
+	if r.Availability != "" {
+		g.node.Spec.Availability = r.Availability
+	}
+	g.node.ManagerAddr, g.node.RaftID = state.AdvertiseAddr, state.RaftID
+	return g, nil
+}
 
-	id := api.NewID()
+// firstRoot returns the root that the user brings, or a new one.
+func firstRoot(c *swarm.CAConfig, now time.Time) (*ca.Root, error) {
+	given := *c
+	if len(c.ExternalCAs) > 0 && c.SigningCACert == "" {
+		given.SigningCACert = c.ExternalCAs[0].CACert
+		if given.SigningCACert == "" {
+			return nil, api.Errorf(api.Invalid, "an external CA at the swarm's beginning needs its root's certificate: --external-ca protocol=cfssl,url=URL,cacert=FILE")
+		}
+	}
+	given.ForceRotate = 0
+	change, err := ca.Settle(&api.RootCA{}, &given, now)
+	if err != nil || change.Next != nil {
+		return change.Next, err
+	}
+	return ca.NewRoot(now)
+}
+
+// firstNode makes this node's identity and object.
+func firstNode(ctx context.Context, c *api.Cluster, root *ca.Root, external *issuer.External, now time.Time) (*genesis, error) {
+	id := ca.Identity{NodeID: api.NewID(), Role: swarm.NodeRoleManager, Cluster: c.ID}
 	key, csr, err := ca.NewRequest()
 	if err != nil {
 		return nil, err
 	}
-	cert, err := root.Issue(csr, ca.Identity{NodeID: id, Role: swarm.NodeRoleManager, Cluster: c.ID}, c.Spec.CAConfig.NodeCertExpiry, now)
-	if err != nil {
+	var cert []byte
+	if urls := ca.External(c.Spec.CAConfig.ExternalCAs, c.RootCA.Cert, c.RootCA.Cert); len(urls) > 0 {
+		if cert, err = external.Sign(ctx, urls, root, csr, id); err != nil {
+			return nil, fmt.Errorf("%w: one that asks for a certificate of the swarm can be taken later: docker swarm ca --rotate --ca-cert FILE --external-ca …", err)
+		}
+	} else if cert, err = root.Issue(csr, id, c.Spec.CAConfig.NodeCertExpiry, now); err != nil {
 		return nil, err
 	}
 	keys, err := ca.NewKeys(root, cert, key, now)
 	if err != nil {
 		return nil, err
 	}
-	n := issuer.NewNode(id, swarm.NodeRoleManager, r.Availability, csr)
+	keys = withFirstLogKey(keys, c.UnlockKey)
+	n := issuer.NewNode(id.NodeID, swarm.NodeRoleManager, swarm.NodeAvailabilityActive, csr)
 	n.Certificate.State, n.Certificate.Cert = api.CertificateIssued, cert
-	n.ManagerAddr = advertise
 	return &genesis{cluster: c, node: n, keys: keys}, nil
 }
 
@@ -122,11 +161,9 @@ func specWithDefaults(s swarm.Spec) swarm.Spec {
 	if s.CAConfig.NodeCertExpiry == 0 {
 		s.CAConfig.NodeCertExpiry = ca.DefaultExpiry
 	}
+	// They are kept with the roots.
+	s.CAConfig.SigningCACert, s.CAConfig.SigningCAKey = "", ""
 	return s
-}
-
-func tlsInfo(r *ca.Root) swarm.TLSInfo {
-	return swarm.TLSInfo{TrustRoot: string(r.CertPEM()), CertIssuerSubject: r.Subject(), CertIssuerPublicKey: r.PublicKey()}
 }
 
 // found writes the swarm's first objects, once.
@@ -144,6 +181,30 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 			}
 		}
 		return store.Create(tx, g.node)
+	})
+	return err
+}
+
+// goOnAlone makes all other managers workers that are down: they are not members
+// of the log any more, and their tasks are replaced unless they come back.
+func goOnAlone(ctx context.Context, s *store.Store, id string, raftID uint64, addr string) error {
+	_, err := s.Update(ctx, func(tx *store.Tx) error {
+		for n := range store.List[*api.Node](tx) {
+			u := *store.Get[*api.Node](tx, n.ID)
+			switch {
+			case n.ID == id:
+				u.Spec.Role, u.Role, u.RaftID, u.ManagerAddr = swarm.NodeRoleManager, swarm.NodeRoleManager, raftID, addr
+			case n.Role == swarm.NodeRoleManager || n.Spec.Role == swarm.NodeRoleManager:
+				u.Spec.Role, u.Role, u.RaftID, u.ManagerAddr = swarm.NodeRoleWorker, swarm.NodeRoleWorker, 0, ""
+				u.Status.State, u.Status.Message = swarm.NodeStateDown, "this manager was left behind when a new cluster was forced"
+			default:
+				continue
+			}
+			if err := store.Put(tx, &u); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	return err
 }

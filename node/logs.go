@@ -16,6 +16,7 @@ func (c cluster) ServiceLogs(ctx context.Context, name string, o engine.LogsOpti
 	if err != nil {
 		return false, err
 	}
+	r.fresh(ctx)
 	s, err := r.control.ServiceInspect(ctx, name, false)
 	if err != nil {
 		return false, err
@@ -29,6 +30,7 @@ func (c cluster) TaskLogs(ctx context.Context, id string, o engine.LogsOptions, 
 	if err != nil {
 		return false, err
 	}
+	r.fresh(ctx)
 	t, err := r.control.TaskInspect(ctx, id)
 	if err != nil {
 		return false, err

@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -21,192 +17,283 @@ import (
 	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/ca"
-	"github.com/legion-swarm/legion/manager"
-	"github.com/legion-swarm/legion/manager/control"
-	"github.com/legion-swarm/legion/manager/dispatcher"
-	"github.com/legion-swarm/legion/manager/issuer"
-	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/rpc"
-	"github.com/legion-swarm/legion/store"
 )
 
-// member is this node as a member of a swarm, while it runs: its agent, and on
-// a manager the store on its log, the loops and the services for other nodes.
+// member is this node as a member of a swarm, while it runs. Its worker part
+// (credentials, agent, renewal) is always there; its manager part comes and goes
+// with the node's role.
 type member struct {
-	dir   string // <data-root>/swarm
-	state *membership
-	creds *rpc.Credentials
-	exec  exec.Executor
-	log   *slog.Logger
+	dir    string // <data-root>/swarm
+	creds  *rpc.Credentials
+	vault  *vault
+	log    *slog.Logger
+	worker *workerPart
+	// managers are those of the swarm, as far as this node knows.
+	managers *agent.Managers
+	// notify is told when the manager part came or went; it must not block.
+	notify func()
+	ready  chan struct{} // closed when the managers have taken the node in
+	once   sync.Once
 
-	// On a manager.
-	store   *store.Store
-	raft    *raftnode.Node
-	control *control.Control
-	disp    *dispatcher.Dispatcher
-	issuer  *issuer.Issuer
-	manager *manager.Manager
-	listen  net.Listener
-	genesis *genesis      // of a swarm that begins here
-	founded chan struct{} // closed when this manager knows the swarm
-	once    sync.Once
-
-	// node is what the managers last said of this node.
-	node atomic.Pointer[api.Node]
+	mu      sync.Mutex
+	state   *membership // immutable; see remember
+	saved   bool        // state is on disk
+	node    *api.Node   // what the managers last said of this node; nil at first
+	root    []byte      // PEM that they say is to be trusted
+	manager *managerPart
+	changed chan struct{} // closed and replaced when node or certificate has changed
 }
 
-// openMember reads what is on disk and takes the port; nothing runs yet. close
-// gives it back, unless run was called, which does so itself.
-func openMember(dir string, state *membership, g *genesis, ex exec.Executor, log *slog.Logger) (_ *member, err error) {
-	keys, err := keyFiles(dir).Load(nil, time.Now())
+// memberConfig is what a member needs.
+type memberConfig struct {
+	dir     string
+	state   *membership
+	genesis *genesis // of a swarm that begins here; nil otherwise
+	saved   bool     // state is on disk already
+	// forced: this manager goes on alone, without those that it had beside it.
+	forced bool
+	kek    []byte // unlocks the files; nil: they are not locked
+	exec   exec.Executor
+	notify func()
+	log    *slog.Logger
+}
+
+// openMember reads what is on disk and, on a manager, takes the port; nothing
+// runs until run, which gives all back. The error wraps ca.ErrLocked when kek does
+// not open the files.
+func openMember(cfg memberConfig) (*member, error) {
+	creds := &rpc.Credentials{}
+	vault, err := openVault(keyFiles(cfg.dir), cfg.kek, creds)
 	if err != nil {
 		return nil, fmt.Errorf("this node's certificate: %w", err)
 	}
-	m := &member{dir: dir, state: state, creds: &rpc.Credentials{}, exec: ex, genesis: g, founded: make(chan struct{}),
-		log: log.With("node", state.NodeID)}
-	if err := m.creds.Set(keys); err != nil {
-		return nil, err
+	m := &member{
+		dir: cfg.dir, creds: creds, vault: vault, log: cfg.log.With("node", cfg.state.NodeID), notify: cfg.notify,
+		ready: make(chan struct{}), state: cfg.state, saved: cfg.saved, changed: make(chan struct{}),
+		managers: agent.NewManagers(cfg.state.Managers),
 	}
-	if m.store, err = store.New(store.Config{}); err != nil {
-		return nil, err
+	m.worker = &workerPart{
+		dir: cfg.dir, creds: m.creds, vault: vault, exec: cfg.exec, managers: m.managers, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
 	}
-	if m.listen, err = net.Listen("tcp", state.ListenAddr); err != nil {
-		return nil, api.Errorf(api.Unavailable, "the swarm's port can't be opened: %w: is another swarm node on this host? Choose another one with --listen-addr", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.listen.Close())
-		}
-	}()
-	m.raft, err = raftnode.Open(m.raftConfig())
-	if err != nil {
-		return nil, err
-	}
-	if g != nil {
-		if err := m.raft.Bootstrap(state.AdvertiseAddr); err != nil {
+	if m.isManager() {
+		if m.manager, err = m.openManager(&cfg); err != nil {
 			return nil, err
 		}
 	}
-	return m, m.assemble()
+	return m, nil
 }
 
-func (m *member) raftConfig() raftnode.Config {
-	return raftnode.Config{
-		ID: raftID(m.state.NodeID), Dir: filepath.Join(m.dir, raftDir), Applier: m.store,
-		Tick: raftTick, Log: m.log.With("component", "raft"),
-	}
-}
-
-// raftTick is Docker's: --raft-heartbeat-tick and election ticks count in it.
-const raftTick = time.Second / 10
-
-// raftID makes a number of a node's id.
-func raftID(nodeID string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(nodeID)) // never fails
-	return max(h.Sum64(), 1)
-}
-
-func (m *member) assemble() (err error) {
-	if m.disp, err = dispatcher.New(dispatcher.Config{Store: m.store, Peer: peer, Log: m.log.With("component", "dispatcher")}); err != nil {
-		return err
-	}
-	if m.issuer, err = issuer.New(issuer.Config{Store: m.store, Peer: peer, Log: m.log.With("component", "issuer")}); err != nil {
-		return err
-	}
-	m.control = control.New(control.Config{Store: m.store, NewToken: m.newToken, Manager: m.managerStatus})
-	m.manager = manager.New(manager.Config{
-		Store: m.store, Leadership: m.raft, Log: m.log.With("component", "manager"),
-		Loops: []manager.Loop{{Name: "dispatcher", Run: m.disp.Lead}, {Name: "issuer", Run: m.issuer.Run}, {Name: "genesis", Run: m.found}},
-	})
-	return nil
-}
-
-// found writes the swarm's first objects when this node first leads.
-func (m *member) found(ctx context.Context) error {
-	if m.genesis != nil {
-		if err := m.genesis.found(ctx, m.store); err != nil {
-			return err
-		}
-	}
-	m.once.Do(func() { close(m.founded) })
-	<-ctx.Done()
-	return nil
-}
-
-// managerStatus is what raft knows of a manager.
-func (m *member) managerStatus(n *api.Node) *swarm.ManagerStatus {
-	id := raftID(n.ID)
-	st := m.raft.Status()
-	s := &swarm.ManagerStatus{Leader: st.Leader == id, Reachability: swarm.ReachabilityUnreachable, Addr: n.ManagerAddr}
-	if id == st.ID || st.Leader == id {
-		s.Reachability = swarm.ReachabilityReachable
-	}
-	return s
-}
-
-func (m *member) newToken(c *api.Cluster) (string, error) {
-	root, err := ca.ParseRoot(c.RootCA.Cert, c.RootCA.Key)
-	if err != nil {
-		return "", err
-	}
-	return ca.NewToken(root), nil
-}
-
-func peer(ctx context.Context) (ca.Identity, string, bool) {
-	p, ok := rpc.PeerFrom(ctx)
-	return p.Identity, p.Addr, ok
-}
+// isManager reports whether the node's certificate is a manager's.
+func (m *member) isManager() bool { return m.creds.Keys().Identity().Role == swarm.NodeRoleManager }
 
 // run is the member's life: until ctx ends (nil), or something that it can't
 // do without fails.
 func (m *member) run(ctx context.Context) error {
-	server := rpc.NewServer(rpc.ServerConfig{Credentials: m.creds, Removed: m.removed, Log: m.log.With("component", "rpc")})
-	m.disp.Register(server)
-	m.issuer.Register(server)
-	a, err := agent.New(agent.Config{
-		Executor: m.exec, Dial: m.dial, Dir: filepath.Join(m.dir, workerDir), Log: m.log.With("component", "agent"),
-		Notify: m.notice, TLSInfo: func() swarm.TLSInfo { return tlsInfo(m.creds.Keys().Root) },
-	})
-	if err != nil {
-		return errors.Join(err, m.listen.Close())
-	}
-	m.store.SetProposer(m.raft)
-	log, ctx := errgroup.WithContext(ctx)
-	// The log ends last, so that what is under way can still be written.
-	logCtx, endLog := context.WithCancel(context.WithoutCancel(ctx))
-	log.Go(func() error { return named("raft", m.raft.Run(logCtx)) })
-	log.Go(func() error {
-		defer endLog()
-		rest, ctx := errgroup.WithContext(ctx)
-		for name, run := range map[string]func(context.Context) error{
-			"agent": m.whenFounded(a.Run), "dispatcher": m.disp.Run, "manager": m.manager.Run, "certificate": m.renew,
-			"rpc": func(context.Context) error { return server.Serve(m.listen) },
-		} {
-			rest.Go(func() error { return named(name, run(ctx)) })
-		}
-		rest.Go(func() error {
-			<-ctx.Done()
-			server.Stop()
-			return nil
-		})
-		return rest.Wait()
-	})
-	return log.Wait()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.worker.run(ctx) })
+	g.Go(func() error { return m.manage(ctx) })
+	return g.Wait()
 }
 
-// whenFounded runs the agent once this manager knows the swarm: earlier it
-// would tell the node that it is no member.
-func (m *member) whenFounded(run func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
+// manage runs the manager part for as long as the node is a manager.
+func (m *member) manage(ctx context.Context) error {
+	for ctx.Err() == nil {
+		part := m.managing()
+		if part == nil && m.isManager() {
+			p, err := m.openManager(&memberConfig{})
+			if err != nil {
+				return err
+			}
+			m.setManager(p)
+			part = p
+		}
+		_, changed := m.watch()
+		if part == nil {
+			if err := m.vault.open(); err != nil {
+				return err
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		err := m.runManager(ctx, part)
+		if !errors.Is(err, errNoManager) {
+			return err
+		}
+		m.log.Info("this node is not a manager any more")
+		m.setManager(nil)
+		if err := m.resign(); err != nil {
+			return err
+		}
+		// What the managers say now decides how it goes on.
+		m.pause(ctx, changed)
+	}
+	return nil
+}
+
+// resignPause is how long a node that was taken out of the log waits to be told
+// its role, before it asks to be let in again.
+const resignPause = 2 * time.Second
+
+func (m *member) pause(ctx context.Context, changed <-chan struct{}) {
+	if !m.isManager() {
+		return
+	}
+	t := time.NewTimer(resignPause)
+	defer t.Stop()
+	for m.isManager() {
 		select {
-		case <-m.founded:
-			return run(ctx)
+		case <-changed:
+			_, changed = m.watch()
+		case <-t.C:
+			return
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
+}
+
+// resign removes the log of a manager that was.
+func (m *member) resign() error {
+	if err := os.RemoveAll(filepath.Join(m.dir, raftDir)); err != nil {
+		return fmt.Errorf("remove the raft log of a manager that was: %w", err)
+	}
+	return m.remember(func(s *membership) { s.RaftID = 0 })
+}
+
+// runManager runs the manager part until ctx ends (nil), it fails, or the node
+// is no manager any more (errNoManager).
+func (m *member) runManager(ctx context.Context, part *managerPart) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- part.run(ctx) }()
+	for m.isManager() {
+		_, changed := m.watch()
+		select {
+		case <-changed:
+		case err := <-done:
+			return err
+		}
+	}
+	stop()
+	if err := <-done; err != nil && !errors.Is(err, errNoManager) {
+		return err
+	}
+	return errNoManager
+}
+
+// errNoManager: the node is taken out of the log, or has a worker's certificate.
+var errNoManager = errors.New("this node is not a manager any more")
+
+// managing returns the manager part; nil on a worker.
+func (m *member) managing() *managerPart {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.manager
+}
+
+func (m *member) setManager(p *managerPart) {
+	m.mu.Lock()
+	m.manager = p
+	m.mu.Unlock()
+	m.notify()
+}
+
+// watch returns what the managers last said of this node, and a channel that is
+// closed when they say something else or the certificate has changed.
+func (m *member) watch() (*api.Node, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.node, m.changed
+}
+
+// wanted returns what the managers want of this node's certificate.
+func (m *member) wanted() (wish, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := wish{root: m.root}
+	if m.node != nil {
+		w.role = m.node.Role
+		if m.node.Certificate.State == api.CertificateRotate {
+			w.rotate = m.node
+		}
+	}
+	return w, m.changed
+}
+
+// wake tells who watches.
+func (m *member) wake() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// noticed takes what a manager says.
+func (m *member) noticed(n agent.Notice) {
+	m.learn(n.Managers)
+	if n.Node == nil {
+		return
+	}
+	m.mu.Lock()
+	m.node, m.root = n.Node, n.RootCert
+	m.mu.Unlock()
+	m.wake()
+	if n.Node.Status.State == swarm.NodeStateReady {
+		m.once.Do(func() { close(m.ready) })
+	}
+}
+
+// membership returns what the node remembers of its swarm; not to be changed.
+func (m *member) membership() *membership {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state
+}
+
+// remember changes what the node remembers of its swarm, on disk too if it is
+// there already.
+func (m *member) remember(change func(*membership)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := *m.state
+	change(&next)
+	if m.saved {
+		if err := next.save(m.dir); err != nil {
+			return err
+		}
+	}
+	m.state = &next
+	return nil
+}
+
+// keep puts what the node remembers on disk: from now on a start of the daemon
+// resumes the membership.
+func (m *member) keep() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.state.save(m.dir); err != nil {
+		return err
+	}
+	m.saved = true
+	return nil
+}
+
+// peers returns the addresses of the managers that the node knows of, without its
+// own.
+func (m *member) peers() []string {
+	known := m.membership()
+	var addrs []string
+	for _, p := range known.Managers {
+		if p.NodeID != known.NodeID && p.Addr != known.AdvertiseAddr {
+			addrs = append(addrs, p.Addr)
+		}
+	}
+	return addrs
 }
 
 // named says which part failed. A part that ends with its context has not.
@@ -215,40 +302,6 @@ func named(name string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", name, err)
-}
-
-func (m *member) removed(id string) bool {
-	for c := range store.List[*api.Cluster](m.store.View()) {
-		until, ok := c.Removed[id]
-		return ok && time.Now().Before(until)
-	}
-	return false
-}
-
-// dial connects to this node's own manager.
-func (m *member) dial(context.Context) (*grpc.ClientConn, error) {
-	return rpc.DialManager(localAddr(m.listen.Addr()), m.creds)
-}
-
-// localAddr is how a listener is reached from this host.
-func localAddr(a net.Addr) string {
-	t, ok := a.(*net.TCPAddr)
-	if !ok || !t.IP.IsUnspecified() {
-		return a.String()
-	}
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(t.Port))
-}
-
-func (m *member) notice(n agent.Notice) {
-	if n.Node != nil {
-		m.node.Store(n.Node)
-	}
-}
-
-// renew keeps the node's certificate fresh.
-func (m *member) renew(ctx context.Context) error {
-	r := renewal{creds: m.creds, files: keyFiles(m.dir), dial: m.dial, log: m.log}
-	return r.run(ctx)
 }
 
 // forget removes all that membership left on disk.

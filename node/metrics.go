@@ -81,11 +81,11 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.containers, float64(v), string(s))
 		}
 	}
-	r, _ := c.node.swarm.current()
-	if r == nil {
+	p, err := c.node.swarm.leading()
+	if err != nil {
 		return
 	}
-	view := r.store.View()
+	view := p.store.View()
 	gauge(c.objects, float64(store.Count[*api.Node](view)), "node")
 	gauge(c.objects, float64(store.Count[*api.Service](view)), "service")
 	gauge(c.objects, float64(store.Count[*api.Secret](view)), "secret")
@@ -97,7 +97,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	for s, v := range states {
 		gauge(c.tasks, float64(v), s)
 	}
-	st := r.raft.Status()
+	st := p.raft.Status()
 	leads := 0.0
 	if st.IsLeader {
 		leads = 1

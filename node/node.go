@@ -232,7 +232,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer n.swarm.end()
+	defer n.swarm.end(nil)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return named("runtime", n.runtime.Run(ctx)) })
 	g.Go(func() error { return named("network", n.networks.Run(ctx)) })

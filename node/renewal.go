@@ -1,12 +1,14 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/grpc"
 
 	"github.com/legion-swarm/legion/api"
@@ -15,49 +17,137 @@ import (
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
-// renewal gets the node a new certificate before the old one expires.
+// wish is what the managers want of this node's certificate.
+type wish struct {
+	role swarm.NodeRole // empty: not known yet
+	root []byte         // PEM that the node is to trust; empty: not known
+	// rotate is what a manager said of the node when it asked for a new request;
+	// nil: none did.
+	rotate *api.Node
+}
+
+// renewal gets the node a new certificate before the old one expires, when its
+// role changes and when the swarm's root does; and it takes over the root.
 type renewal struct {
 	creds *rpc.Credentials
-	files ca.Files
-	dial  func(context.Context) (*grpc.ClientConn, error)
-	log   *slog.Logger
+	vault *vault
+	dial  func(context.Context) (*grpc.ClientConn, string, error)
+	// wanted returns what the managers want, and a channel that is closed when
+	// they say something new.
+	wanted func() (wish, <-chan struct{})
+	// renewed is told that there is a new certificate, or another root.
+	renewed func()
+	// request gets a new certificate and takes it: renew, but in tests.
+	request func(context.Context) error
+	log     *slog.Logger
+
+	refused []byte // a root that is not taken over
 }
 
 const (
 	renewRetry   = time.Minute
 	renewTimeout = 30 * time.Second
+	// minRenewPause is the first pause before a role is asked for again.
+	minRenewPause = 200 * time.Millisecond
 	// maxTimer bounds one wait: the clock may be set, and timers do not follow it.
 	maxTimer = time.Hour
 )
 
 func (r *renewal) run(ctx context.Context) error {
 	at := ca.RenewAt(r.creds.Keys().Leaf(), rand.Float64())
+	var pause time.Duration
+	var rotated *api.Node // the last rotate that was done
 	for {
-		t := time.NewTimer(min(max(time.Until(at), 0), maxTimer))
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-t.C:
+		w, changed := r.wanted()
+		r.trust(w.root)
+		role := r.creds.Keys().Identity().Role
+		now := w.role != "" && w.role != role || w.rotate != nil && w.rotate != rotated
+		wait := max(time.Until(at), 0)
+		if now {
+			wait = pause
 		}
-		if time.Now().Before(at) {
+		if !r.wait(ctx, wait, changed) {
+			if ctx.Err() != nil {
+				return nil
+			}
 			continue
 		}
-		if err := r.renew(ctx); err != nil {
-			r.log.Error("this node's certificate could not be renewed; will try again", "expires", r.creds.Keys().Leaf().NotAfter, "err", err)
-			at = time.Now().Add(renewRetry)
+		if !now && time.Now().Before(at) {
 			continue
 		}
-		leaf := r.creds.Keys().Leaf()
-		r.log.Info("this node's certificate was renewed", "expires", leaf.NotAfter)
-		at = ca.RenewAt(leaf, rand.Float64())
+		if err := r.request(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			leaf := r.creds.Keys().Leaf()
+			r.log.Error("this node's certificate could not be renewed; will try again", "expires", leaf.NotAfter, "err", err)
+			pause = min(max(2*pause, minRenewPause), renewRetry)
+			at = time.Now().Add(renewRetry/2 + rand.N(renewRetry/2))
+			continue
+		}
+		keys := r.creds.Keys()
+		r.log.Info("this node's certificate was renewed", "role", keys.Identity().Role, "expires", keys.Leaf().NotAfter)
+		at, pause, rotated = ca.RenewAt(keys.Leaf(), rand.Float64()), 0, w.rotate
+		if w.role != "" && keys.Identity().Role != w.role {
+			pause = minRenewPause // the managers have changed their minds meanwhile
+		}
 	}
+}
+
+// trust takes over the root that the managers name, if this node's certificate is
+// of it. Otherwise the node would shut itself out.
+func (r *renewal) trust(rootPEM []byte) {
+	old := r.creds.Keys()
+	if len(rootPEM) == 0 || bytes.Equal(rootPEM, old.Root.CertPEM()) || bytes.Equal(rootPEM, r.refused) {
+		return
+	}
+	err := func() error {
+		root, err := ca.ParseRoot(rootPEM, nil)
+		if err != nil {
+			return err
+		}
+		keys, err := old.WithRoot(root, time.Now())
+		if err != nil {
+			return err
+		}
+		return r.take(keys)
+	}()
+	if err != nil {
+		r.refused = bytes.Clone(rootPEM)
+		r.log.Error("the swarm's new root certificate is not taken over", "err", err)
+		return
+	}
+	r.log.Info("this node trusts the root certificates that the managers named", "digest", r.creds.Keys().Root.Digest())
+}
+
+// take puts keys on disk and in use.
+func (r *renewal) take(keys *ca.Keys) error {
+	if err := r.vault.take(keys); err != nil {
+		return err
+	}
+	r.refused = nil
+	r.renewed()
+	return nil
+}
+
+// wait returns true after the time (at most maxTimer), false when the managers
+// say something new or ctx ends.
+func (r *renewal) wait(ctx context.Context, d time.Duration, changed <-chan struct{}) bool {
+	t := time.NewTimer(min(d, maxTimer))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-changed:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func (r *renewal) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
-	conn, err := r.dial(ctx)
+	conn, addr, err := r.dial(ctx)
 	if err != nil {
 		return err
 	}
@@ -72,7 +162,7 @@ func (r *renewal) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cert, err := certificate(ctx, client, issued.GetNodeId())
+	cert, err := certificate(ctx, client, issued.GetNodeId(), csr)
 	if err != nil {
 		return err
 	}
@@ -80,27 +170,41 @@ func (r *renewal) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.files.Save(keys, nil); err != nil {
+	if keys.Identity().Role != swarm.NodeRoleManager || old.Identity().Role == swarm.NodeRoleManager {
+		return r.take(keys)
+	}
+	kek, err := unlockKeyFrom(ctx, addr, keys)
+	if err != nil {
 		return err
 	}
-	return r.creds.Set(keys)
+	if err := r.vault.promote(keys, kek); err != nil {
+		return err
+	}
+	r.renewed()
+	return nil
 }
 
-// certificate waits for what a request was answered with.
-func certificate(ctx context.Context, client swarmpb.NodeCAClient, nodeID string) ([]byte, error) {
+// certificate waits for what the request was answered with.
+func certificate(ctx context.Context, client swarmpb.NodeCAClient, nodeID string, csr []byte) ([]byte, error) {
 	for {
 		s, err := client.NodeCertificateStatus(ctx, &swarmpb.NodeCertificateStatusRequest{NodeId: nodeID})
 		if err != nil {
 			return nil, err
 		}
-		switch s.GetStatus().GetState() {
-		case swarmpb.IssuanceStatus_ISSUED:
+		ours := bytes.Equal(s.GetCertificate().GetCsr(), csr)
+		switch state := s.GetStatus().GetState(); {
+		// With ROTATE the certificate is good, and another one is asked for already.
+		case ours && (state == swarmpb.IssuanceStatus_ISSUED || state == swarmpb.IssuanceStatus_ROTATE):
 			return s.GetCertificate().GetCertificate(), nil
-		case swarmpb.IssuanceStatus_FAILED:
+		case ours && state == swarmpb.IssuanceStatus_FAILED:
 			return nil, api.Errorf(api.PermissionDenied, "the manager refused a certificate: %s", s.GetStatus().GetErr())
 		}
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("no certificate in time: %w", err)
+		t := time.NewTimer(minRenewPause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, fmt.Errorf("no certificate in time: %w", ctx.Err())
 		}
 	}
 }

@@ -15,7 +15,10 @@ import (
 // in <data-root>/swarm/state.json. It is written when the node becomes a
 // member and whenever the list of managers changes.
 type membership struct {
-	NodeID        string
+	NodeID string
+	// RaftID is the node's number in the managers' log: another one each time that
+	// it becomes a manager; 0: it is none, or has not asked to join yet.
+	RaftID        uint64 `json:",omitempty"`
 	ClusterID     string
 	ListenAddr    string // host:port for other nodes
 	AdvertiseAddr string // host:port that other nodes are told

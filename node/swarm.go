@@ -5,8 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/dockerapi"
 	"github.com/legion-swarm/legion/store"
 )
@@ -21,9 +20,9 @@ import (
 // Docker's sentences.
 const (
 	notManager = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again."
+	isWorker   = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
 	inSwarm    = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
 	noSwarm    = "This node is not part of a swarm"
-	lastLeave  = "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
 )
 
 // initTimeout bounds how long "swarm init" waits for the node to be ready.
@@ -52,7 +51,7 @@ type swarmNode struct {
 // running is a member with its life.
 type running struct {
 	*member
-	stop context.CancelFunc
+	stop context.CancelCauseFunc
 	done chan struct{} // closed when run has returned
 	err  error         // run's, once done
 }
@@ -73,23 +72,39 @@ func (s *swarmNode) resume(life context.Context) {
 	}
 	var m *member
 	if err == nil {
-		m, err = openMember(s.dir, state, nil, s.exec, s.log)
+		m, err = openMember(s.member(state, nil, true))
 	}
 	if err != nil {
-		s.log.Error("this node is part of a swarm, but can't take part", "err", err)
-		s.mu.Lock()
-		s.err = err
-		s.mu.Unlock()
+		_ = s.failed(err) // it is in the node's info
 		return
 	}
 	s.begin(m)
+}
+
+// failed notes why the member that is on disk can't begin, and returns it.
+func (s *swarmNode) failed(err error) error {
+	if errors.Is(err, ca.ErrLocked) {
+		err = errLocked
+		s.log.Warn("this node is a manager of a swarm that is locked: unlock it with `docker swarm unlock`")
+	} else {
+		s.log.Error("this node is part of a swarm, but can't take part", "err", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+	return err
+}
+
+// member is what a member of this node needs.
+func (s *swarmNode) member(state *membership, g *genesis, saved bool) memberConfig {
+	return memberConfig{dir: s.dir, state: state, genesis: g, saved: saved, exec: s.exec, notify: s.poke, log: s.log}
 }
 
 // begin runs a member until it is ended or fails.
 func (s *swarmNode) begin(m *member) *running {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ctx, stop := context.WithCancel(s.life)
+	ctx, stop := context.WithCancelCause(s.life)
 	r := &running{member: m, stop: stop, done: make(chan struct{})}
 	s.set(r, nil)
 	go func() {
@@ -107,15 +122,15 @@ func (s *swarmNode) begin(m *member) *running {
 	return r
 }
 
-// end stops the member and waits for it.
-func (s *swarmNode) end() {
+// end stops the member, for that cause (nil: the daemon ends), and waits for it.
+func (s *swarmNode) end(cause error) {
 	s.mu.Lock()
 	r := s.cur
 	s.mu.Unlock()
 	if r == nil {
 		return
 	}
-	r.stop()
+	r.stop(cause)
 	<-r.done
 	s.mu.Lock()
 	if s.cur == r {
@@ -127,21 +142,36 @@ func (s *swarmNode) end() {
 // set changes the member. Callers hold mu.
 func (s *swarmNode) set(r *running, err error) {
 	s.cur, s.err = r, err
+	s.tell()
+}
+
+// poke tells who watches that the manager part came or went.
+func (s *swarmNode) poke() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tell()
+}
+
+// tell wakes who watches. Callers hold mu.
+func (s *swarmNode) tell() {
 	if s.changed != nil {
 		close(s.changed)
 		s.changed = nil
 	}
 }
 
-// watch returns the member that runs, and a channel that is closed when it is
-// another one.
-func (s *swarmNode) watch() (*running, <-chan struct{}) {
+// watch returns the manager part that runs (nil: none does), and a channel that
+// is closed when it is another one.
+func (s *swarmNode) watch() (*managerPart, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.changed == nil {
 		s.changed = make(chan struct{})
 	}
-	return s.cur, s.changed
+	if s.cur == nil {
+		return nil, s.changed
+	}
+	return s.cur.managing(), s.changed
 }
 
 // current returns the member that runs, or nil and why there is none: nil when
@@ -152,158 +182,41 @@ func (s *swarmNode) current() (*running, error) {
 	return s.cur, s.err
 }
 
-// leading returns the member if it is a manager that runs.
-func (s *swarmNode) leading() (*running, error) {
+// leading returns this node's manager part, while it is a manager that runs.
+func (s *swarmNode) leading() (*managerPart, error) {
 	r, err := s.current()
-	switch {
-	case r != nil:
-		return r, nil
-	case err != nil:
+	if errors.Is(err, errLocked) {
+		return nil, err
+	}
+	if err != nil {
 		return nil, api.Errorf(api.Unavailable, "this node's part in the swarm has failed: %w", err)
+	}
+	if r != nil {
+		if p := r.managing(); p != nil {
+			return p, nil
+		}
+		return nil, api.Errorf(api.Unavailable, "%s", isWorker)
 	}
 	return nil, api.Errorf(api.Unavailable, "%s", notManager)
 }
 
-// SwarmInit makes a swarm of this node.
-func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string, error) {
-	if !s.changing.TryLock() {
-		return "", api.Errorf(api.Unavailable, "the node is joining or leaving a swarm at this moment")
-	}
-	defer s.changing.Unlock()
-	if cur, err := s.current(); cur != nil || err != nil {
-		return "", api.Errorf(api.Unavailable, "%s", inSwarm)
-	}
-	state, err := s.initState(r)
-	if err != nil {
-		return "", err
-	}
-	g, err := newSwarm(r, state.AdvertiseAddr, time.Now())
-	if err != nil {
-		return "", err
-	}
-	state.NodeID, state.ClusterID = g.node.ID, g.cluster.ID
-	state.Managers = []swarm.Peer{{NodeID: g.node.ID, Addr: state.AdvertiseAddr}}
-	if err := s.found(ctx, state, g); err != nil {
-		s.end()
-		return "", errors.Join(err, forget(s.dir))
-	}
-	return g.node.ID, nil
-}
-
-// initState checks the request and settles the addresses.
-func (s *swarmNode) initState(r *swarm.InitRequest) (*membership, error) {
-	switch {
-	case r.ForceNewCluster:
-		return nil, api.Errorf(api.Unavailable, "--force-new-cluster needs a node that is part of a swarm")
-	case r.AutoLockManagers || r.Spec.EncryptionConfig.AutoLockManagers:
-		return nil, api.Errorf(api.Unimplemented, "autolock is not served yet")
-	}
-	if err := validateSpec(&r.Spec); err != nil {
-		return nil, err
-	}
-	host, err := hostInterfaces()
-	if err != nil {
-		return nil, err
-	}
-	state := &membership{DataPathPort: r.DataPathPort}
-	if state.ListenAddr, err = resolveListen(r.ListenAddr, host); err != nil {
-		return nil, err
-	}
-	if state.AdvertiseAddr, err = resolveAdvertise(r.AdvertiseAddr, s.advertise, state.ListenAddr, host); err != nil {
-		return nil, err
-	}
-	if r.DataPathAddr != "" {
-		a, err := addressOf(r.DataPathAddr, host)
-		if err != nil {
-			return nil, api.Errorf(api.Invalid, "invalid data path address %q: %w", r.DataPathAddr, err)
-		}
-		state.DataPathAddr = a.String()
-	}
-	return state, nil
-}
-
-// found puts a new swarm on disk, begins it and waits until this node is a
-// leader with a ready agent.
-func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) error {
-	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
-		return err
-	}
-	if err := keyFiles(s.dir).Save(g.keys, nil); err != nil {
-		return err
-	}
-	m, err := openMember(s.dir, state, g, s.exec, s.log)
-	if err != nil {
-		return err
-	}
-	r := s.begin(m)
-	ctx, cancel := context.WithTimeout(ctx, initTimeout)
-	defer cancel()
-	if err := r.ready(ctx); err != nil {
-		return err
-	}
-	// Last, so that a daemon that dies before has no swarm.
-	return state.save(s.dir)
-}
-
-// ready waits until the managers see this node as ready.
-func (r *running) ready(ctx context.Context) error {
-	view, w := r.store.Watch(store.KindNode)
-	defer w.Close()
-	for {
-		if n := store.Get[*api.Node](view, r.state.NodeID); n != nil && n.Status.State == swarm.NodeStateReady {
-			return nil
-		}
-		changed := make(chan error, 1)
-		wait, cancel := context.WithCancel(ctx)
-		go func() {
-			_, err := w.Next(wait)
-			changed <- err
-		}()
-		select {
-		case <-r.done:
-			cancel()
-			<-changed //nolint:errcheck // its end is what counts
-			return r.err
-		case err := <-changed:
-			cancel()
-			if err != nil {
-				return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", err)
-			}
-		}
-		view = r.store.View()
+// taken waits until the managers see this node as ready.
+func (r *running) taken(ctx context.Context) error {
+	select {
+	case <-r.ready:
+		return nil
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", ctx.Err())
 	}
 }
 
-// SwarmJoin is for swarms of more than one node.
-func (s *swarmNode) SwarmJoin(context.Context, *swarm.JoinRequest) error {
-	if cur, err := s.current(); cur != nil || err != nil {
-		return api.Errorf(api.Unavailable, "%s", inSwarm)
-	}
-	return api.Errorf(api.Unimplemented, "joining another node's swarm is not served yet: this version runs swarms of one node")
-}
-
-// SwarmLeave ends this node's membership.
-func (s *swarmNode) SwarmLeave(ctx context.Context, force bool) error {
-	s.changing.Lock()
-	defer s.changing.Unlock()
-	cur, err := s.current()
-	if cur == nil && err == nil {
-		return api.Errorf(api.Unavailable, "%s", noSwarm)
-	}
-	if !force {
-		return api.Errorf(api.Unavailable, "%s", lastLeave)
-	}
-	s.end()
-	if err := s.removeTasks(ctx); err != nil {
-		return err
-	}
-	if err := forget(s.dir); err != nil {
-		return err
-	}
+// settle makes the node one without a swarm, whatever was wrong before.
+func (s *swarmNode) settle() {
 	s.mu.Lock()
-	s.err = nil
-	s.mu.Unlock()
-	return nil
+	defer s.mu.Unlock()
+	s.set(nil, nil)
 }
 
 // SwarmInspect returns the swarm as managers see it.
@@ -312,36 +225,8 @@ func (s *swarmNode) SwarmInspect(ctx context.Context) (*swarm.Swarm, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.fresh(ctx)
 	return r.control.SwarmInspect(ctx)
-}
-
-// SwarmUpdate changes the swarm's spec, and its tokens.
-func (s *swarmNode) SwarmUpdate(ctx context.Context, version uint64, spec *swarm.Spec, f dockerapi.SwarmUpdateFlags) error {
-	r, err := s.leading()
-	if err != nil {
-		return err
-	}
-	if f.RotateManagerUnlockKey || spec.EncryptionConfig.AutoLockManagers {
-		return api.Errorf(api.Unimplemented, "autolock is not served yet")
-	}
-	if err := validateSpec(spec); err != nil {
-		return err
-	}
-	return r.control.SwarmUpdate(ctx, version, spec, f.RotateWorkerToken, f.RotateManagerToken)
-}
-
-// SwarmUnlockKey returns the empty key of a swarm without autolock.
-func (s *swarmNode) SwarmUnlockKey(context.Context) (string, error) {
-	_, err := s.leading()
-	return "", err
-}
-
-// SwarmUnlock refuses: no swarm of this version is locked.
-func (s *swarmNode) SwarmUnlock(context.Context, string) error {
-	if cur, err := s.current(); cur == nil && err == nil {
-		return api.Errorf(api.Unavailable, "%s", noSwarm)
-	}
-	return api.Errorf(api.Conflict, "swarm is not locked")
 }
 
 // state is what _ping and info say of the node.
@@ -350,6 +235,8 @@ func (s *swarmNode) state() (swarm.LocalNodeState, error) {
 	switch {
 	case cur != nil:
 		return swarm.LocalNodeStateActive, nil
+	case errors.Is(err, errLocked):
+		return swarm.LocalNodeStateLocked, err
 	case err != nil:
 		return swarm.LocalNodeStateError, err
 	}
@@ -367,34 +254,28 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 	if r == nil {
 		return i
 	}
-	i.NodeID, i.RemoteManagers = r.member.state.NodeID, r.member.state.Managers
-	if host, _, err := net.SplitHostPort(r.member.state.AdvertiseAddr); err == nil {
+	known := r.membership()
+	i.NodeID, i.RemoteManagers = known.NodeID, known.Managers
+	if host, _, err := net.SplitHostPort(known.AdvertiseAddr); err == nil {
 		i.NodeAddr = host
 	}
+	p := r.managing()
+	if p == nil {
+		return i
+	}
 	i.ControlAvailable = true
-	view := r.store.View()
+	if p.lostQuorum() {
+		i.Error = p.noLeader().Error()
+	}
+	view := p.store.View()
 	for n := range store.List[*api.Node](view) {
 		i.Nodes++
 		if n.Role == swarm.NodeRoleManager {
 			i.Managers++
 		}
 	}
-	if c, err := r.control.SwarmInspect(ctx); err == nil {
+	if c, err := p.control.SwarmInspect(ctx); err == nil {
 		i.Cluster = &c.ClusterInfo
 	}
 	return i
-}
-
-// validateSpec checks what the managers' control can't: it is asked before
-// there is one.
-func validateSpec(s *swarm.Spec) error {
-	switch {
-	case s.CAConfig.NodeCertExpiry != 0 && s.CAConfig.NodeCertExpiry < time.Hour:
-		return api.Errorf(api.Invalid, "minimum certificate expiry time is 1h0m0s, not %s", s.CAConfig.NodeCertExpiry)
-	case s.Dispatcher.HeartbeatPeriod != 0 && s.Dispatcher.HeartbeatPeriod < time.Second:
-		return api.Errorf(api.Invalid, "the dispatcher's heartbeat period must be at least 1s, not %s", s.Dispatcher.HeartbeatPeriod)
-	case len(s.CAConfig.ExternalCAs) > 0 || s.CAConfig.SigningCACert != "" || s.CAConfig.SigningCAKey != "":
-		return api.Errorf(api.Unimplemented, "an external or own root CA is not served yet")
-	}
-	return nil
 }

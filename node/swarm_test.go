@@ -26,10 +26,10 @@ type testNode struct {
 	cluster
 	fake   *exectest.Fake
 	starts atomic.Int64 // of containers
-	t      *testing.T
+	t      testing.TB
 }
 
-func newTestNode(t *testing.T, script func(*api.Task) exectest.Script) *testNode {
+func newTestNode(t testing.TB, script func(*api.Task) exectest.Script) *testNode {
 	t.Helper()
 	n := &testNode{t: t}
 	n.fake = exectest.NewFake(func(task *api.Task) exectest.Script {
@@ -53,7 +53,7 @@ func (n *testNode) open(dir string) {
 	}
 	n.cluster = cluster{n.swarmNode}
 	n.resume(ctx)
-	n.t.Cleanup(func() { n.end(); cancel() })
+	n.t.Cleanup(func() { n.end(nil); cancel() })
 }
 
 func (n *testNode) init() {
@@ -63,7 +63,7 @@ func (n *testNode) init() {
 	}
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -155,7 +155,7 @@ func TestServiceLife(t *testing.T) {
 	n.until("two are left, and no trace of the rest", func(ts []*api.Task) bool { return alive(2)(ts) && len(ts) == 2 })
 
 	dir := n.dir
-	n.end()
+	n.end(nil)
 	n.open(dir)
 	n.until("two run after a restart", alive(2))
 	if starts := n.starts.Load(); starts != 20 {

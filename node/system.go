@@ -159,10 +159,13 @@ func (n *Node) Auth(ctx context.Context, a *registry.AuthConfig) (*registry.Auth
 // SwarmState implements dockerapi.System.
 func (n *Node) SwarmState() string {
 	state, _ := n.swarm.state()
-	if state == swarm.LocalNodeStateActive {
-		return string(state) + "/manager"
+	if state != swarm.LocalNodeStateActive {
+		return string(state)
 	}
-	return string(state)
+	if _, err := n.swarm.leading(); err != nil {
+		return string(state) + "/worker"
+	}
+	return string(state) + "/manager"
 }
 
 // Events implements dockerapi.System.

@@ -13,9 +13,9 @@ import (
 // node is a manager.
 func (n *Node) tellSwarm(ctx context.Context) error {
 	for ctx.Err() == nil {
-		r, changed := n.swarm.watch()
-		if r != nil {
-			if err := n.tell(ctx, r); err != nil {
+		p, changed := n.swarm.watch()
+		if p != nil {
+			if err := n.tell(ctx, p); err != nil {
 				return err
 			}
 		}
@@ -27,13 +27,13 @@ func (n *Node) tellSwarm(ctx context.Context) error {
 	return nil
 }
 
-// tell passes on what happens in the member's store until the member ends.
-func (n *Node) tell(ctx context.Context, r *running) error {
+// tell passes on what happens in the manager's store until it ends.
+func (n *Node) tell(ctx context.Context, p *managerPart) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
 		select {
-		case <-r.done:
+		case <-p.done:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -41,11 +41,11 @@ func (n *Node) tell(ctx context.Context, r *running) error {
 	for {
 		// What is restored at the start is no event.
 		select {
-		case <-r.founded:
+		case <-p.founded:
 		case <-ctx.Done():
 			return nil
 		}
-		_, w := r.store.Watch(store.KindService, store.KindNode, store.KindNetwork, store.KindSecret, store.KindConfig)
+		_, w := p.store.Watch(store.KindService, store.KindNode, store.KindNetwork, store.KindSecret, store.KindConfig)
 		err := n.follow(ctx, w)
 		w.Close()
 		if !errors.Is(err, store.ErrOverflow) {

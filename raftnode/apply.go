@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/legion-swarm/legion/api"
 )
 
 // applySide applies what is committed. Small batches are applied by Run itself
@@ -85,6 +87,8 @@ func (n *Node) applyBatch(b applyBatch) error {
 		if err != nil {
 			return fmt.Errorf("snapshot %s: %w: %s", b.restore, err, remedy)
 		}
+		// What waits may be in the snapshot or not.
+		n.failAll(api.Errorf(api.Unavailable, "this manager was behind and got the whole state anew; the change may have come to pass"))
 		a.conf, a.addresses, a.snapped, a.bytes = h.metadata().ConfState, h.Addresses, h.Index, 0
 		n.reached(h.Index, h.Term)
 	}
@@ -137,6 +141,9 @@ func (n *Node) reached(index, term uint64) {
 	n.mu.Lock()
 	n.apply.index.Store(index)
 	n.answerReaders(index)
+	if n.apply.term.Load() < term {
+		n.superseded(term)
+	}
 	n.mu.Unlock()
 	if n.apply.term.Swap(term) != term {
 		select {

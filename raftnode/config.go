@@ -29,6 +29,10 @@ type Transport interface {
 	// SendSnapshot carries a snapshot to another member's StepSnapshot and
 	// returns when that has returned.
 	SendSnapshot(ctx context.Context, to Member, message []byte, data io.Reader) error
+	// Propose gives an entry to another member's Accept and returns what that
+	// said. An error of the way there and back is of class Unavailable or
+	// DeadlineExceeded.
+	Propose(ctx context.Context, to Member, term uint64, entry []byte) error
 }
 
 // Config is what a Node needs.
@@ -54,6 +58,15 @@ type Config struct {
 	// HeartbeatTicks (0: 1) count in it. A cluster of one does not tick.
 	Tick                          time.Duration
 	ElectionTicks, HeartbeatTicks int
+	// Patience is how long a request waits while nobody leads; 0: 4 s, in which an
+	// election comes to an end.
+	Patience time.Duration
+	// ForceNewCluster makes Open take this member for the only one, for ever: all
+	// that is in its log counts as committed. Only for a cluster whose quorum is
+	// lost: if the others live on, there are two clusters.
+	ForceNewCluster bool
+	// Address is where others reach this member; ForceNewCluster needs it.
+	Address string
 	// SnapshotInterval is after how many entries a snapshot is taken; 0: 10,000.
 	// One is also taken after 64 MiB of entries.
 	SnapshotInterval uint64
@@ -78,6 +91,10 @@ const (
 	inlineApply   = 256 << 10
 	snapshotBytes = 64 << 20 // of entries after which a snapshot is taken
 	spaceRetry    = time.Second
+	resendPause   = 500 * time.Millisecond // before an entry goes to the leader again
+	maxRecent     = 1 << 14                // forwarded entries that the leader remembers
+	campaignStep  = 80 * time.Millisecond  // between two members that ask for votes after a leader was lost
+	suspectRounds = 3
 )
 
 func (c Config) withDefaults() (Config, error) {
@@ -98,6 +115,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.HeartbeatTicks == 0 {
 		c.HeartbeatTicks = 1
+	}
+	if c.Patience == 0 {
+		c.Patience = 4 * time.Second
 	}
 	if c.SnapshotInterval == 0 {
 		c.SnapshotInterval = 10_000

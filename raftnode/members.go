@@ -2,6 +2,7 @@ package raftnode
 
 import (
 	"context"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
@@ -115,4 +116,80 @@ func (n *Node) farthest() (best uint64) {
 		}
 	})
 	return best
+}
+
+// CaughtUp reports whether a member has nearly all of the log and answers. On the
+// leader only.
+func (n *Node) CaughtUp(ctx context.Context, id uint64) (bool, error) {
+	caughtUp := false
+	err := n.do(ctx, func() error {
+		if n.raw.BasicStatus().RaftState != raft.StateLeader {
+			return n.refusal(raft.ErrProposalDropped)
+		}
+		last, err := n.storage.LastIndex()
+		n.raw.WithProgress(func(other uint64, _ raft.ProgressType, p tracker.Progress) {
+			if other == id {
+				caughtUp = p.RecentActive && p.State == tracker.StateReplicate && p.Match+nearly >= last
+			}
+		})
+		return err
+	})
+	return caughtUp, err
+}
+
+// nearly is how many entries a member may lack to count as caught up.
+const nearly = 64
+
+// Suspect tells that a member has very likely died: its process ended the
+// connection and takes no new one. If that member leads, this one asks the others
+// for their votes at once and doesn't wait for the election timeout. It harms
+// nothing if it is wrong: the others refuse while they hear from the leader.
+func (n *Node) Suspect(ctx context.Context, id uint64) error {
+	suspected := false
+	err := n.do(ctx, func() error {
+		if s := n.raw.BasicStatus(); s.Lead == id && s.RaftState == raft.StateFollower {
+			suspected = true
+			return n.raw.ForgetLeader()
+		}
+		return nil
+	})
+	if err != nil || !suspected {
+		return err
+	}
+	// Members find out at the same moment. They ask in turn, so that they don't
+	// split the votes, and go round again while nobody leads.
+	wait := time.Duration(n.turn(id)) * campaignStep
+	for range suspectRounds {
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+		led := true
+		err := n.do(ctx, func() error {
+			if s := n.raw.BasicStatus(); s.Lead == 0 && s.RaftState != raft.StateLeader {
+				led = false
+				return n.raw.Campaign()
+			}
+			return nil
+		})
+		if err != nil || led {
+			return err
+		}
+		wait = time.Duration(len(n.Status().Voters)) * campaignStep
+	}
+	return nil
+}
+
+// turn is this member's place among the voters without the one that is lost.
+func (n *Node) turn(lost uint64) int {
+	at := 0
+	for _, id := range n.Status().Voters {
+		if id != lost && id < n.cfg.ID {
+			at++
+		}
+	}
+	return at
 }

@@ -46,8 +46,8 @@ type Node struct {
 	reseal    *reseal
 	full      error // the disk is
 	running   bool
-	leading   bool // as raft says
-	renew     bool // members have changed since the last publish
+	recent    recent // entries of other members' proposals
+	renew     bool   // members have changed since the last publish
 
 	apply    applySide
 	tasks    sync.WaitGroup // goroutines that Run waits for
@@ -57,8 +57,8 @@ type Node struct {
 
 	// mu guards what Run and the applying goroutine share.
 	mu      sync.Mutex
-	waiting map[uint64]chan outcome // proposals under way
-	readers []reader                // reads that wait for an entry to be applied
+	waiting map[uint64]waiter // proposals under way
+	readers []reader          // reads that wait for an entry to be applied
 	keys    key
 }
 
@@ -83,7 +83,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, storage: raft.NewMemoryStorage(), done: make(chan struct{}), poke: make(chan struct{}, 1),
 		requests: make(chan request, maxPending), messages: make(chan raftpb.Message, maxMessages),
-		waiting: map[uint64]chan outcome{}, addresses: map[uint64]string{},
+		waiting: map[uint64]waiter{}, addresses: map[uint64]string{},
 		snapEnd: make(chan snapDone, 1), failures: make(chan error, 1),
 	}
 	n.keys.sealer = cfg.Sealer
@@ -105,6 +105,11 @@ func Open(cfg Config) (_ *Node, err error) {
 	}()
 	if err := n.load(); err != nil {
 		return nil, fmt.Errorf("raftnode: %w", err)
+	}
+	if cfg.ForceNewCluster {
+		if err := n.forceNewCluster(); err != nil {
+			return nil, fmt.Errorf("raftnode: %w", err)
+		}
 	}
 	n.raw, err = raft.NewRawNode(&raft.Config{
 		ID: cfg.ID, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
@@ -233,10 +238,6 @@ func (n *Node) Changed() <-chan struct{} { return *n.changed.Load() }
 // and wakes who waits for a change.
 func (n *Node) publish() {
 	s := n.raw.BasicStatus()
-	if was := n.leading; was && s.RaftState != raft.StateLeader {
-		n.failAll(api.Errorf(api.Unavailable, "this manager lost its leadership: the change may still come to pass"))
-	}
-	n.leading = s.RaftState == raft.StateLeader
 	lead := s.RaftState == raft.StateLeader && n.apply.term.Load() == s.Term && n.full == nil
 	old := n.status.Load()
 	if old != nil && !n.renew && old.IsLeader == lead && old.Leader == s.Lead && old.Term == s.Term &&
@@ -244,6 +245,9 @@ func (n *Node) publish() {
 		return
 	}
 	n.renew = false
+	if s.Lead != 0 && old != nil && old.Leader != s.Lead && n.reads.id != 0 {
+		n.reads.ask(n) // the question went to nobody, or to who leads no more
+	}
 	st := &Status{ID: n.cfg.ID, Leader: s.Lead, Term: s.Term, IsLeader: lead, SnapshotIndex: n.snapped,
 		Voters: n.conf.Voters, Learners: n.conf.Learners, Members: n.members(), Err: n.full}
 	n.status.Store(st)

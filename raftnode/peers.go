@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"go.etcd.io/raft/v3"
@@ -108,6 +109,14 @@ func (n *Node) send(ctx context.Context, messages []raftpb.Message, early bool) 
 
 // sendSnapshot streams the file, in clear: the transport encrypts.
 func (n *Node) sendSnapshot(ctx context.Context, to Member, message []byte, meta raftpb.SnapshotMetadata) {
+	if !slices.Contains(meta.ConfState.Voters, to.ID) && !slices.Contains(meta.ConfState.Learners, to.ID) {
+		// It is older than the member, which would refuse it.
+		n.raw.ReportSnapshot(to.ID, raft.SnapshotFailure)
+		if err := n.hand(ctx, applyBatch{snapshot: true}); err != nil {
+			n.cfg.Log.Error("raft: a snapshot for a new manager can't be taken", "to", to.ID, "err", err)
+		}
+		return
+	}
 	path := filepath.Join(n.cfg.Dir, snapshotName(meta.Index, meta.Term))
 	h, r, file, err := openSnapshot(n.cfg.FS, path, n.wal.sealer)
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -27,18 +29,145 @@ type request struct {
 const proposalHeader = 16
 
 // Propose puts data in the log and returns when it was applied here, with the
-// entry's index and Apply's result. NotLeader: it was not put in the log.
-// Unavailable and DeadlineExceeded: it may be, unless the text says otherwise.
+// entry's index and Apply's result. On a follower it goes to the leader; it is
+// put in the log once, however often the leader changes meanwhile. Unavailable:
+// nobody leads; the text says whether it may still come to pass, as with
+// DeadlineExceeded.
 func (n *Node) Propose(ctx context.Context, data []byte) (uint64, error) {
 	if len(data) > maxProposal {
 		return 0, api.Errorf(api.ResourceExhausted, "a change of %d bytes is too large for the raft log: at most %d", len(data), maxProposal)
 	}
-	seq := n.seq.Add(1)
-	b := make([]byte, proposalHeader, proposalHeader+len(data))
-	binary.BigEndian.PutUint64(b, n.cfg.ID)
-	binary.BigEndian.PutUint64(b[8:], seq)
-	return n.call(ctx, request{seq: seq, data: append(b, data...)})
+	entry := make([]byte, proposalHeader, proposalHeader+len(data))
+	binary.BigEndian.PutUint64(entry, n.cfg.ID)
+	entry = append(entry, data...)
+	for p := newPatience(n); ; {
+		seq := n.seq.Add(1)
+		binary.BigEndian.PutUint64(entry[8:], seq)
+		index, err := n.propose(ctx, &request{seq: seq, data: entry}, p)
+		if !errors.Is(err, errAgain) {
+			return index, err
+		}
+		if err := p.pause(ctx, err); err != nil {
+			return 0, err
+		}
+		entry = slices.Clone(entry) // raft may still have the old one
+	}
 }
+
+// errAgain is in the chain of an error after which the request is certainly not
+// in the log and never will be, and may do better if it is tried again.
+var errAgain = errors.New("try again")
+
+// again marks an error as one after which to try again.
+type again struct{ error }
+
+func (again) Is(target error) bool { return target == errAgain }
+
+func (a again) Unwrap() error { return a.error }
+
+// propose tries once: with whoever leads.
+func (n *Node) propose(ctx context.Context, r *request, p *patience) (uint64, error) {
+	st := n.Status()
+	if st.Leader == 0 || st.Leader == n.cfg.ID || n.cfg.Transport == nil {
+		return n.call(ctx, *r)
+	}
+	leader := Member{ID: st.Leader}
+	for _, m := range st.Members {
+		if m.ID == st.Leader {
+			leader = m
+		}
+	}
+	r.reply = make(chan outcome, 1)
+	n.mu.Lock()
+	n.waiting[r.seq] = waiter{r.reply, st.Term}
+	n.mu.Unlock()
+	sent, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go n.forward(sent, leader, st.Term, r)
+	return n.outcome(ctx, r, p)
+}
+
+// forward gives an entry to the leader, until that has answered. The leader takes
+// it once only.
+func (n *Node) forward(ctx context.Context, leader Member, term uint64, r *request) {
+	for first := true; ; first = false {
+		err := n.cfg.Transport.Propose(ctx, leader, term, r.data)
+		if err == nil || ctx.Err() != nil {
+			return // the entry's own way through the log has the answer
+		}
+		// Once an answer got lost, a refusal is not the last word: the entry may be
+		// in the log.
+		if c := api.ClassOf(err); first && c != api.Unavailable && c != api.DeadlineExceeded {
+			if c == api.NotLeader {
+				err = again{err}
+			}
+			n.answer(r.seq, outcome{err: err})
+			return
+		}
+		t := time.NewTimer(resendPause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+	}
+}
+
+// Accept puts an entry of another member's Propose in the log, if this member
+// leads in the term (NotLeader otherwise), and returns without waiting for more.
+// An entry that is there already is not put there again.
+func (n *Node) Accept(ctx context.Context, term uint64, entry []byte) error {
+	if len(entry) < proposalHeader || len(entry) > maxEntry {
+		return api.Errorf(api.Invalid, "a raft entry of %d bytes was proposed; from %d to %d are allowed", len(entry), proposalHeader, maxEntry)
+	}
+	return n.do(ctx, func() error {
+		if s := n.raw.BasicStatus(); s.RaftState != raft.StateLeader || s.Term != term {
+			return api.Errorf(api.NotLeader, "this manager does not lead in term %d (it is in %d); nothing was changed", term, s.Term)
+		}
+		id := [proposalHeader]byte(entry)
+		if !n.recent.add(id) {
+			return nil
+		}
+		if err := n.raw.Propose(entry); err != nil {
+			n.recent.remove(id)
+			err = n.refusal(err)
+			if api.Is(err, api.Unavailable) {
+				return api.Errorf(api.NotLeader, "%w", err) // nothing was changed: it is no fault of the way
+			}
+			return err
+		}
+		return nil
+	})
+}
+
+// recent remembers the newest of many entries. The zero value is ready.
+type recent struct {
+	set  map[[proposalHeader]byte]struct{}
+	ring [][proposalHeader]byte
+	next int
+}
+
+// add returns false if the entry is remembered already.
+func (r *recent) add(id [proposalHeader]byte) bool {
+	if _, ok := r.set[id]; ok {
+		return false
+	}
+	if r.set == nil {
+		r.set = map[[proposalHeader]byte]struct{}{}
+	}
+	r.set[id] = struct{}{}
+	if len(r.ring) < maxRecent {
+		r.ring = append(r.ring, id)
+		return true
+	}
+	delete(r.set, r.ring[r.next])
+	r.ring[r.next] = id
+	r.next = (r.next + 1) % maxRecent
+	return true
+}
+
+func (r *recent) remove(id [proposalHeader]byte) { delete(r.set, id) }
 
 // call sends a request to Run and waits for its outcome.
 func (n *Node) call(ctx context.Context, r request) (uint64, error) {
@@ -50,19 +179,50 @@ func (n *Node) call(ctx context.Context, r request) (uint64, error) {
 	case <-ctx.Done():
 		return 0, api.Errorf(api.DeadlineExceeded, "the raft log did not take the request in time: %w", ctx.Err())
 	}
-	select {
-	case o := <-r.reply:
-		return o.index, o.err
-	case <-n.done:
+	return n.outcome(ctx, &r, newPatience(n))
+}
+
+// outcome waits for that of a request.
+func (n *Node) outcome(ctx context.Context, r *request, p *patience) (uint64, error) {
+	defer p.stop()
+	for {
+		changed := n.Changed()
+		var tooLong <-chan time.Time
+		if r.seq != 0 { // what reads wait for is up to the caller
+			tooLong = p.watch()
+		}
 		select {
 		case o := <-r.reply:
 			return o.index, o.err
-		default:
-			return 0, n.stopped()
+		case <-n.done:
+			select {
+			case o := <-r.reply:
+				return o.index, o.err
+			default:
+				return 0, n.stopped()
+			}
+		case <-ctx.Done():
+			n.abandon(r.seq)
+			return 0, api.Errorf(api.DeadlineExceeded, "no quorum of managers has acknowledged the request in time; a change may still come to pass: %w", ctx.Err())
+		case <-tooLong:
+			n.abandon(r.seq)
+			return 0, api.Errorf(api.Unavailable, "%s (%w)", noLeader, ErrMayHappen)
+		case <-changed:
 		}
-	case <-ctx.Done():
-		return 0, api.Errorf(api.DeadlineExceeded, "no quorum of managers has acknowledged the request in time; a change may still come to pass: %w", ctx.Err())
 	}
+}
+
+// ErrMayHappen is in the chain when nobody leads any more since the change was
+// put in the log.
+var ErrMayHappen = errors.New("the change may still come to pass")
+
+// noLeader is Docker's sentence.
+const noLeader = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."
+
+func (n *Node) abandon(seq uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.waiting, seq)
 }
 
 // do runs f in Run's goroutine; its error is for the caller.
@@ -103,7 +263,7 @@ func (n *Node) request(ctx context.Context, r request) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.waiting[r.seq] = r.reply
+	n.waiting[r.seq] = waiter{r.reply, n.raw.BasicStatus().Term}
 	return nil
 }
 
@@ -114,11 +274,11 @@ func (n *Node) refusal(err error) error {
 	s := n.raw.BasicStatus()
 	switch {
 	case s.RaftState != raft.StateLeader && s.Lead == 0:
-		return api.Errorf(api.Unavailable, "the swarm has no leader; nothing was changed. It is possible that too few managers are online: make sure that more than half of them are")
+		return again{api.Errorf(api.Unavailable, "%s Nothing was changed", noLeader)}
 	case s.RaftState != raft.StateLeader:
-		return api.Errorf(api.NotLeader, "%w", &NotLeaderError{Leader: Member{ID: s.Lead, Address: n.addresses[s.Lead]}})
+		return again{api.Errorf(api.NotLeader, "%w", &NotLeaderError{Leader: Member{ID: s.Lead, Address: n.addresses[s.Lead]}})}
 	case s.LeadTransferee != 0:
-		return api.Errorf(api.Unavailable, "leadership is being transferred; nothing was changed: try again")
+		return again{api.Errorf(api.Unavailable, "leadership is being transferred; nothing was changed: try again")}
 	}
 	return api.Errorf(api.Unavailable, "too many changes wait for a quorum of managers; nothing was changed: try again later")
 }
@@ -133,19 +293,36 @@ func (e *NotLeaderError) Error() string {
 // answer gives a proposal its outcome, if it is still waited for.
 func (n *Node) answer(seq uint64, o outcome) {
 	n.mu.Lock()
-	reply, ok := n.waiting[seq]
+	w, ok := n.waiting[seq]
 	delete(n.waiting, seq)
 	n.mu.Unlock()
 	if ok {
-		reply <- o
+		w.reply <- o
+	}
+}
+
+// waiter is a proposal under way.
+type waiter struct {
+	reply chan outcome
+	term  uint64 // in which it can have been appended, and in no other
+}
+
+// superseded answers what was proposed in earlier terms and is not in the log:
+// an entry of the term is applied, so nothing older can follow. Callers hold mu.
+func (n *Node) superseded(term uint64) {
+	for seq, w := range n.waiting {
+		if w.term < term {
+			w.reply <- outcome{err: again{api.Errorf(api.Unavailable, "another manager leads now; nothing was changed: try again")}}
+			delete(n.waiting, seq)
+		}
 	}
 }
 
 func (n *Node) failAll(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for seq, reply := range n.waiting {
-		reply <- outcome{err: err}
+	for seq, w := range n.waiting {
+		w.reply <- outcome{err: err}
 		delete(n.waiting, seq)
 	}
 }

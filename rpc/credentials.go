@@ -39,6 +39,15 @@ func (c *Credentials) Keys() *ca.Keys {
 	return nil
 }
 
+// Certificate returns the certificate with its key, as crypto/tls asks for it.
+func (c *Credentials) Certificate() (*tls.Certificate, error) {
+	id := c.current.Load()
+	if id == nil {
+		return nil, errNoIdentity()
+	}
+	return &id.cert, nil
+}
+
 // ServerConfig returns a server's TLS configuration: clients without certificate
 // are let in (they may call what the table says), those with one must have it
 // from the root.
@@ -72,15 +81,9 @@ func (c *Credentials) ClientConfig(name string) *tls.Config {
 		ServerName: name,
 		// The standard check is tied to a fixed set of roots; verify does the
 		// same with those of the moment.
-		InsecureSkipVerify: true,
-		VerifyConnection:   func(s tls.ConnectionState) error { return c.verify(s, name) },
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			id := c.current.Load()
-			if id == nil {
-				return nil, errNoIdentity()
-			}
-			return &id.cert, nil
-		},
+		InsecureSkipVerify:   true,
+		VerifyConnection:     func(s tls.ConnectionState) error { return c.verify(s, name) },
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate() },
 	}
 }
 

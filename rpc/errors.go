@@ -109,19 +109,28 @@ func Error(err error) error {
 	if !ok {
 		return err
 	}
-	class := classOf(st.Code())
+	class, answered := classOf(st.Code()), false
 	for _, d := range st.Details() {
 		if d, ok := d.(*swarmpb.ErrorDetail); ok && d.Class <= uint32(api.ResourceExhausted) {
-			class = api.Class(d.Class)
+			class, answered = api.Class(d.Class), true
 		}
 	}
-	return api.Errorf(class, "%w", &remote{text: st.Message(), cause: contextCause(st.Code())})
+	return api.Errorf(class, "%w", &remote{text: st.Message(), cause: contextCause(st.Code()), answered: answered})
+}
+
+// Answered reports whether a manager answered with this error; false when the
+// call did not get that far.
+func Answered(err error) bool {
+	var r *remote
+	return errors.As(err, &r) && r.answered
 }
 
 // remote is an error as another node told it.
 type remote struct {
 	text  string
 	cause error // context.Canceled, context.DeadlineExceeded, or nil
+	// answered is true when it came from the other node's handler.
+	answered bool
 }
 
 func (r *remote) Error() string { return r.text }

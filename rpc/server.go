@@ -74,13 +74,21 @@ func (s *server) admit(ctx context.Context, method string) (context.Context, err
 	if err != nil {
 		return nil, err
 	}
-	if p.NodeID != "" && s.Removed != nil && s.Removed(p.NodeID) {
-		return nil, api.Errorf(api.PermissionDenied, "node %s was removed from the swarm", p.NodeID)
+	if err := s.refuse(p.NodeID); err != nil {
+		return nil, err
 	}
 	if err := s.methods[method].check(method, p); err != nil {
 		return nil, err
 	}
 	return WithPeer(ctx, p), nil
+}
+
+// refuse returns an error for a node that was removed.
+func (s *server) refuse(nodeID string) error {
+	if nodeID != "" && s.Removed != nil && s.Removed(nodeID) {
+		return api.Errorf(api.PermissionDenied, "node %s was removed from the swarm", nodeID)
+	}
+	return nil
 }
 
 func (s *server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
@@ -97,7 +105,8 @@ func (s *server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	if err != nil {
 		return err
 	}
-	return handler(srv, &stream{ServerStream: ss, ctx: ctx})
+	p, _ := PeerFrom(ctx)
+	return handler(srv, &stream{ServerStream: ss, ctx: ctx, refuse: func() error { return s.refuse(p.NodeID) }})
 }
 
 // finish turns a handler's outcome into what goes over the wire. A panic fails
@@ -110,9 +119,26 @@ func (s *server) finish(panicked any, method string, err error) error {
 	return toStatus(err)
 }
 
+// stream is a call that lasts; a node that is removed meanwhile neither gets nor
+// says anything more.
 type stream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx    context.Context //nolint:containedctx // what ServerStream has
+	refuse func() error
 }
 
 func (s *stream) Context() context.Context { return s.ctx }
+
+func (s *stream) SendMsg(m any) error {
+	if err := s.refuse(); err != nil {
+		return err
+	}
+	return s.ServerStream.SendMsg(m)
+}
+
+func (s *stream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return s.refuse()
+}

@@ -24,6 +24,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Farewell is Legion's: what a node whose daemon ends on purpose says last.
+type Farewell int32
+
+const (
+	// The node stays.
+	Farewell_FAREWELL_NONE Farewell = 0
+	// The daemon stops or starts again; containers run on.
+	Farewell_FAREWELL_PAUSE Farewell = 1
+	// The node leaves the swarm and ends its containers.
+	Farewell_FAREWELL_LEAVE Farewell = 2
+)
+
+// Enum value maps for Farewell.
+var (
+	Farewell_name = map[int32]string{
+		0: "FAREWELL_NONE",
+		1: "FAREWELL_PAUSE",
+		2: "FAREWELL_LEAVE",
+	}
+	Farewell_value = map[string]int32{
+		"FAREWELL_NONE":  0,
+		"FAREWELL_PAUSE": 1,
+		"FAREWELL_LEAVE": 2,
+	}
+)
+
+func (x Farewell) Enum() *Farewell {
+	p := new(Farewell)
+	*p = x
+	return p
+}
+
+func (x Farewell) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Farewell) Descriptor() protoreflect.EnumDescriptor {
+	return file_docker_swarmkit_v1_dispatcher_proto_enumTypes[0].Descriptor()
+}
+
+func (Farewell) Type() protoreflect.EnumType {
+	return &file_docker_swarmkit_v1_dispatcher_proto_enumTypes[0]
+}
+
+func (x Farewell) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Farewell.Descriptor instead.
+func (Farewell) EnumDescriptor() ([]byte, []int) {
+	return file_docker_swarmkit_v1_dispatcher_proto_rawDescGZIP(), []int{0}
+}
+
 type AssignmentChange_AssignmentAction int32
 
 const (
@@ -54,11 +107,11 @@ func (x AssignmentChange_AssignmentAction) String() string {
 }
 
 func (AssignmentChange_AssignmentAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_docker_swarmkit_v1_dispatcher_proto_enumTypes[0].Descriptor()
+	return file_docker_swarmkit_v1_dispatcher_proto_enumTypes[1].Descriptor()
 }
 
 func (AssignmentChange_AssignmentAction) Type() protoreflect.EnumType {
-	return &file_docker_swarmkit_v1_dispatcher_proto_enumTypes[0]
+	return &file_docker_swarmkit_v1_dispatcher_proto_enumTypes[1]
 }
 
 func (x AssignmentChange_AssignmentAction) Number() protoreflect.EnumNumber {
@@ -100,11 +153,11 @@ func (x AssignmentsMessage_Type) String() string {
 }
 
 func (AssignmentsMessage_Type) Descriptor() protoreflect.EnumDescriptor {
-	return file_docker_swarmkit_v1_dispatcher_proto_enumTypes[1].Descriptor()
+	return file_docker_swarmkit_v1_dispatcher_proto_enumTypes[2].Descriptor()
 }
 
 func (AssignmentsMessage_Type) Type() protoreflect.EnumType {
-	return &file_docker_swarmkit_v1_dispatcher_proto_enumTypes[1]
+	return &file_docker_swarmkit_v1_dispatcher_proto_enumTypes[2]
 }
 
 func (x AssignmentsMessage_Type) Number() protoreflect.EnumNumber {
@@ -246,8 +299,10 @@ func (x *SessionMessage) GetRootCA() []byte {
 }
 
 type HeartbeatRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Legion's; far from SwarmKit's numbers.
+	Farewell      Farewell `protobuf:"varint,1000,opt,name=farewell,proto3,enum=docker.swarmkit.v1.Farewell" json:"farewell,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -287,6 +342,13 @@ func (x *HeartbeatRequest) GetSessionId() string {
 		return x.SessionId
 	}
 	return ""
+}
+
+func (x *HeartbeatRequest) GetFarewell() Farewell {
+	if x != nil {
+		return x.Farewell
+	}
+	return Farewell_FAREWELL_NONE
 }
 
 type HeartbeatResponse struct {
@@ -996,10 +1058,11 @@ const file_docker_swarmkit_v1_dispatcher_proto_rawDesc = "" +
 	"\x04node\x18\x02 \x01(\v2\x18.docker.swarmkit.v1.NodeR\x04node\x12<\n" +
 	"\bmanagers\x18\x03 \x03(\v2 .docker.swarmkit.v1.WeightedPeerR\bmanagers\x12W\n" +
 	"\x16network_bootstrap_keys\x18\x04 \x03(\v2!.docker.swarmkit.v1.EncryptionKeyR\x14networkBootstrapKeys\x12\x16\n" +
-	"\x06RootCA\x18\x05 \x01(\fR\x06RootCA\"1\n" +
+	"\x06RootCA\x18\x05 \x01(\fR\x06RootCA\"l\n" +
 	"\x10HeartbeatRequest\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x01 \x01(\tR\tsessionId\"F\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x129\n" +
+	"\bfarewell\x18\xe8\a \x01(\x0e2\x1c.docker.swarmkit.v1.FarewellR\bfarewell\"F\n" +
 	"\x11HeartbeatResponse\x121\n" +
 	"\x06period\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06period\"\xf5\x01\n" +
 	"\x17UpdateTaskStatusRequest\x12\x1d\n" +
@@ -1052,7 +1115,11 @@ const file_docker_swarmkit_v1_dispatcher_proto_rawDesc = "" +
 	"\achanges\x18\x04 \x03(\v2$.docker.swarmkit.v1.AssignmentChangeR\achanges\"%\n" +
 	"\x04Type\x12\f\n" +
 	"\bCOMPLETE\x10\x00\x12\x0f\n" +
-	"\vINCREMENTAL\x10\x012\xd4\x04\n" +
+	"\vINCREMENTAL\x10\x01*E\n" +
+	"\bFarewell\x12\x11\n" +
+	"\rFAREWELL_NONE\x10\x00\x12\x12\n" +
+	"\x0eFAREWELL_PAUSE\x10\x01\x12\x12\n" +
+	"\x0eFAREWELL_LEAVE\x10\x022\xd4\x04\n" +
 	"\n" +
 	"Dispatcher\x12S\n" +
 	"\aSession\x12\".docker.swarmkit.v1.SessionRequest\x1a\".docker.swarmkit.v1.SessionMessage0\x01\x12X\n" +
@@ -1074,73 +1141,75 @@ func file_docker_swarmkit_v1_dispatcher_proto_rawDescGZIP() []byte {
 	return file_docker_swarmkit_v1_dispatcher_proto_rawDescData
 }
 
-var file_docker_swarmkit_v1_dispatcher_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_docker_swarmkit_v1_dispatcher_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_docker_swarmkit_v1_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_docker_swarmkit_v1_dispatcher_proto_goTypes = []any{
-	(AssignmentChange_AssignmentAction)(0),               // 0: docker.swarmkit.v1.AssignmentChange.AssignmentAction
-	(AssignmentsMessage_Type)(0),                         // 1: docker.swarmkit.v1.AssignmentsMessage.Type
-	(*SessionRequest)(nil),                               // 2: docker.swarmkit.v1.SessionRequest
-	(*SessionMessage)(nil),                               // 3: docker.swarmkit.v1.SessionMessage
-	(*HeartbeatRequest)(nil),                             // 4: docker.swarmkit.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),                            // 5: docker.swarmkit.v1.HeartbeatResponse
-	(*UpdateTaskStatusRequest)(nil),                      // 6: docker.swarmkit.v1.UpdateTaskStatusRequest
-	(*UpdateTaskStatusResponse)(nil),                     // 7: docker.swarmkit.v1.UpdateTaskStatusResponse
-	(*UpdateVolumeStatusRequest)(nil),                    // 8: docker.swarmkit.v1.UpdateVolumeStatusRequest
-	(*UpdateVolumeStatusResponse)(nil),                   // 9: docker.swarmkit.v1.UpdateVolumeStatusResponse
-	(*TasksRequest)(nil),                                 // 10: docker.swarmkit.v1.TasksRequest
-	(*TasksMessage)(nil),                                 // 11: docker.swarmkit.v1.TasksMessage
-	(*AssignmentsRequest)(nil),                           // 12: docker.swarmkit.v1.AssignmentsRequest
-	(*Assignment)(nil),                                   // 13: docker.swarmkit.v1.Assignment
-	(*AssignmentChange)(nil),                             // 14: docker.swarmkit.v1.AssignmentChange
-	(*AssignmentsMessage)(nil),                           // 15: docker.swarmkit.v1.AssignmentsMessage
-	(*UpdateTaskStatusRequest_TaskStatusUpdate)(nil),     // 16: docker.swarmkit.v1.UpdateTaskStatusRequest.TaskStatusUpdate
-	(*UpdateVolumeStatusRequest_VolumeStatusUpdate)(nil), // 17: docker.swarmkit.v1.UpdateVolumeStatusRequest.VolumeStatusUpdate
-	(*NodeDescription)(nil),                              // 18: docker.swarmkit.v1.NodeDescription
-	(*Node)(nil),                                         // 19: docker.swarmkit.v1.Node
-	(*WeightedPeer)(nil),                                 // 20: docker.swarmkit.v1.WeightedPeer
-	(*EncryptionKey)(nil),                                // 21: docker.swarmkit.v1.EncryptionKey
-	(*durationpb.Duration)(nil),                          // 22: google.protobuf.Duration
-	(*Task)(nil),                                         // 23: docker.swarmkit.v1.Task
-	(*Secret)(nil),                                       // 24: docker.swarmkit.v1.Secret
-	(*Config)(nil),                                       // 25: docker.swarmkit.v1.Config
-	(*VolumeAssignment)(nil),                             // 26: docker.swarmkit.v1.VolumeAssignment
-	(*TaskStatus)(nil),                                   // 27: docker.swarmkit.v1.TaskStatus
+	(Farewell)(0),                                        // 0: docker.swarmkit.v1.Farewell
+	(AssignmentChange_AssignmentAction)(0),               // 1: docker.swarmkit.v1.AssignmentChange.AssignmentAction
+	(AssignmentsMessage_Type)(0),                         // 2: docker.swarmkit.v1.AssignmentsMessage.Type
+	(*SessionRequest)(nil),                               // 3: docker.swarmkit.v1.SessionRequest
+	(*SessionMessage)(nil),                               // 4: docker.swarmkit.v1.SessionMessage
+	(*HeartbeatRequest)(nil),                             // 5: docker.swarmkit.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),                            // 6: docker.swarmkit.v1.HeartbeatResponse
+	(*UpdateTaskStatusRequest)(nil),                      // 7: docker.swarmkit.v1.UpdateTaskStatusRequest
+	(*UpdateTaskStatusResponse)(nil),                     // 8: docker.swarmkit.v1.UpdateTaskStatusResponse
+	(*UpdateVolumeStatusRequest)(nil),                    // 9: docker.swarmkit.v1.UpdateVolumeStatusRequest
+	(*UpdateVolumeStatusResponse)(nil),                   // 10: docker.swarmkit.v1.UpdateVolumeStatusResponse
+	(*TasksRequest)(nil),                                 // 11: docker.swarmkit.v1.TasksRequest
+	(*TasksMessage)(nil),                                 // 12: docker.swarmkit.v1.TasksMessage
+	(*AssignmentsRequest)(nil),                           // 13: docker.swarmkit.v1.AssignmentsRequest
+	(*Assignment)(nil),                                   // 14: docker.swarmkit.v1.Assignment
+	(*AssignmentChange)(nil),                             // 15: docker.swarmkit.v1.AssignmentChange
+	(*AssignmentsMessage)(nil),                           // 16: docker.swarmkit.v1.AssignmentsMessage
+	(*UpdateTaskStatusRequest_TaskStatusUpdate)(nil),     // 17: docker.swarmkit.v1.UpdateTaskStatusRequest.TaskStatusUpdate
+	(*UpdateVolumeStatusRequest_VolumeStatusUpdate)(nil), // 18: docker.swarmkit.v1.UpdateVolumeStatusRequest.VolumeStatusUpdate
+	(*NodeDescription)(nil),                              // 19: docker.swarmkit.v1.NodeDescription
+	(*Node)(nil),                                         // 20: docker.swarmkit.v1.Node
+	(*WeightedPeer)(nil),                                 // 21: docker.swarmkit.v1.WeightedPeer
+	(*EncryptionKey)(nil),                                // 22: docker.swarmkit.v1.EncryptionKey
+	(*durationpb.Duration)(nil),                          // 23: google.protobuf.Duration
+	(*Task)(nil),                                         // 24: docker.swarmkit.v1.Task
+	(*Secret)(nil),                                       // 25: docker.swarmkit.v1.Secret
+	(*Config)(nil),                                       // 26: docker.swarmkit.v1.Config
+	(*VolumeAssignment)(nil),                             // 27: docker.swarmkit.v1.VolumeAssignment
+	(*TaskStatus)(nil),                                   // 28: docker.swarmkit.v1.TaskStatus
 }
 var file_docker_swarmkit_v1_dispatcher_proto_depIdxs = []int32{
-	18, // 0: docker.swarmkit.v1.SessionRequest.description:type_name -> docker.swarmkit.v1.NodeDescription
-	19, // 1: docker.swarmkit.v1.SessionMessage.node:type_name -> docker.swarmkit.v1.Node
-	20, // 2: docker.swarmkit.v1.SessionMessage.managers:type_name -> docker.swarmkit.v1.WeightedPeer
-	21, // 3: docker.swarmkit.v1.SessionMessage.network_bootstrap_keys:type_name -> docker.swarmkit.v1.EncryptionKey
-	22, // 4: docker.swarmkit.v1.HeartbeatResponse.period:type_name -> google.protobuf.Duration
-	16, // 5: docker.swarmkit.v1.UpdateTaskStatusRequest.updates:type_name -> docker.swarmkit.v1.UpdateTaskStatusRequest.TaskStatusUpdate
-	17, // 6: docker.swarmkit.v1.UpdateVolumeStatusRequest.updates:type_name -> docker.swarmkit.v1.UpdateVolumeStatusRequest.VolumeStatusUpdate
-	23, // 7: docker.swarmkit.v1.TasksMessage.tasks:type_name -> docker.swarmkit.v1.Task
-	23, // 8: docker.swarmkit.v1.Assignment.task:type_name -> docker.swarmkit.v1.Task
-	24, // 9: docker.swarmkit.v1.Assignment.secret:type_name -> docker.swarmkit.v1.Secret
-	25, // 10: docker.swarmkit.v1.Assignment.config:type_name -> docker.swarmkit.v1.Config
-	26, // 11: docker.swarmkit.v1.Assignment.volume:type_name -> docker.swarmkit.v1.VolumeAssignment
-	13, // 12: docker.swarmkit.v1.AssignmentChange.assignment:type_name -> docker.swarmkit.v1.Assignment
-	0,  // 13: docker.swarmkit.v1.AssignmentChange.action:type_name -> docker.swarmkit.v1.AssignmentChange.AssignmentAction
-	1,  // 14: docker.swarmkit.v1.AssignmentsMessage.type:type_name -> docker.swarmkit.v1.AssignmentsMessage.Type
-	14, // 15: docker.swarmkit.v1.AssignmentsMessage.changes:type_name -> docker.swarmkit.v1.AssignmentChange
-	27, // 16: docker.swarmkit.v1.UpdateTaskStatusRequest.TaskStatusUpdate.status:type_name -> docker.swarmkit.v1.TaskStatus
-	2,  // 17: docker.swarmkit.v1.Dispatcher.Session:input_type -> docker.swarmkit.v1.SessionRequest
-	4,  // 18: docker.swarmkit.v1.Dispatcher.Heartbeat:input_type -> docker.swarmkit.v1.HeartbeatRequest
-	6,  // 19: docker.swarmkit.v1.Dispatcher.UpdateTaskStatus:input_type -> docker.swarmkit.v1.UpdateTaskStatusRequest
-	8,  // 20: docker.swarmkit.v1.Dispatcher.UpdateVolumeStatus:input_type -> docker.swarmkit.v1.UpdateVolumeStatusRequest
-	10, // 21: docker.swarmkit.v1.Dispatcher.Tasks:input_type -> docker.swarmkit.v1.TasksRequest
-	12, // 22: docker.swarmkit.v1.Dispatcher.Assignments:input_type -> docker.swarmkit.v1.AssignmentsRequest
-	3,  // 23: docker.swarmkit.v1.Dispatcher.Session:output_type -> docker.swarmkit.v1.SessionMessage
-	5,  // 24: docker.swarmkit.v1.Dispatcher.Heartbeat:output_type -> docker.swarmkit.v1.HeartbeatResponse
-	7,  // 25: docker.swarmkit.v1.Dispatcher.UpdateTaskStatus:output_type -> docker.swarmkit.v1.UpdateTaskStatusResponse
-	9,  // 26: docker.swarmkit.v1.Dispatcher.UpdateVolumeStatus:output_type -> docker.swarmkit.v1.UpdateVolumeStatusResponse
-	11, // 27: docker.swarmkit.v1.Dispatcher.Tasks:output_type -> docker.swarmkit.v1.TasksMessage
-	15, // 28: docker.swarmkit.v1.Dispatcher.Assignments:output_type -> docker.swarmkit.v1.AssignmentsMessage
-	23, // [23:29] is the sub-list for method output_type
-	17, // [17:23] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	19, // 0: docker.swarmkit.v1.SessionRequest.description:type_name -> docker.swarmkit.v1.NodeDescription
+	20, // 1: docker.swarmkit.v1.SessionMessage.node:type_name -> docker.swarmkit.v1.Node
+	21, // 2: docker.swarmkit.v1.SessionMessage.managers:type_name -> docker.swarmkit.v1.WeightedPeer
+	22, // 3: docker.swarmkit.v1.SessionMessage.network_bootstrap_keys:type_name -> docker.swarmkit.v1.EncryptionKey
+	0,  // 4: docker.swarmkit.v1.HeartbeatRequest.farewell:type_name -> docker.swarmkit.v1.Farewell
+	23, // 5: docker.swarmkit.v1.HeartbeatResponse.period:type_name -> google.protobuf.Duration
+	17, // 6: docker.swarmkit.v1.UpdateTaskStatusRequest.updates:type_name -> docker.swarmkit.v1.UpdateTaskStatusRequest.TaskStatusUpdate
+	18, // 7: docker.swarmkit.v1.UpdateVolumeStatusRequest.updates:type_name -> docker.swarmkit.v1.UpdateVolumeStatusRequest.VolumeStatusUpdate
+	24, // 8: docker.swarmkit.v1.TasksMessage.tasks:type_name -> docker.swarmkit.v1.Task
+	24, // 9: docker.swarmkit.v1.Assignment.task:type_name -> docker.swarmkit.v1.Task
+	25, // 10: docker.swarmkit.v1.Assignment.secret:type_name -> docker.swarmkit.v1.Secret
+	26, // 11: docker.swarmkit.v1.Assignment.config:type_name -> docker.swarmkit.v1.Config
+	27, // 12: docker.swarmkit.v1.Assignment.volume:type_name -> docker.swarmkit.v1.VolumeAssignment
+	14, // 13: docker.swarmkit.v1.AssignmentChange.assignment:type_name -> docker.swarmkit.v1.Assignment
+	1,  // 14: docker.swarmkit.v1.AssignmentChange.action:type_name -> docker.swarmkit.v1.AssignmentChange.AssignmentAction
+	2,  // 15: docker.swarmkit.v1.AssignmentsMessage.type:type_name -> docker.swarmkit.v1.AssignmentsMessage.Type
+	15, // 16: docker.swarmkit.v1.AssignmentsMessage.changes:type_name -> docker.swarmkit.v1.AssignmentChange
+	28, // 17: docker.swarmkit.v1.UpdateTaskStatusRequest.TaskStatusUpdate.status:type_name -> docker.swarmkit.v1.TaskStatus
+	3,  // 18: docker.swarmkit.v1.Dispatcher.Session:input_type -> docker.swarmkit.v1.SessionRequest
+	5,  // 19: docker.swarmkit.v1.Dispatcher.Heartbeat:input_type -> docker.swarmkit.v1.HeartbeatRequest
+	7,  // 20: docker.swarmkit.v1.Dispatcher.UpdateTaskStatus:input_type -> docker.swarmkit.v1.UpdateTaskStatusRequest
+	9,  // 21: docker.swarmkit.v1.Dispatcher.UpdateVolumeStatus:input_type -> docker.swarmkit.v1.UpdateVolumeStatusRequest
+	11, // 22: docker.swarmkit.v1.Dispatcher.Tasks:input_type -> docker.swarmkit.v1.TasksRequest
+	13, // 23: docker.swarmkit.v1.Dispatcher.Assignments:input_type -> docker.swarmkit.v1.AssignmentsRequest
+	4,  // 24: docker.swarmkit.v1.Dispatcher.Session:output_type -> docker.swarmkit.v1.SessionMessage
+	6,  // 25: docker.swarmkit.v1.Dispatcher.Heartbeat:output_type -> docker.swarmkit.v1.HeartbeatResponse
+	8,  // 26: docker.swarmkit.v1.Dispatcher.UpdateTaskStatus:output_type -> docker.swarmkit.v1.UpdateTaskStatusResponse
+	10, // 27: docker.swarmkit.v1.Dispatcher.UpdateVolumeStatus:output_type -> docker.swarmkit.v1.UpdateVolumeStatusResponse
+	12, // 28: docker.swarmkit.v1.Dispatcher.Tasks:output_type -> docker.swarmkit.v1.TasksMessage
+	16, // 29: docker.swarmkit.v1.Dispatcher.Assignments:output_type -> docker.swarmkit.v1.AssignmentsMessage
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_docker_swarmkit_v1_dispatcher_proto_init() }
@@ -1161,7 +1230,7 @@ func file_docker_swarmkit_v1_dispatcher_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_docker_swarmkit_v1_dispatcher_proto_rawDesc), len(file_docker_swarmkit_v1_dispatcher_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,

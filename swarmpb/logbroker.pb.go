@@ -392,9 +392,11 @@ func (x *LogMessage) GetAttrs() []*LogAttr {
 }
 
 type SubscribeLogsRequest struct {
-	state         protoimpl.MessageState  `protogen:"open.v1"`
-	Selector      *LogSelector            `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
-	Options       *LogSubscriptionOptions `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	state    protoimpl.MessageState  `protogen:"open.v1"`
+	Selector *LogSelector            `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	Options  *LogSubscriptionOptions `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	// Legion's: only what this node has, which the manager that is asked serves.
+	NodeId        string `protobuf:"bytes,1000,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -441,6 +443,13 @@ func (x *SubscribeLogsRequest) GetOptions() *LogSubscriptionOptions {
 		return x.Options
 	}
 	return nil
+}
+
+func (x *SubscribeLogsRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
 }
 
 type SubscribeLogsMessage struct {
@@ -717,10 +726,11 @@ const file_docker_swarmkit_v1_logbroker_proto_rawDesc = "" +
 	"\ttimestamp\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\ttimestamp\x125\n" +
 	"\x06stream\x18\x03 \x01(\x0e2\x1d.docker.swarmkit.v1.LogStreamR\x06stream\x12\x12\n" +
 	"\x04data\x18\x04 \x01(\fR\x04data\x121\n" +
-	"\x05attrs\x18\x05 \x03(\v2\x1b.docker.swarmkit.v1.LogAttrR\x05attrs\"\x99\x01\n" +
+	"\x05attrs\x18\x05 \x03(\v2\x1b.docker.swarmkit.v1.LogAttrR\x05attrs\"\xb3\x01\n" +
 	"\x14SubscribeLogsRequest\x12;\n" +
 	"\bselector\x18\x01 \x01(\v2\x1f.docker.swarmkit.v1.LogSelectorR\bselector\x12D\n" +
-	"\aoptions\x18\x02 \x01(\v2*.docker.swarmkit.v1.LogSubscriptionOptionsR\aoptions\"R\n" +
+	"\aoptions\x18\x02 \x01(\v2*.docker.swarmkit.v1.LogSubscriptionOptionsR\aoptions\x12\x18\n" +
+	"\anode_id\x18\xe8\a \x01(\tR\x06nodeId\"R\n" +
 	"\x14SubscribeLogsMessage\x12:\n" +
 	"\bmessages\x18\x01 \x03(\v2\x1e.docker.swarmkit.v1.LogMessageR\bmessages\"\x1c\n" +
 	"\x1aListenSubscriptionsRequest\"\xbe\x01\n" +

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,6 +33,7 @@ type node struct {
 	dir, data, exec, socket string
 	http                    *http.Client
 
+	via   []string // what the daemon is run through: a command that runs another
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when cmd has ended
 }
@@ -107,8 +109,15 @@ func (n *node) spawn(t *testing.T, flags ...string) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	n.cmd = exec.Command(legionBinary(t), n.daemonArgs(flags...)...)
-	n.cmd.Stdout, n.cmd.Stderr = log, log
+	n.launch(t, append([]string{legionBinary(t)}, n.daemonArgs(flags...)...), nil, log)
+}
+
+// launch starts the node's process.
+func (n *node) launch(t *testing.T, args, env []string, log *os.File) {
+	t.Helper()
+	args = append(slices.Clone(n.via), args...)
+	n.cmd = exec.Command(args[0], args[1:]...)
+	n.cmd.Stdout, n.cmd.Stderr, n.cmd.Env = log, log, append(os.Environ(), env...)
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is the test's, not the daemon's
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -124,6 +133,11 @@ func (n *node) spawn(t *testing.T, flags ...string) {
 func (n *node) start(t *testing.T, flags ...string) {
 	t.Helper()
 	n.spawn(t, flags...)
+	n.awaitAnswer(t)
+}
+
+func (n *node) awaitAnswer(t *testing.T) {
+	t.Helper()
 	deadline := time.Now().Add(startTimeout)
 	for !n.answers() {
 		select {

@@ -1,13 +1,11 @@
 package control
 
 import (
-	"context"
 	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -15,8 +13,8 @@ import (
 type Config struct {
 	// Store is required.
 	Store *store.Store
-	// NewToken makes a join token for the swarm's root. Required.
-	NewToken func(c *api.Cluster) (string, error)
+	// External speaks with external CAs. Nil: none can be configured.
+	External External
 	// Manager tells a node's manager status; nil for workers. May be nil.
 	Manager func(n *api.Node) *swarm.ManagerStatus
 }
@@ -64,60 +62,6 @@ func configID(c *api.Config) string   { return c.ID }
 
 func (c *Control) service(r store.Reader, name string) (*api.Service, error) {
 	return find(r, "service", name, serviceID)
-}
-
-// SwarmInspect returns the swarm.
-func (c *Control) SwarmInspect(context.Context) (*swarm.Swarm, error) {
-	for o := range store.List[*api.Cluster](c.cfg.Store.View()) {
-		s := &swarm.Swarm{ClusterInfo: o.ClusterInfo, JoinTokens: o.JoinTokens}
-		s.Spec.CAConfig.SigningCAKey = ""
-		return s, nil
-	}
-	return nil, api.Errorf(api.Unavailable, "this manager does not know the swarm yet; try again")
-}
-
-// SwarmUpdate changes the swarm's spec and rotates its join tokens.
-func (c *Control) SwarmUpdate(ctx context.Context, version uint64, spec *swarm.Spec, rotateWorker, rotateManager bool) error {
-	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
-		for o := range store.List[*api.Cluster](tx) {
-			n := *o
-			n.Version.Index = version
-			if spec.Name != o.Spec.Name && spec.Name != "" {
-				return api.Errorf(api.Invalid, "a swarm's name can't be changed: it is %q", o.Spec.Name)
-			}
-			n.Spec = *spec
-			n.Spec.Name = o.Spec.Name
-			if err := checkCluster(&n); err != nil {
-				return err
-			}
-			for token, rotate := range map[*string]bool{&n.JoinTokens.Worker: rotateWorker, &n.JoinTokens.Manager: rotateManager} {
-				if !rotate {
-					continue
-				}
-				t, err := c.cfg.NewToken(o)
-				if err != nil {
-					return err
-				}
-				*token = t
-			}
-			return store.Put(tx, &n)
-		}
-		return api.Errorf(api.Unavailable, "this manager does not know the swarm yet; try again")
-	})
-	return err
-}
-
-func checkCluster(n *api.Cluster) error {
-	s := &n.Spec
-	switch {
-	case s.CAConfig.NodeCertExpiry != 0 && s.CAConfig.NodeCertExpiry < ca.MinExpiry:
-		return api.Errorf(api.Invalid, "minimum certificate expiry time is %s, not %s", ca.MinExpiry, s.CAConfig.NodeCertExpiry)
-	case s.Dispatcher.HeartbeatPeriod < 0:
-		return api.Errorf(api.Invalid, "heartbeat time period cannot be a negative duration")
-	case s.Orchestration.TaskHistoryRetentionLimit != nil && *s.Orchestration.TaskHistoryRetentionLimit < -1:
-		return api.Errorf(api.Invalid, "the task history limit must be -1 (keep all) or more")
-	}
-	return nil
 }
 
 // checkFilters refuses filters that a list doesn't know.

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -23,10 +25,11 @@ func setUp(t testing.TB) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{t: t, store: s, Control: New(Config{Store: s, NewToken: func(*api.Cluster) (string, error) { return "SWMTKN-new", nil }})}
+	f := &fixture{t: t, store: s, Control: New(Config{Store: s})}
 	f.write(func(tx *store.Tx) error {
 		c := &api.Cluster{JoinTokens: swarm.JoinTokens{Worker: "SWMTKN-w", Manager: "SWMTKN-m"}}
 		c.ID, c.Spec.Name = "cluster", "default"
+		c.RootCA = testRoot(t)
 		return store.Create(tx, c)
 	})
 	for _, name := range []string{"bridge", "host", "none"} {
@@ -198,16 +201,16 @@ func TestSwarmUpdate(t *testing.T) {
 	}
 	s := sw.Spec
 	s.Orchestration.TaskHistoryRetentionLimit = new(int64(2))
-	if err := f.SwarmUpdate(ctx, sw.Version.Index, &s, true, false); err != nil {
+	if err := f.SwarmUpdate(ctx, sw.Version.Index, &s, Rotations{WorkerToken: true}); err != nil {
 		t.Fatal(err)
 	}
 	got, _ := f.SwarmInspect(ctx)
-	if *got.Spec.Orchestration.TaskHistoryRetentionLimit != 2 || got.JoinTokens.Worker != "SWMTKN-new" || got.JoinTokens.Manager != "SWMTKN-m" {
+	if *got.Spec.Orchestration.TaskHistoryRetentionLimit != 2 || !strings.HasPrefix(got.JoinTokens.Worker, "SWMTKN-1-") || got.JoinTokens.Manager != "SWMTKN-m" {
 		t.Errorf("%+v", got)
 	}
-	refused(t, f.SwarmUpdate(ctx, sw.Version.Index, &s, false, false), api.OutOfSequence, "update out of sequence")
+	refused(t, f.SwarmUpdate(ctx, sw.Version.Index, &s, Rotations{}), api.OutOfSequence, "update out of sequence")
 	s.CAConfig.NodeCertExpiry = 1
-	refused(t, f.SwarmUpdate(ctx, got.Version.Index, &s, false, false), api.Invalid, "expiry")
+	refused(t, f.SwarmUpdate(ctx, got.Version.Index, &s, Rotations{}), api.Invalid, "expiry")
 }
 
 func TestNodes(t *testing.T) {
@@ -297,4 +300,17 @@ func TestSecretsAndConfigs(t *testing.T) {
 	if err := f.ConfigRemove(ctx, "good"); err != nil {
 		t.Error(err)
 	}
+}
+
+func testRoot(t testing.TB) api.RootCA {
+	t.Helper()
+	root, err := ca.NewRoot(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := root.KeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return api.RootCA{Cert: root.CertPEM(), Key: key, Digest: root.Digest()}
 }

@@ -8,7 +8,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -72,8 +71,10 @@ func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, spe
 		if err != nil {
 			return err
 		}
-		if n.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker && managers(tx) == 1 {
-			return invalid("attempting to demote the last manager of the swarm")
+		if n.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker {
+			if err := c.mayDemote(tx, n); err != nil {
+				return err
+			}
 		}
 		u := *n
 		u.Version.Index, u.Spec = version, *spec
@@ -82,14 +83,36 @@ func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, spe
 	return err
 }
 
-func managers(r store.Reader) int {
-	m := 0
-	for n := range store.List[*api.Node](r) {
-		if n.Spec.Role == swarm.NodeRoleManager {
-			m++
+// mayDemote refuses to leave the swarm without a manager, or its managers without
+// a quorum. It reads all managers by id, so that of two demotions at once the
+// second sees the first.
+func (c *Control) mayDemote(tx *store.Tx, demoted *api.Node) error {
+	var rest []*api.Node
+	for n := range store.List[*api.Node](tx) {
+		if n.Spec.Role == swarm.NodeRoleManager && n.ID != demoted.ID {
+			rest = append(rest, store.Get[*api.Node](tx, n.ID))
 		}
 	}
-	return m
+	if len(rest) == 0 {
+		return invalid("attempting to demote the last manager of the swarm")
+	}
+	if c.cfg.Manager == nil {
+		return nil
+	}
+	members, reachable := 0, 0
+	for _, n := range rest {
+		if n.Role != swarm.NodeRoleManager || n.RaftID == 0 {
+			continue // it is about to become one, and counts once it is
+		}
+		members++
+		if c.cfg.Manager(n).Reachability == swarm.ReachabilityReachable {
+			reachable++
+		}
+	}
+	if reachable < members/2+1 {
+		return api.Errorf(api.Conflict, "can't remove member from the raft: this would result in a loss of quorum: of the %d managers that would stay, %d can be reached", members, reachable)
+	}
+	return nil
 }
 
 // NodeRemove takes a node out of the swarm.
@@ -101,14 +124,14 @@ func (c *Control) NodeRemove(ctx context.Context, name string, force bool) error
 			return err
 		}
 		switch {
-		case n.Spec.Role == swarm.NodeRoleManager:
+		case n.Spec.Role == swarm.NodeRoleManager || n.Role == swarm.NodeRoleManager && n.RaftID != 0:
 			return invalid("node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
 		case !force && n.Status.State == swarm.NodeStateReady:
 			return invalid("node %s is not down and can't be removed: stop it, or use --force", n.ID)
 		}
 		for cl := range store.List[*api.Cluster](tx) {
 			u := *cl
-			u.Removed = map[string]time.Time{n.ID: now.Add(ca.DefaultExpiry)}
+			u.Removed = map[string]time.Time{n.ID: refusedUntil(cl, n, now)}
 			for id, until := range cl.Removed {
 				if now.Before(until) {
 					u.Removed[id] = until

@@ -22,9 +22,24 @@ import (
 type Config struct {
 	// Store is required.
 	Store *store.Store
+	// Node is the id of the manager that this is. Required.
+	Node string
+	// Sync returns when the store has all that was committed before the call.
+	// Nil: it always has.
+	Sync func(ctx context.Context) error
+	// Led tells whether some manager leads, so that writes can succeed; the
+	// channel is closed when that may have changed. Nil: one always does.
+	Led func() (bool, <-chan struct{})
+	// Probe reports whether a process accepts connections at an address (false:
+	// its host says that none does), or an error when nobody answers. Nil: not
+	// known.
+	Probe func(ctx context.Context, addr string) (bool, error)
 	// Peer tells who makes the call that ctx belongs to, and its address
 	// (host:port). Required.
 	Peer func(ctx context.Context) (id ca.Identity, addr string, ok bool)
+	// Dial connects to another manager (host:port), for the logs of nodes that it
+	// serves. Nil: those are missing.
+	Dial func(addr string) (*grpc.ClientConn, error)
 	// Log is required.
 	Log *slog.Logger
 }
@@ -51,12 +66,22 @@ type Dispatcher struct {
 type record struct {
 	session *session    // nil when there is none
 	recent  []time.Time // when it registered of late
+	// awaited is the id of a session that the store has with this manager, and
+	// this manager does not have; timer ends the wait for the node.
+	awaited string
+	timer   *time.Timer
 }
 
 // New returns a dispatcher. It has no effects until Run.
 func New(cfg Config) (*Dispatcher, error) {
-	if cfg.Store == nil || cfg.Peer == nil || cfg.Log == nil {
-		return nil, errors.New("dispatcher: Store, Peer and Log are required")
+	if cfg.Store == nil || cfg.Peer == nil || cfg.Log == nil || cfg.Node == "" {
+		return nil, errors.New("dispatcher: Store, Node, Peer and Log are required")
+	}
+	if cfg.Sync == nil {
+		cfg.Sync = func(context.Context) error { return nil }
+	}
+	if cfg.Led == nil {
+		cfg.Led = func() (bool, <-chan struct{}) { return true, nil }
 	}
 	return &Dispatcher{
 		cfg: cfg, writer: newWriter(cfg.Store), specs: &specCache{},
@@ -94,6 +119,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	defer d.stop()
 	g.Go(func() error { return d.writer.run(ctx) })
 	g.Go(func() error { return d.watch(ctx) })
+	g.Go(func() error { return d.guardLead(ctx) })
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -106,6 +132,7 @@ func (d *Dispatcher) stop() {
 	defer d.mu.Unlock()
 	d.running = nil
 	for id, r := range d.nodes {
+		r.expect("", nil)
 		if r.session != nil {
 			r.session.end(api.Errorf(api.Unavailable, "the manager is stopping"))
 		}
@@ -155,12 +182,15 @@ func (d *Dispatcher) follow(ctx context.Context, w *store.Watcher) error {
 func (d *Dispatcher) resync(view *store.View) {
 	managers := managersIn(view)
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.managers = managers
 	for _, r := range d.nodes {
 		if r.session != nil {
 			r.session.markAll()
 		}
+	}
+	d.mu.Unlock()
+	for n := range store.List[*api.Node](view) {
+		d.reconcile(n)
 	}
 }
 
@@ -206,11 +236,12 @@ func (d *Dispatcher) every(f func(*session)) {
 
 func (d *Dispatcher) nodeChanged(id string, was, is *api.Node) {
 	if is == nil {
-		d.at(id, func(s *session) { s.end(errNotInSwarm(id)); delete(d.nodes, id) })
+		d.removed(id)
 	} else {
 		d.at(id, func(s *session) { s.markNode() })
-		if is.Status.State != swarm.NodeStateReady {
-			d.at(id, d.ready)
+		d.reconcile(is)
+		if was != nil && was.Session != is.Session && is.Session.Manager != d.cfg.Node {
+			d.logs.moved(id, is.Session.Manager)
 		}
 	}
 	if managerAddr(was) == managerAddr(is) {

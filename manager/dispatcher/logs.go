@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/grpc"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
@@ -39,6 +40,8 @@ type LogOptions struct {
 	// Missing is told of each node whose logs can't be had, once, and why; nil:
 	// nobody is. It is called from one goroutine at a time.
 	Missing func(nodeID, why string)
+
+	only string // the only node that counts; empty: all do
 }
 
 // LogMessage is a piece of a task's output.
@@ -53,16 +56,19 @@ type LogMessage struct {
 // LogBroker relays logs from nodes to readers. Safe for concurrent use.
 type LogBroker struct {
 	store *store.Store
+	self  string // this manager's node
+	dial  func(addr string) (*grpc.ClientConn, error)
 	log   *slog.Logger
 
 	mu        sync.Mutex
 	listeners map[string]*listener     // by node
+	came      chan struct{}            // closed and replaced when one comes
 	subs      map[string]*subscription // by id
 }
 
 func newLogBroker(cfg Config) *LogBroker {
 	return &LogBroker{
-		store: cfg.Store, log: cfg.Log,
+		store: cfg.Store, self: cfg.Node, dial: cfg.Dial, log: cfg.Log, came: make(chan struct{}),
 		listeners: map[string]*listener{}, subs: map[string]*subscription{},
 	}
 }
@@ -80,6 +86,7 @@ func (b *LogBroker) Logs(ctx context.Context, sel LogSelector, o LogOptions, fn 
 	if err != nil {
 		return err
 	}
+	defer sub.relays.Wait()
 	defer b.unsubscribe(sub)
 	if o.Follow {
 		return sub.follow(ctx, fn)
@@ -93,6 +100,7 @@ type subscription struct {
 	id       string
 	selector LogSelector
 	options  LogOptions
+	relays   sync.WaitGroup
 
 	mu      sync.Mutex
 	feeds   map[string]*feed // by node
@@ -103,6 +111,7 @@ type subscription struct {
 // feed is what one node sends for a subscription.
 type feed struct {
 	node    string
+	via     string                   // the other manager that it comes through; empty: none
 	begun   chan struct{}            // closed when the node begins to send
 	lines   chan *swarmpb.LogMessage // from the node
 	ended   chan struct{}            // closed when the node has sent all, or is gone
@@ -115,9 +124,9 @@ type feed struct {
 	last  time.Time // of the last message, by the node's clock
 }
 
-func newFeed(node string, o *swarmpb.LogSubscriptionOptions) *feed {
+func newFeed(node, via string, o *swarmpb.LogSubscriptionOptions) *feed {
 	return &feed{
-		node: node, options: o, begun: make(chan struct{}), ended: make(chan struct{}),
+		node: node, via: via, options: o, begun: make(chan struct{}), ended: make(chan struct{}),
 		lines: make(chan *swarmpb.LogMessage),
 	}
 }
@@ -186,16 +195,27 @@ func (s *subscription) ask(node string, since time.Time) *feed {
 		return nil
 	}
 	l := b.listeners[node]
-	if l == nil {
+	via := b.elsewhere(node)
+	if l == nil && (via == nil || s.options.only != "") {
 		s.miss(node, "it is not connected")
 		return nil
 	}
-	f := newFeed(node, s.wireOptions(since))
-	s.mu.Lock()
-	s.feeds[node] = f
-	s.mu.Unlock()
+	if l == nil {
+		f := newFeed(node, via.ID, s.wireOptions(since))
+		s.keep(f)
+		s.relays.Go(func() { s.relay(f, via.ManagerAddr) })
+		return f
+	}
+	f := newFeed(node, "", s.wireOptions(since))
+	s.keep(f)
 	l.put(&swarmpb.SubscriptionMessage{Id: s.id, Selector: s.selector.wire(), Options: f.options})
 	return f
+}
+
+func (s *subscription) keep(f *feed) {
+	s.mu.Lock()
+	s.feeds[f.node] = f
+	s.mu.Unlock()
 }
 
 func (f *feed) finished() bool {
@@ -269,6 +289,9 @@ func (s *subscription) pass(ctx context.Context, f *feed, emit func(*swarmpb.Log
 
 // nodesOf lists the nodes that have tasks that the selector selects.
 func (s *subscription) nodesOf(view *store.View) []string {
+	if s.options.only != "" {
+		return []string{s.options.only}
+	}
 	nodes := map[string]bool{}
 	add := func(t *api.Task) {
 		if t != nil && t.NodeID != "" && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) {
@@ -290,7 +313,7 @@ func (s *subscription) nodesOf(view *store.View) []string {
 }
 
 func (s *subscription) selects(t *api.Task) bool {
-	return t.NodeID != "" && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) &&
+	return t.NodeID != "" && (s.options.only == "" || s.options.only == t.NodeID) && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) &&
 		(slices.Contains(s.selector.ServiceIDs, t.ServiceID) || slices.Contains(s.selector.TaskIDs, t.ID) ||
 			slices.Contains(s.selector.NodeIDs, t.NodeID))
 }

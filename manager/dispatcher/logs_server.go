@@ -49,8 +49,11 @@ func (b *LogBroker) listen(node string) *listener {
 		b.lost(node)
 	}
 	b.listeners[node] = l
+	close(b.came)
+	b.came = make(chan struct{})
 	var followers []*subscription
 	for _, s := range b.subs {
+		s.endFeed(node, func(f *feed) bool { return f.via != "" })
 		if s.options.Follow {
 			followers = append(followers, s)
 		}
@@ -75,12 +78,17 @@ func (b *LogBroker) leave(l *listener) {
 // lost ends what the node was sending. Called with mu held.
 func (b *LogBroker) lost(node string) {
 	for _, s := range b.subs {
-		s.mu.Lock()
-		f := s.feeds[node]
-		s.mu.Unlock()
-		if f != nil {
-			f.end("the connection to it broke")
-		}
+		s.endFeed(node, func(f *feed) bool { return f.via == "" })
+	}
+}
+
+// endFeed ends the node's feed, if it is one of those.
+func (s *subscription) endFeed(node string, which func(*feed) bool) {
+	s.mu.Lock()
+	f := s.feeds[node]
+	s.mu.Unlock()
+	if f != nil && which(f) {
+		f.end("the connection to it broke")
 	}
 }
 
@@ -201,7 +209,7 @@ type logsServer struct {
 // SubscribeLogs implements the Logs service.
 func (s *logsServer) SubscribeLogs(req *swarmpb.SubscribeLogsRequest, stream swarmpb.Logs_SubscribeLogsServer) error {
 	sel, o := req.GetSelector(), req.GetOptions()
-	options := LogOptions{Follow: o.GetFollow(), Tail: -1}
+	options := LogOptions{Follow: o.GetFollow(), Tail: -1, only: req.GetNodeId()}
 	if o.GetTail() < 0 {
 		options.Tail = int(-o.GetTail() - 1)
 	}
@@ -212,7 +220,13 @@ func (s *logsServer) SubscribeLogs(req *swarmpb.SubscribeLogsRequest, stream swa
 		options.Stdout = options.Stdout || stream == swarmpb.LogStream_LOG_STREAM_STDOUT
 		options.Stderr = options.Stderr || stream == swarmpb.LogStream_LOG_STREAM_STDERR
 	}
+	if options.only != "" {
+		s.b.await(stream.Context(), options.only)
+	}
 	selector := LogSelector{ServiceIDs: sel.GetServiceIds(), NodeIDs: sel.GetNodeIds(), TaskIDs: sel.GetTaskIds()}
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	return s.b.Logs(stream.Context(), selector, options, func(m LogMessage) error {
 		return stream.Send(&swarmpb.SubscribeLogsMessage{Messages: []*swarmpb.LogMessage{wireLog(m)}})
 	})

@@ -2,8 +2,7 @@ package dispatcher
 
 import (
 	"context"
-	"errors"
-	"reflect"
+	"net"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -13,48 +12,145 @@ import (
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
-// orphanAfter is how long a node is down until its tasks are given up: whatever
-// they hold (networks, volumes) can then be used again.
-const orphanAfter = 24 * time.Hour
-
-// register writes down that the node is there, and what it said of itself.
+// register writes down that this manager serves the node, and what it said of
+// itself. That write goes through the log, so from its return on this manager's
+// store has all that any other manager may have told the node before.
 func (d *Dispatcher) register(ctx context.Context, s *session, m *swarmpb.NodeDescription, host string) error {
 	var description *swarm.NodeDescription
 	if m != nil {
 		description = m.API()
 	}
-	node := store.Get[*api.Node](d.cfg.Store.View(), s.node)
-	if node != nil && registered(node, description, host) == nil {
-		return nil
-	}
 	return d.writer.do(ctx, func(tx *store.Tx) error {
-		node := store.Get[*api.Node](tx, s.node)
-		if node == nil {
+		old := store.Get[*api.Node](tx, s.node)
+		if old == nil {
 			return errNotInSwarm(s.node)
 		}
-		if n := registered(node, description, host); n != nil {
-			return store.Put(tx, n)
+		n := *old
+		n.Session = api.NodeSession{ID: s.id, Manager: d.cfg.Node}
+		n.Status = swarm.NodeStatus{State: swarm.NodeStateReady, Addr: address(old, host)}
+		n.DownSince = time.Time{}
+		if description != nil {
+			n.Description = *description
 		}
-		return nil
+		return store.Put(tx, &n)
 	})
 }
 
-// registered returns the node as it is once registered; nil when it is already.
-func registered(node *api.Node, description *swarm.NodeDescription, host string) *api.Node {
-	n := *node
-	n.Status = swarm.NodeStatus{State: swarm.NodeStateReady, Addr: host}
-	if description != nil {
-		n.Description = *description
+// address is where a node is: a manager that calls itself by loopback is where
+// other managers reach it.
+func address(n *api.Node, host string) string {
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() && n.Role == swarm.NodeRoleManager {
+		if h, _, err := net.SplitHostPort(n.ManagerAddr); err == nil {
+			return h
+		}
 	}
-	if n.Status == node.Status && reflect.DeepEqual(n.Description, node.Description) {
-		return nil
+	return host
+}
+
+// known returns the node's object, after a look at what is committed if this
+// manager does not have it; nil when there is no such node.
+func (d *Dispatcher) known(ctx context.Context, id string) (*api.Node, error) {
+	if n := store.Get[*api.Node](d.cfg.Store.View(), id); n != nil {
+		return n, nil
 	}
-	return &n
+	if err := d.cfg.Sync(ctx); err != nil {
+		return nil, api.Errorf(api.Unavailable, "this manager can't tell whether node %s is part of the swarm: %w", id, err)
+	}
+	return store.Get[*api.Node](d.cfg.Store.View(), id), nil
+}
+
+// reconcile compares what the store says of a node's session with what this
+// manager knows of it.
+func (d *Dispatcher) reconcile(n *api.Node) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.nodes[n.ID]
+	var s *session
+	if r != nil {
+		s = r.session
+	}
+	here := s != nil && s.live()
+	if here && s.registered && n.Session.ID != s.id {
+		// n may be of before the registration: only what the store says now counts.
+		if now := store.Get[*api.Node](d.cfg.Store.View(), n.ID); now != nil && now.Session.ID != s.id {
+			s.end(api.Errorf(api.Conflict, "the node has opened another session since"))
+			here = false
+		}
+	}
+	switch {
+	case here && n.Session.ID == s.id:
+		if n.Status.State != swarm.NodeStateReady {
+			d.ready(s)
+		}
+	case !here && n.Session.Manager == d.cfg.Node && n.Status.State != swarm.NodeStateDown:
+		d.await(n)
+		return
+	}
+	if r != nil {
+		r.expect("", nil)
+	}
+}
+
+// look reconciles a node with what the store says now.
+func (d *Dispatcher) look(id string) {
+	if n := store.Get[*api.Node](d.cfg.Store.View(), id); n != nil {
+		d.reconcile(n)
+	}
+}
+
+// expect replaces what is awaited.
+func (r *record) expect(id string, timer *time.Timer) {
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	r.awaited, r.timer = id, timer
+}
+
+// await gives a node whose session this manager has no more, as after a start,
+// the grace period to come back, here or elsewhere. Called with d.mu held.
+func (d *Dispatcher) await(n *api.Node) {
+	if d.running == nil {
+		return
+	}
+	r := d.record(n.ID)
+	if r.awaited == n.Session.ID {
+		return
+	}
+	id, session, limit := n.ID, n.Session.ID, Grace(d.period())
+	r.expect(session, time.AfterFunc(limit, func() {
+		d.background(func(ctx context.Context) {
+			d.down(ctx, id, session, "heartbeat failure: the node did not connect within "+limit.String()+" after its session ended")
+		})
+	}))
+}
+
+// record returns what is kept of the node. Called with d.mu held.
+func (d *Dispatcher) record(node string) *record {
+	r := d.nodes[node]
+	if r == nil {
+		r = &record{}
+		d.nodes[node] = r
+	}
+	return r
+}
+
+// removed ends all of a node that is no longer part of the swarm.
+func (d *Dispatcher) removed(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.nodes[id]
+	if r == nil {
+		return
+	}
+	r.expect("", nil)
+	if r.session != nil {
+		r.session.end(errNotInSwarm(id))
+	}
+	delete(d.nodes, id)
 }
 
 // ready writes READY again, after somebody else wrote another state of a node
-// whose session stands: a new leader that does not know it. Called with d.mu
-// held.
+// whose session stands. Called with d.mu held.
 func (d *Dispatcher) ready(s *session) {
 	s.mu.Lock()
 	busy := s.marking || !s.live()
@@ -65,8 +161,9 @@ func (d *Dispatcher) ready(s *session) {
 	}
 	ctx := d.running
 	d.work.Go(func() {
-		err := d.setStatus(ctx, s.node, func(n *api.Node) (swarm.NodeStatus, bool) {
-			return swarm.NodeStatus{State: swarm.NodeStateReady, Addr: n.Status.Addr}, s.live()
+		err := d.setStatus(ctx, s.node, s.id, func(n *api.Node) bool {
+			n.Status, n.DownSince = swarm.NodeStatus{State: swarm.NodeStateReady, Addr: n.Status.Addr}, time.Time{}
+			return s.live()
 		})
 		s.mu.Lock()
 		s.marking = false
@@ -75,44 +172,55 @@ func (d *Dispatcher) ready(s *session) {
 	})
 }
 
-// expire ends a session without heart-beats, and says that the node is down.
-func (d *Dispatcher) expire(s *session, grace time.Duration) {
-	s.end(api.Errorf(api.DeadlineExceeded, "no heart-beat for %v", grace))
-	if d.absent(s) {
-		d.logs.drop(s.node)
+// expire ends a session without heart-beats, and says that the node is down. A
+// timer that comes late says that this manager was stalled, not the node: then
+// heart-beats may be waiting, and the node gets another period.
+func (d *Dispatcher) expire(s *session) {
+	s.mu.Lock()
+	limit := s.limit
+	stalled := time.Since(s.heard)-limit > stall && s.stalls < maxStalls
+	if stalled {
+		s.stalls++
+		s.timer.Reset(d.period())
 	}
-	d.background(func(ctx context.Context) {
-		err := d.setStatus(ctx, s.node, func(n *api.Node) (swarm.NodeStatus, bool) {
-			return swarm.NodeStatus{
-				State: swarm.NodeStateDown, Addr: n.Status.Addr,
-				Message: "heartbeat failure: no heart-beat for " + grace.String(),
-			}, d.absent(s)
-		})
-		d.logFailure(ctx, "marking a node down", s.node, err)
+	s.mu.Unlock()
+	if !stalled {
+		d.lose(s, api.Errorf(api.DeadlineExceeded, "heartbeat failure: no heart-beat for %v", limit))
+	}
+}
+
+// lose ends a session whose node is gone, and says that the node is down unless
+// it opened another session.
+func (d *Dispatcher) lose(s *session, cause error) {
+	s.end(cause)
+	d.logs.drop(s.node)
+	d.background(func(ctx context.Context) { d.down(ctx, s.node, s.id, cause.Error()) })
+}
+
+// down says that a node is down, if that session is still its last one.
+func (d *Dispatcher) down(ctx context.Context, node, session, why string) {
+	err := d.setStatus(ctx, node, session, func(n *api.Node) bool {
+		n.Status = swarm.NodeStatus{State: swarm.NodeStateDown, Addr: n.Status.Addr, Message: why}
+		if n.DownSince.IsZero() {
+			n.DownSince = time.Now().UTC()
+		}
+		return true
 	})
+	d.logFailure(ctx, "marking a node down", node, err)
 }
 
-// absent reports whether the node has no session since s ended.
-func (d *Dispatcher) absent(s *session) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := d.nodes[s.node]
-	return r != nil && (r.session == nil || r.session == s)
-}
-
-// setStatus writes what status says, if it says so.
-func (d *Dispatcher) setStatus(ctx context.Context, node string, status func(*api.Node) (swarm.NodeStatus, bool)) error {
+// setStatus writes what change makes of a node, if that says so and the session
+// is the node's last one.
+func (d *Dispatcher) setStatus(ctx context.Context, node, session string, change func(*api.Node) bool) error {
 	return d.writer.do(ctx, func(tx *store.Tx) error {
 		old := store.Get[*api.Node](tx, node)
-		if old == nil {
-			return nil
-		}
-		want, ok := status(old)
-		if !ok || want == old.Status {
+		if old == nil || old.Session.ID != session {
 			return nil
 		}
 		n := *old
-		n.Status = want
+		if !change(&n) || n.Status == old.Status {
+			return nil
+		}
 		return store.Put(tx, &n)
 	})
 }
@@ -121,180 +229,4 @@ func (d *Dispatcher) logFailure(ctx context.Context, what, node string, err erro
 	if err != nil && ctx.Err() == nil {
 		d.cfg.Log.Error(what, "node", node, "err", err)
 	}
-}
-
-// Lead does what only the leader does, for one leadership epoch: nodes that were
-// ready and do not come back within the grace period are down, and the tasks of
-// nodes that are down for a day are orphaned. It returns when ctx ends.
-func (d *Dispatcher) Lead(ctx context.Context) error {
-	for {
-		err := d.lead(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !errors.Is(err, store.ErrOverflow) {
-			return err
-		}
-	}
-}
-
-func (d *Dispatcher) lead(ctx context.Context) error {
-	view, w := d.cfg.Store.Watch(store.KindNode)
-	defer w.Close()
-	g := newWatchdog(graceFactor * d.period())
-	for n := range store.List[*api.Node](view) {
-		g.see(n.ID, n.Status.State, time.Now())
-		if n.Status.State != swarm.NodeStateReady {
-			continue
-		}
-		err := d.setStatus(ctx, n.ID, func(n *api.Node) (swarm.NodeStatus, bool) {
-			return swarm.NodeStatus{
-				State: swarm.NodeStateUnknown, Addr: n.Status.Addr,
-				Message: "waiting for the node to connect after the leader changed",
-			}, n.Status.State == swarm.NodeStateReady && !d.connected(n.ID)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	changes := make(chan []store.Change)
-	failed := make(chan error, 1)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		for {
-			c, err := w.Next(ctx)
-			if err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case changes <- c:
-			case <-ctx.Done():
-				failed <- ctx.Err()
-				return
-			}
-		}
-	}()
-	defer func() { cancel(); <-failed }() //nolint:errcheck // its end is what counts
-	return d.guard(ctx, g, changes, failed)
-}
-
-func (d *Dispatcher) connected(node string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := d.nodes[node]
-	return r != nil && r.session != nil && r.session.live()
-}
-
-// guard acts on what the watchdog finds due.
-func (d *Dispatcher) guard(ctx context.Context, g *watchdog, changes <-chan []store.Change, failed chan error) error {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for {
-		late, lost, next := g.due(time.Now())
-		for _, id := range late {
-			err := d.setStatus(ctx, id, func(n *api.Node) (swarm.NodeStatus, bool) {
-				return swarm.NodeStatus{
-					State: swarm.NodeStateDown, Addr: n.Status.Addr,
-					Message: "the node did not connect within " + g.grace.String() + " after the leader changed",
-				}, n.Status.State == swarm.NodeStateUnknown
-			})
-			if err != nil {
-				return err
-			}
-		}
-		for _, id := range lost {
-			if err := d.orphan(ctx, id); err != nil {
-				return err
-			}
-		}
-		timer.Reset(next)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-failed:
-			failed <- err
-			return err
-		case <-timer.C:
-		case cs := <-changes:
-			for _, c := range cs {
-				if n := object[api.Node](c.New); n != nil {
-					g.see(n.ID, n.Status.State, time.Now())
-				} else {
-					g.forget(c.ID)
-				}
-			}
-		}
-	}
-}
-
-// orphan gives up the tasks of a node.
-func (d *Dispatcher) orphan(ctx context.Context, node string) error {
-	d.cfg.Log.Warn("a node is down for long; its tasks are orphaned", "node", node)
-	return d.writer.do(ctx, func(tx *store.Tx) error {
-		now := time.Now().UTC()
-		for t := range store.List[*api.Task](tx, store.ByNode(node)) {
-			if api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) || api.Final(t.Status.State) {
-				continue
-			}
-			orphaned := *t
-			orphaned.Status.State = swarm.TaskStateOrphaned
-			orphaned.Status.Timestamp = now
-			orphaned.Status.Message = "orphaned: its node is down since more than " + orphanAfter.String()
-			if err := store.Put(tx, &orphaned); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// watchdog keeps since when nodes are unknown or down. Pure: time comes from
-// outside.
-type watchdog struct {
-	grace   time.Duration
-	unknown map[string]time.Time
-	down    map[string]time.Time
-}
-
-func newWatchdog(grace time.Duration) *watchdog {
-	return &watchdog{grace: grace, unknown: map[string]time.Time{}, down: map[string]time.Time{}}
-}
-
-func (g *watchdog) see(id string, s swarm.NodeState, now time.Time) {
-	for state, since := range map[swarm.NodeState]map[string]time.Time{
-		swarm.NodeStateUnknown: g.unknown, swarm.NodeStateDown: g.down,
-	} {
-		if s != state {
-			delete(since, id)
-		} else if _, ok := since[id]; !ok {
-			since[id] = now
-		}
-	}
-}
-
-func (g *watchdog) forget(id string) {
-	delete(g.unknown, id)
-	delete(g.down, id)
-}
-
-// due takes the nodes whose time is up: late ones are to be marked down, the
-// tasks of lost ones to be orphaned. next is when to ask again.
-func (g *watchdog) due(now time.Time) (late, lost []string, next time.Duration) {
-	next = time.Hour
-	take := func(since map[string]time.Time, limit time.Duration) (ids []string) {
-		for id, at := range since {
-			if left := limit - now.Sub(at); left > 0 {
-				next = min(next, left)
-				continue
-			}
-			ids = append(ids, id)
-			delete(since, id)
-		}
-		return ids
-	}
-	late = take(g.unknown, g.grace)
-	lost = take(g.down, orphanAfter)
-	return late, lost, next
 }

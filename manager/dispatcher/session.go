@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
 )
@@ -21,6 +22,13 @@ const (
 	defaultPeriod = 5 * time.Second
 	maxJitter     = 500 * time.Millisecond
 	graceFactor   = 3
+	// maxSlack bounds what is taken from the grace period so that a replacement
+	// runs before it is over.
+	maxSlack = 500 * time.Millisecond
+	// stall is how late a timer may be before this manager is taken to have been
+	// stalled; maxStalls bounds how often in a row that spares a node.
+	stall     = 250 * time.Millisecond
+	maxStalls = 3
 
 	registerWindow = 8 * time.Second
 	registerLimit  = 12
@@ -49,8 +57,23 @@ type session struct {
 	all       bool // every task is to be compared
 	dirty     map[string]struct{}
 	assigning bool
-	timer     *time.Timer // expires without heart-beats
-	marking   bool        // READY is being written
+	timer     *time.Timer   // expires without heart-beats
+	heard     time.Time     // when the node's last heart-beat came
+	limit     time.Duration // how long it may be silent from then on
+	stalls    int           // times that the timer came late since
+	paused    bool          // the node said that it starts again
+	marking   bool          // READY is being written
+
+	registered bool // the store has it; guarded by Dispatcher.mu
+}
+
+// Grace is how long a node may be silent at a heart-beat period (0: the default
+// one): three periods, less what it takes to run a replacement.
+func Grace(period time.Duration) time.Duration {
+	if period <= 0 {
+		period = defaultPeriod
+	}
+	return graceFactor*period - min(period/2, maxSlack)
 }
 
 // end ends the session; only the first cause counts. Does not block.
@@ -130,11 +153,7 @@ func (d *Dispatcher) open(node string) (*session, error) {
 	if d.running == nil {
 		return nil, api.Errorf(api.Unavailable, "this manager does not take sessions now")
 	}
-	r := d.nodes[node]
-	if r == nil {
-		r = &record{}
-		d.nodes[node] = r
-	}
+	r := d.record(node)
 	if !r.admit(time.Now()) {
 		return nil, api.Errorf(api.ResourceExhausted, "node %s registers too often: more than %d times in %v", node, registerLimit, registerWindow)
 	}
@@ -144,9 +163,10 @@ func (d *Dispatcher) open(node string) (*session, error) {
 	s := &session{
 		id: api.NewID(), node: node, reports: make(chan struct{}, maxReports),
 		ended: make(chan struct{}), taskWake: make(chan struct{}, 1), nodeWake: make(chan struct{}, 1),
-		dirty: map[string]struct{}{},
+		dirty: map[string]struct{}{}, heard: time.Now(),
 	}
 	r.session = s
+	r.expect("", nil)
 	return s, nil
 }
 
@@ -172,11 +192,16 @@ func (d *Dispatcher) Session(req *swarmpb.SessionRequest, stream swarmpb.Dispatc
 	if !ok || who.NodeID == "" {
 		return api.Errorf(api.Unauthenticated, "the dispatcher is for nodes of the swarm")
 	}
-	if store.Get[*api.Node](d.cfg.Store.View(), who.NodeID) == nil {
-		return errNotInSwarm(who.NodeID)
-	}
 	if n := proto.Size(req.GetDescription()); n > maxDescription {
 		return api.Errorf(api.Invalid, "node %s describes itself in %d bytes; at most %d are accepted", who.NodeID, n, maxDescription)
+	}
+	if led, _ := d.cfg.Led(); !led {
+		return errUnled()
+	}
+	if n, err := d.known(ctx, who.NodeID); err != nil {
+		return err
+	} else if n == nil {
+		return errNotInSwarm(who.NodeID)
 	}
 	s, err := d.open(who.NodeID)
 	if err != nil {
@@ -186,16 +211,22 @@ func (d *Dispatcher) Session(req *swarmpb.SessionRequest, stream swarmpb.Dispatc
 	if err != nil {
 		host = addr
 	}
-	period := d.period()
+	limit := Grace(d.period())
 	s.mu.Lock()
-	s.timer = time.AfterFunc(graceFactor*period, func() { d.expire(s, graceFactor*period) })
+	s.limit, s.timer = limit, time.AfterFunc(limit, func() { d.expire(s) })
 	s.mu.Unlock()
 	if err := d.register(ctx, s, req.GetDescription(), host); err != nil {
 		s.end(err)
+		d.look(s.node)
 		return err
 	}
+	d.mu.Lock()
+	s.registered = true
+	d.mu.Unlock()
 	d.cfg.Log.Debug("node opened a session", "node", s.node, "session", s.id)
-	return d.talk(ctx, s, stream)
+	err = d.talk(ctx, s, stream)
+	d.broken(s)
+	return err
 }
 
 // news is what a session's messages say, to see when it changes.
@@ -239,7 +270,7 @@ func (d *Dispatcher) news(s *session) (*news, *swarmpb.SessionMessage, error) {
 	}
 	n := &news{spec: node.Spec, role: node.Role, cert: node.Certificate}
 	if c := clusterIn(view); c != nil {
-		n.root = string(c.RootCA.Cert)
+		n.root = string(ca.Trusted(&c.RootCA))
 	}
 	d.mu.Lock()
 	n.managers = d.managers
@@ -269,9 +300,15 @@ func (d *Dispatcher) Heartbeat(ctx context.Context, req *swarmpb.HeartbeatReques
 		return nil, err
 	}
 	period := d.period()
+	if f := req.GetFarewell(); f != swarmpb.Farewell_FAREWELL_NONE {
+		d.farewell(s, f == swarmpb.Farewell_FAREWELL_LEAVE)
+		return &swarmpb.HeartbeatResponse{Period: durationpb.New(period)}, nil
+	}
+	limit := Grace(period)
 	s.mu.Lock()
 	if s.live() && s.timer != nil {
-		s.timer.Reset(graceFactor * period)
+		s.heard, s.stalls, s.limit = time.Now(), 0, limit
+		s.timer.Reset(limit)
 	}
 	s.mu.Unlock()
 	jitter := min(period/10, maxJitter)

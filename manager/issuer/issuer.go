@@ -29,6 +29,9 @@ type Config struct {
 	// Peer tells who makes the call that ctx belongs to; not ok, or without
 	// NodeID, for a caller without certificate. Required.
 	Peer func(ctx context.Context) (id ca.Identity, addr string, ok bool)
+	// External speaks with external CAs. Nil: nodes are not given certificates
+	// while the swarm has external ones.
+	External *External
 	// Log is required.
 	Log *slog.Logger
 }
@@ -40,6 +43,7 @@ type Issuer struct {
 
 	cfg     Config
 	waiting chan struct{}
+	limits  *limits
 }
 
 // New returns an issuer.
@@ -47,7 +51,7 @@ func New(cfg Config) (*Issuer, error) {
 	if cfg.Store == nil || cfg.Peer == nil || cfg.Log == nil {
 		return nil, errors.New("issuer: Store, Peer and Log are required")
 	}
-	return &Issuer{cfg: cfg, waiting: make(chan struct{}, maxWaiting)}, nil
+	return &Issuer{cfg: cfg, waiting: make(chan struct{}, maxWaiting), limits: newLimits()}, nil
 }
 
 // Register registers the services CA and NodeCA.
@@ -74,10 +78,13 @@ func (i *Issuer) GetRootCACertificate(context.Context, *swarmpb.GetRootCACertifi
 
 // GetUnlockKey implements the CA service. The caller was found to be a manager.
 func (i *Issuer) GetUnlockKey(ctx context.Context, _ *swarmpb.GetUnlockKeyRequest) (*swarmpb.GetUnlockKeyResponse, error) {
-	if who, _, ok := i.cfg.Peer(ctx); !ok || who.NodeID == "" || who.Role != swarm.NodeRoleManager {
+	view := i.cfg.Store.View()
+	who, _, ok := i.cfg.Peer(ctx)
+	// The certificate of a manager that was demoted is good for a while.
+	if n := store.Get[*api.Node](view, who.NodeID); !ok || who.Role != swarm.NodeRoleManager || n == nil || n.Spec.Role != swarm.NodeRoleManager {
 		return nil, api.Errorf(api.PermissionDenied, "the unlock key is for managers")
 	}
-	c, err := cluster(i.cfg.Store.View())
+	c, err := cluster(view)
 	if err != nil {
 		return nil, err
 	}
@@ -86,9 +93,6 @@ func (i *Issuer) GetUnlockKey(ctx context.Context, _ *swarmpb.GetUnlockKeyReques
 
 // IssueNodeCertificate implements the NodeCA service.
 func (i *Issuer) IssueNodeCertificate(ctx context.Context, req *swarmpb.IssueNodeCertificateRequest) (*swarmpb.IssueNodeCertificateResponse, error) {
-	if err := ca.CheckRequest(req.GetCsr()); err != nil {
-		return nil, err
-	}
 	var id string
 	var err error
 	if who, _, ok := i.cfg.Peer(ctx); ok && who.NodeID != "" {
@@ -119,7 +123,13 @@ func (i *Issuer) join(ctx context.Context, req *swarmpb.IssueNodeCertificateRequ
 	if c, err := cluster(i.cfg.Store.View()); err != nil {
 		return "", err
 	} else if _, err := roleOf(c, req.GetToken()); err != nil {
-		return "", err // without a transaction: anyone can call
+		return "", err // before anything that costs: anyone can call
+	}
+	if !i.limits.join(time.Now()) {
+		return "", api.Errorf(api.ResourceExhausted, "too many nodes join at this moment; try again")
+	}
+	if err := ca.CheckRequest(req.GetCsr()); err != nil {
+		return "", err
 	}
 	id := api.NewID()
 	_, err := i.cfg.Store.Update(ctx, func(tx *store.Tx) error {
@@ -160,6 +170,15 @@ func NewNode(id string, role swarm.NodeRole, availability swarm.NodeAvailability
 
 // renew takes the request of a node that has a certificate.
 func (i *Issuer) renew(ctx context.Context, id string, csr []byte) error {
+	if store.Get[*api.Node](i.cfg.Store.View(), id) == nil {
+		return errRemoved(id)
+	}
+	if !i.limits.renew(id, time.Now()) {
+		return api.Errorf(api.ResourceExhausted, "node %s asks for certificates too often; try again later", id)
+	}
+	if err := ca.CheckRequest(csr); err != nil {
+		return err
+	}
 	_, err := i.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		c, err := cluster(tx)
 		if err != nil {
@@ -167,7 +186,7 @@ func (i *Issuer) renew(ctx context.Context, id string, csr []byte) error {
 		}
 		old := store.Get[*api.Node](tx, id)
 		if old == nil {
-			return api.Errorf(api.NotFound, "node %s is not part of the swarm: it was removed", id)
+			return errRemoved(id)
 		}
 		n := *old
 		n.Certificate = api.Certificate{Role: n.Role, CSR: csr, State: api.CertificateRenew, CN: id}
@@ -176,37 +195,8 @@ func (i *Issuer) renew(ctx context.Context, id string, csr []byte) error {
 	return err
 }
 
-// Sign returns the node with its pending request settled: issued, or failed with
-// the reason. A node without pending request, and any node while the cluster's
-// root has no key here, is returned as it is.
-func Sign(c *api.Cluster, n *api.Node, now time.Time) *api.Node {
-	if s := n.Certificate.State; s != api.CertificatePending && s != api.CertificateRenew {
-		return n
-	}
-	if len(c.RootCA.Key) == 0 {
-		return n
-	}
-	signed := *n
-	cert, err := sign(c, &signed, now)
-	if err != nil {
-		signed.Certificate.State, signed.Certificate.Err = api.CertificateFailed, err.Error()
-		return &signed
-	}
-	signed.Certificate.State, signed.Certificate.Err, signed.Certificate.Cert = api.CertificateIssued, "", cert
-	return &signed
-}
-
-func sign(c *api.Cluster, n *api.Node, now time.Time) ([]byte, error) {
-	root, err := ca.ParseRoot(c.RootCA.Cert, c.RootCA.Key)
-	if err != nil {
-		return nil, err
-	}
-	id := ca.Identity{NodeID: n.ID, Role: n.Certificate.Role, Cluster: c.ID}
-	cert, err := root.Issue(n.Certificate.CSR, id, c.Spec.CAConfig.NodeCertExpiry, now)
-	if err != nil {
-		return nil, err
-	}
-	return append(cert, c.RootCA.CrossSigned...), nil
+func errRemoved(id string) error {
+	return api.Errorf(api.NotFound, "node %s is not part of the swarm: it was removed", id)
 }
 
 // NodeCertificateStatus implements the NodeCA service: it waits until the node's
@@ -277,64 +267,4 @@ func waitOn(ctx context.Context, view *store.View, w *store.Watcher, id string) 
 func answer(n *api.Node) *swarmpb.NodeCertificateStatusResponse {
 	c := swarmpb.NewCertificate(&n.Certificate)
 	return &swarmpb.NodeCertificateStatusResponse{Status: c.Status, Certificate: c}
-}
-
-// Run signs, for one leadership epoch, the requests that wait in the store. It
-// returns when ctx ends.
-func (i *Issuer) Run(ctx context.Context) error {
-	for {
-		err := i.signAll(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !errors.Is(err, store.ErrOverflow) {
-			return err
-		}
-	}
-}
-
-func (i *Issuer) signAll(ctx context.Context) error {
-	view, w := i.cfg.Store.Watch(store.KindNode)
-	defer w.Close()
-	var pending []string
-	for n := range store.List[*api.Node](view) {
-		if !settled(n) {
-			pending = append(pending, n.ID)
-		}
-	}
-	for {
-		for _, id := range pending {
-			if err := i.signOne(ctx, id); err != nil {
-				return err
-			}
-		}
-		pending = pending[:0]
-		changes, err := w.Next(ctx)
-		if err != nil {
-			return err
-		}
-		for _, c := range changes {
-			if n, _ := c.New.(*api.Node); n != nil && !settled(n) {
-				pending = append(pending, n.ID)
-			}
-		}
-	}
-}
-
-func (i *Issuer) signOne(ctx context.Context, id string) error {
-	_, err := i.cfg.Store.Update(ctx, func(tx *store.Tx) error {
-		c, err := cluster(tx)
-		if err != nil {
-			return err
-		}
-		n := store.Get[*api.Node](tx, id)
-		if n == nil {
-			return nil
-		}
-		if s := Sign(c, n, time.Now()); s != n {
-			return store.Put(tx, s)
-		}
-		return nil
-	})
-	return err
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/manager/dispatcher"
 	"github.com/legion-swarm/legion/manager/issuer"
+	"github.com/legion-swarm/legion/manager/presence"
 	"github.com/legion-swarm/legion/rpc"
 	"github.com/legion-swarm/legion/store"
 )
@@ -81,8 +82,13 @@ func newManager(t testing.TB, o options) (m *manager, stop func()) {
 			m.cluster = c
 		}
 	}
-	check(t, m.creds.Set(m.keys(t, api.NewID(), swarm.NodeRoleManager)))
-	m.disp, err = dispatcher.New(dispatcher.Config{Store: m.store, Peer: peer, Log: logger(t)})
+	self := api.NewID()
+	own := issuer.NewNode(self, swarm.NodeRoleManager, "", nil)
+	own.Certificate.State, own.Session.Manager = api.CertificateIssued, self
+	own.Status.State = swarm.NodeStateReady
+	m.update(t, func(tx *store.Tx) error { return store.Create(tx, own) })
+	check(t, m.creds.Set(m.keys(t, self, swarm.NodeRoleManager)))
+	m.disp, err = dispatcher.New(dispatcher.Config{Store: m.store, Node: self, Peer: peer, Log: logger(t)})
 	check(t, err)
 	iss, err := issuer.New(issuer.Config{Store: m.store, Peer: peer, Log: logger(t)})
 	check(t, err)
@@ -92,6 +98,10 @@ func newManager(t testing.TB, o options) (m *manager, stop func()) {
 	})
 	m.disp.Register(server)
 	iss.Register(server)
+	watch := &presence.Loop{
+		Store: m.store, Log: logger(t), Reachable: func(n *api.Node) bool { return n.ID == self },
+		Grace: func(c *api.Cluster) time.Duration { return dispatcher.Grace(c.Spec.Dispatcher.HeartbeatPeriod) },
+	}
 	if o.addr == "" {
 		o.addr = "127.0.0.1:0"
 	}
@@ -101,7 +111,7 @@ func newManager(t testing.TB, o options) (m *manager, stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
-	for _, run := range []func(context.Context) error{m.disp.Run, m.disp.Lead, iss.Run} {
+	for _, run := range []func(context.Context) error{m.disp.Run, watch.Run, iss.Run} {
 		wg.Go(func() {
 			if err := run(ctx); err != nil {
 				t.Error("a loop of the manager failed:", err)
@@ -180,7 +190,10 @@ func (w *worker) run(t testing.TB) (stop func() error) {
 	t.Helper()
 	a, err := agent.New(agent.Config{
 		Executor: w.fake, Dir: w.dir, Log: logger(t),
-		Dial: func(context.Context) (*grpc.ClientConn, error) { return rpc.DialManager(w.addr, w.creds) },
+		Dial: func(context.Context) (*grpc.ClientConn, string, error) {
+			conn, err := rpc.DialManager(w.addr, w.creds)
+			return conn, w.addr, err
+		},
 	})
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,0 +1,153 @@
+package node
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/rpc"
+	"github.com/legion-swarm/legion/swarmpb"
+)
+
+// TestDemotedWhileDead has a manager that was taken out in its absence find that
+// out when it comes back.
+func TestDemotedWhileDead(t *testing.T) {
+	nodes := managers(t, 3)
+	dead := nodes[1]
+	id := dead.id()
+	dir := dead.kill()
+	nodes[0].raftIs("it is missed", func(*managerPart) bool { return nodes[0].reachability(id) == "unreachable" })
+	nodes[0].eventually("the dead manager is demoted", func() error { return nodes[0].setRole(id, swarm.NodeRoleWorker) })
+	nodes[0].voters(2)
+	dead.open(dir)
+	dead.raftIs("its manager part ends", func(p *managerPart) bool { return p == nil })
+	nodes[2].untilNode(id, func(n *api.Node) bool {
+		return n.Status.State == swarm.NodeStateReady && n.Certificate.Role == swarm.NodeRoleWorker
+	})
+	nodes[0].voters(2)
+}
+
+// TestPowerLoss has all managers die and come back.
+func TestPowerLoss(t *testing.T) {
+	nodes := managers(t, 3)
+	nodes[0].create(spec("web", 6))
+	nodes[0].until("six run", alive(6))
+	var dirs []string
+	var starts int64
+	for _, n := range nodes {
+		dirs = append(dirs, n.kill())
+		starts += n.starts.Load()
+	}
+	for i, n := range nodes {
+		n.open(dirs[i])
+	}
+	for _, n := range nodes {
+		n.voters(3)
+		n.until("six run", alive(6))
+		starts -= n.starts.Load()
+	}
+	if starts != 0 {
+		t.Errorf("%d containers were started again", -starts)
+	}
+	nodes[2].create(spec("after", 1))
+}
+
+// TestGarbage sends what no manager would, with a manager's certificate.
+func TestGarbage(t *testing.T) {
+	nodes := managers(t, 3)
+	cur, _ := nodes[1].current()
+	conn, err := rpc.DialManager(nodes[0].addr(), cur.creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the test ends
+	client := swarmpb.NewRaftClient(conn)
+	for _, f := range []*swarmpb.RaftFrame{
+		{From: 7, Messages: [][]byte{{1, 2, 3}}},
+		{From: 7, Messages: [][]byte{nil}},
+		{From: 7, Part: []byte("x"), Last: true},
+		{From: 7, Addr: strings.Repeat("a", 1<<20), Messages: [][]byte{{0xff}}},
+	} {
+		s, err := client.Messages(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(f); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Recv(); !api.Is(err, api.Invalid) {
+			t.Errorf("garbage: %v", err)
+		}
+	}
+	snap, err := client.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := snap.Send(&swarmpb.RaftSnapshot{Message: []byte("x"), Data: []byte("y")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := snap.CloseAndRecv(); !api.Is(rpc.Error(err), api.Invalid) {
+		t.Errorf("a snapshot of garbage: %v", err)
+	}
+	p, _ := nodes[0].leading()
+	if _, err := rpc.Join(t.Context(), conn, rpc.Member{RaftID: p.state.RaftID, NodeID: nodes[1].id(), Addr: "127.0.0.1:1"}); !api.Is(err, api.Conflict) && !api.Is(err, api.Unavailable) {
+		t.Errorf("join with another's number: %v", err)
+	}
+	if _, err := rpc.Join(t.Context(), conn, rpc.Member{RaftID: 5, NodeID: nodes[1].id(), Addr: nodes[2].addr()}); err == nil || !strings.Contains(err.Error(), "instead of") {
+		t.Errorf("join with another's address: %v", err)
+	}
+	for _, n := range nodes {
+		n.create(spec("by"+n.id(), 1))
+		n.voters(3)
+	}
+}
+
+// TestWorkerMayNotProposeOrJoin: the service Raft is for managers, whatever the
+// certificate says.
+func TestWorkerMayNotProposeOrJoin(t *testing.T) {
+	nodes := managers(t, 2)
+	w := newTestNode(t, nil)
+	w.join(nodes[0])
+	cur, _ := w.current()
+	conn, err := rpc.DialManager(nodes[0].addr(), cur.creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the test ends
+	if _, err := rpc.Join(t.Context(), conn, rpc.Member{RaftID: 5, NodeID: w.id(), Addr: w.addr()}); !api.Is(err, api.PermissionDenied) {
+		t.Errorf("a worker joins: %v", err)
+	}
+	if _, err := rpc.Members(t.Context(), conn); !api.Is(err, api.PermissionDenied) {
+		t.Errorf("a worker asks for the members: %v", err)
+	}
+	// A manager's certificate that outlived its role.
+	old, _ := nodes[1].current()
+	var kept rpc.Credentials
+	if err := kept.Set(old.creds.Keys()); err != nil {
+		t.Fatal(err)
+	}
+	id := nodes[1].id()
+	if err := nodes[0].setRole(id, swarm.NodeRoleWorker); err != nil {
+		t.Fatal(err)
+	}
+	nodes[0].voters(1)
+	nodes[0].untilNode(id, func(n *api.Node) bool { return n.Role == swarm.NodeRoleWorker })
+	conn2, err := rpc.DialManager(nodes[0].addr(), &kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn2.Close() //nolint:errcheck // the test ends
+	if _, err := rpc.Join(t.Context(), conn2, rpc.Member{RaftID: 5, NodeID: id, Addr: nodes[1].addr()}); !api.Is(err, api.PermissionDenied) {
+		t.Errorf("one that was a manager joins: %v", err)
+	}
+	s, err := swarmpb.NewRaftClient(conn2).Propose(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Send(&swarmpb.RaftProposal{Term: 2, Part: make([]byte, 20)}) // the answer has the error
+	if _, err := s.CloseAndRecv(); !api.Is(rpc.Error(err), api.PermissionDenied) {
+		t.Errorf("one that was a manager proposes: %v", err)
+	}
+}

@@ -1,0 +1,163 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/control"
+	"github.com/legion-swarm/legion/manager/issuer"
+)
+
+// SwarmInit makes a swarm of this node.
+func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string, error) {
+	if !s.changing.TryLock() {
+		return "", api.Errorf(api.Unavailable, "the node is joining or leaving a swarm at this moment")
+	}
+	defer s.changing.Unlock()
+	if r.ForceNewCluster {
+		return s.forceNewCluster(ctx, r)
+	}
+	if cur, err := s.current(); cur != nil || err != nil {
+		return "", api.Errorf(api.Unavailable, "%s", inSwarm)
+	}
+	state, err := s.initState(r)
+	if err != nil {
+		return "", err
+	}
+	state.RaftID = newRaftID()
+	external, err := issuer.NewExternal(issuer.ExternalConfig{
+		Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil }, Log: s.log, // there is none yet
+	})
+	if err != nil {
+		return "", err
+	}
+	g, err := newSwarm(ctx, r, state, external, time.Now())
+	if err != nil {
+		return "", err
+	}
+	state.NodeID, state.ClusterID = g.node.ID, g.cluster.ID
+	state.Managers = []swarm.Peer{{NodeID: g.node.ID, Addr: state.AdvertiseAddr}}
+	if err := s.found(ctx, state, g); err != nil {
+		s.end(nil)
+		return "", errors.Join(err, forget(s.dir))
+	}
+	return g.node.ID, nil
+}
+
+// initState checks the request and settles the addresses.
+func (s *swarmNode) initState(r *swarm.InitRequest) (*membership, error) {
+	if err := control.CheckInit(r); err != nil {
+		return nil, err
+	}
+	state := &membership{DataPathPort: r.DataPathPort}
+	return state, s.settleAddresses(state, r)
+}
+
+// settleAddresses fills in where others reach this node.
+func (s *swarmNode) settleAddresses(state *membership, r *swarm.InitRequest) error {
+	host, err := hostInterfaces()
+	if err != nil {
+		return err
+	}
+	if state.ListenAddr, err = resolveListen(r.ListenAddr, host); err != nil {
+		return err
+	}
+	if state.AdvertiseAddr, err = resolveAdvertise(r.AdvertiseAddr, s.advertise, state.ListenAddr, host); err != nil {
+		return err
+	}
+	if r.DataPathAddr != "" {
+		a, err := addressOf(r.DataPathAddr, host)
+		if err != nil {
+			return api.Errorf(api.Invalid, "invalid data path address %q: %w", r.DataPathAddr, err)
+		}
+		state.DataPathAddr = a.String()
+	}
+	return nil
+}
+
+// found puts a new swarm on disk, begins it and waits until this node is a
+// leader with a ready agent.
+func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) error {
+	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
+		return err
+	}
+	kek := g.cluster.UnlockKey
+	if err := keyFiles(s.dir).Save(g.keys, kek); err != nil {
+		return err
+	}
+	cfg := s.member(state, g, false)
+	cfg.kek = kek
+	m, err := openMember(cfg)
+	if err != nil {
+		return err
+	}
+	r := s.begin(m)
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	if err := r.taken(ctx); err != nil {
+		return err
+	}
+	// Last, so that a daemon that dies before has no swarm.
+	return r.keep()
+}
+
+// forceNewCluster has this manager go on without the others, whose quorum is lost.
+// Services, secrets, networks and tasks stay as they are, and so do running
+// containers.
+func (s *swarmNode) forceNewCluster(ctx context.Context, r *swarm.InitRequest) (string, error) {
+	cur, err := s.current()
+	if errors.Is(err, errLocked) {
+		return "", err
+	}
+	state, err := loadMembership(s.dir)
+	if err != nil {
+		return "", err
+	}
+	if state == nil {
+		return "", api.Errorf(api.Unavailable, "--force-new-cluster needs a node that is part of a swarm: this one is not")
+	}
+	if state.RaftID == 0 {
+		return "", api.Errorf(api.Unavailable, "%s", isWorker)
+	}
+	old := *state
+	if err := s.settleAddresses(state, r); err != nil {
+		return "", err
+	}
+	state.Managers = []swarm.Peer{{NodeID: state.NodeID, Addr: state.AdvertiseAddr}}
+	s.end(nil)
+	cfg := s.member(state, nil, true)
+	cfg.forced = true
+	if cur != nil {
+		cfg.kek, _ = cur.vault.key()
+	}
+	m, err := openMember(cfg)
+	if err != nil {
+		return "", errors.Join(err, s.again(&old, cfg.kek))
+	}
+	run := s.begin(m)
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	if err := run.taken(ctx); err != nil {
+		return "", err
+	}
+	return state.NodeID, run.keep()
+}
+
+// again begins the membership as it was.
+func (s *swarmNode) again(state *membership, kek []byte) error {
+	cfg := s.member(state, nil, true)
+	cfg.kek = kek
+	m, err := openMember(cfg)
+	if err != nil {
+		return s.failed(err)
+	}
+	s.begin(m)
+	return nil
+}

@@ -1,0 +1,240 @@
+package rpc
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/swarmpb"
+)
+
+// peerLink is the connection to one other manager.
+type peerLink struct {
+	mesh *Mesh
+	id   uint64
+	addr string
+	conn *grpc.ClientConn
+	stop context.CancelFunc
+	wake chan struct{} // capacity 1: there is something to send
+
+	mu    sync.Mutex
+	queue [][]byte
+	size  int
+	full  bool      // messages were dropped
+	up    bool      // the stream stands
+	heard time.Time // when the last receipt came
+	owed  time.Time // when the oldest frame without receipt was sent; zero: none
+}
+
+// push queues a message, unless there are too many.
+func (p *peerLink) push(message []byte) {
+	p.mu.Lock()
+	if len(p.queue) >= maxQueued || p.size+len(message) > maxQueuedSize || !p.up && len(p.queue) > 0 {
+		p.full = true // one waits for a stream that is about to stand; the rest is sent again by raft
+	} else {
+		p.queue = append(p.queue, message)
+		p.size += len(message)
+	}
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the next messages, at most a frame full unless one alone is more.
+func (p *peerLink) take() (messages [][]byte, dropped bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	size, n := 0, 0
+	for n < len(p.queue) && (n == 0 || size+len(p.queue[n]) <= frameSize) {
+		size += len(p.queue[n])
+		n++
+	}
+	messages, p.queue = p.queue[:n:n], p.queue[n:]
+	p.size -= size
+	dropped, p.full = p.full, false
+	return messages, dropped
+}
+
+func (p *peerLink) reachable() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.up && !p.heard.IsZero() && (p.owed.IsZero() || time.Since(p.owed) < silence)
+}
+
+// run keeps a stream until ctx ends.
+func (p *peerLink) run(ctx context.Context) {
+	pause, lost := redialDelay, time.Time{}
+	for ctx.Err() == nil {
+		stood, err := p.stream(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if stood {
+			p.mesh.cfg.Log.Warn("the connection to another manager broke", "raft", p.id, "address", p.addr, "err", err)
+			pause, lost = redialDelay, time.Now()
+			p.mesh.tell()
+		}
+		p.mesh.cfg.Unreachable(ctx, p.id)
+		if !lost.IsZero() && p.gone(ctx) {
+			p.mesh.cfg.Suspect(ctx, p.id)
+			lost = time.Time{}
+		}
+		if !stood {
+			t := time.NewTimer(pause)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				return
+			}
+			pause = min(time.Duration(float64(pause)*redialFactor), redialLimit)
+		}
+		p.conn.ResetConnectBackoff()
+	}
+}
+
+// gone reports whether the manager takes no new connection.
+func (p *peerLink) gone(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, suspectAfter)
+	defer cancel()
+	for {
+		p.conn.Connect()
+		state := p.conn.GetState()
+		switch state {
+		case connectivity.Ready:
+			return false
+		case connectivity.TransientFailure, connectivity.Shutdown:
+			return true
+		case connectivity.Idle, connectivity.Connecting:
+		}
+		if !p.conn.WaitForStateChange(ctx, state) {
+			return true
+		}
+	}
+}
+
+// stream opens a stream and sends what is queued until it breaks. stood reports
+// whether the other manager has answered on it.
+func (p *peerLink) stream(ctx context.Context) (stood bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := swarmpb.NewRaftClient(p.conn).Messages(ctx)
+	if err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	p.up, p.heard, p.owed = true, time.Time{}, time.Time{}
+	p.mu.Unlock()
+	received := make(chan error, 1)
+	go func() { received <- p.receive(ctx, s) }()
+	failed, ended := p.send(ctx, s, received)
+	cancel()
+	if !ended {
+		err = <-received
+	} else {
+		err = failed
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stood = !p.heard.IsZero()
+	p.up, p.queue, p.size = false, nil, 0
+	return stood, first(err, failed)
+}
+
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// send sends until something fails; ended: the receiver did, with the error.
+func (p *peerLink) send(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.RaftFrame, swarmpb.RaftReceipt], received <-chan error) (err error, ended bool) {
+	ping := time.NewTicker(pingEvery)
+	defer ping.Stop()
+	if err := s.Send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Addr: p.mesh.cfg.Addr}); err != nil {
+		return err, false
+	}
+	p.mu.Lock()
+	p.owed = time.Now()
+	p.mu.Unlock()
+	for {
+		messages, dropped := p.take()
+		if dropped {
+			p.mesh.cfg.Unreachable(ctx, p.id)
+		}
+		if len(messages) > 0 {
+			if err := p.frame(s, messages); err != nil {
+				return err, false
+			}
+			continue
+		}
+		select {
+		case <-p.wake:
+		case <-ping.C:
+			p.mu.Lock()
+			owed := p.owed
+			p.mu.Unlock()
+			if !owed.IsZero() && time.Since(owed) > silence {
+				return api.Errorf(api.DeadlineExceeded, "no answer for %s", silence), false
+			}
+			if owed.IsZero() {
+				if err := p.frame(s, nil); err != nil {
+					return err, false
+				}
+			}
+		case err := <-received:
+			return err, true
+		case <-ctx.Done():
+			return ctx.Err(), false
+		}
+	}
+}
+
+// frame sends messages: one that is larger than a frame in parts.
+func (p *peerLink) frame(s grpc.BidiStreamingClient[swarmpb.RaftFrame, swarmpb.RaftReceipt], messages [][]byte) error {
+	p.mu.Lock()
+	if p.owed.IsZero() {
+		p.owed = time.Now()
+	}
+	p.mu.Unlock()
+	if len(messages) != 1 || len(messages[0]) <= frameSize {
+		return s.Send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Messages: messages})
+	}
+	for rest := messages[0]; len(rest) > 0; {
+		part := rest[:min(len(rest), frameSize)]
+		rest = rest[len(part):]
+		if err := s.Send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Part: part, Last: len(rest) == 0}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receive takes receipts until the stream breaks.
+func (p *peerLink) receive(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.RaftFrame, swarmpb.RaftReceipt]) error {
+	for {
+		r, err := s.Recv()
+		if err != nil {
+			return Error(err)
+		}
+		p.mu.Lock()
+		first := p.heard.IsZero()
+		p.heard, p.owed = time.Now(), time.Time{}
+		p.mu.Unlock()
+		if first {
+			p.mesh.tell()
+		}
+		if r.GetStranger() {
+			p.mesh.cfg.Stranger(ctx, p.conn)
+		}
+	}
+}
