@@ -216,6 +216,25 @@ func TestServiceStatusAndTasks(t *testing.T) {
 			}
 		}
 	}
+	// Labels replace no task; another image does.
+	for want, change := range map[int]func(*swarm.ServiceSpec){
+		3: func(s *swarm.ServiceSpec) { s.Labels = map[string]string{"x": "y"} },
+		0: func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = "other:1" },
+	} {
+		old, err := f.ServiceInspect(ctx, "web", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := spec("web")
+		next.Mode = old.Spec.Mode
+		change(next)
+		if _, err := f.ServiceUpdate(ctx, "web", old.Version.Index, next, ServiceOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := f.TaskList(ctx, api.Filters{"service": {"web"}, "_up-to-date": {"true"}}); err != nil || len(got) != want {
+			t.Errorf("%d tasks are up to date, %v; want %d", len(got), err, want)
+		}
+	}
 	for _, name := range []string{"aaa1", "aaa", "web.1.aaa1"} {
 		if got, err := f.TaskInspect(ctx, name); err != nil || got.ID != "aaa1" {
 			t.Error(name, err)

@@ -55,6 +55,14 @@ type taskFilter struct {
 	f                  api.Filters
 	services, nodes    []string
 	desired, upToDates []string
+	// same says, for a service and the version of its spec that a task is of,
+	// whether the present spec would have the task do the same.
+	same map[specVersion]bool
+}
+
+type specVersion struct {
+	service string
+	version uint64
 }
 
 // TaskList returns the tasks that the filters let through.
@@ -63,7 +71,7 @@ func (c *Control) TaskList(_ context.Context, f api.Filters) ([]swarm.Task, erro
 		return nil, err
 	}
 	view := c.cfg.Store.View()
-	tf := &taskFilter{f: f, desired: f["desired-state"], upToDates: append(f["up-to-date"], f["_up-to-date"]...)}
+	tf := &taskFilter{f: f, desired: f["desired-state"], upToDates: append(f["up-to-date"], f["_up-to-date"]...), same: map[specVersion]bool{}}
 	for _, d := range tf.desired {
 		if !slices.Contains([]string{"running", "shutdown", "accepted"}, d) {
 			return nil, api.Errorf(api.Invalid, "invalid filter 'desired-state=%s': want running, shutdown or accepted", d)
@@ -157,7 +165,27 @@ func (tf *taskFilter) matchUpToDate(view *store.View, t *api.Task) bool {
 	if len(tf.upToDates) == 0 {
 		return true
 	}
-	s := store.Get[*api.Service](view, t.ServiceID)
-	is := s != nil && s.SpecVersion == t.SpecVersion
+	is := tf.upToDate(view, t)
 	return slices.Contains(tf.upToDates, map[bool]string{true: "true", false: "false"}[is])
+}
+
+// upToDate reports whether the orchestrator leaves the task as it is: a change of
+// labels alone, say, replaces none.
+func (tf *taskFilter) upToDate(view *store.View, t *api.Task) bool {
+	s := store.Get[*api.Service](view, t.ServiceID)
+	if s == nil || s.SpecVersion == t.SpecVersion {
+		return s != nil
+	}
+	key := specVersion{s.ID, t.SpecVersion}
+	same, known := tf.same[key]
+	if !known {
+		same = t.Spec.SameRun(s.TaskSpec())
+		tf.same[key] = same
+	}
+	n := store.Get[*api.Node](view, t.NodeID)
+	if !same || n == nil || s.Spec.TaskTemplate.Placement == nil {
+		return same
+	}
+	cs, _ := api.ParseConstraints(s.Spec.TaskTemplate.Placement.Constraints) // checked when the service was written
+	return api.MatchAll(cs, n) && api.MatchPlatform(s.Spec.TaskTemplate.Placement.Platforms, n)
 }
