@@ -29,6 +29,7 @@ type Managers struct {
 
 	mu    sync.Mutex
 	known []candidate
+	avoid string // failed last; not picked next if there is another one
 }
 
 type candidate struct {
@@ -90,25 +91,26 @@ func (m *Managers) List() []swarm.Peer {
 }
 
 // Pick chooses a manager's address: the preferred one unless that fails again
-// and again, else one by weight and luck, never an excluded one. Empty: there is
-// none.
+// and again, else one by weight and luck, never an excluded one, nor twice in a
+// row one that failed. Empty: there is none.
 func (m *Managers) Pick(prefer, exclude string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if i := m.index(prefer); i >= 0 && m.known[i].failures < fleeting {
+		return prefer
+	}
+	avoid := m.avoid
+	m.avoid = ""
+	open := slices.DeleteFunc(slices.Clone(m.known), func(c candidate) bool { return c.Addr == exclude })
+	if len(open) > 1 {
+		open = slices.DeleteFunc(open, func(c candidate) bool { return c.Addr == avoid })
+	}
 	total := 0.0
-	for _, c := range m.known {
-		if c.Addr == prefer && prefer != "" && c.failures < fleeting {
-			return prefer
-		}
-		if c.Addr != exclude {
-			total += c.score()
-		}
+	for _, c := range open {
+		total += c.score()
 	}
 	at, last := m.random()*total, ""
-	for _, c := range m.known {
-		if c.Addr == exclude {
-			continue
-		}
+	for _, c := range open {
 		last = c.Addr
 		if at -= c.score(); at < 0 {
 			break
@@ -140,6 +142,7 @@ func (m *Managers) Failed(addr string) {
 	defer m.mu.Unlock()
 	if i := m.index(addr); i >= 0 {
 		m.known[i].failures = min(m.known[i].failures+1, maxFailures)
+		m.avoid = addr
 	}
 }
 

@@ -36,6 +36,9 @@ func TestPick(t *testing.T) {
 		t.Errorf("equal ones: %v", got)
 	}
 	m.Failed("a")
+	if m.Pick("", "") == "a" {
+		t.Error("one that failed is picked at once again")
+	}
 	if got := picks(m, "", ""); got["a"] > 70 || got["a"] == 0 || got["b"] < 450 {
 		t.Errorf("after a failure of a: %v", got)
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/swarmpb"
@@ -16,6 +18,8 @@ import (
 
 const (
 	callTimeout      = 5 * time.Second
+	minCallTimeout   = time.Second
+	connectTimeout   = 2 * time.Second
 	farewellTimeout  = 300 * time.Millisecond
 	minHeartbeat     = 100 * time.Millisecond
 	maxHeartbeat     = time.Hour
@@ -43,7 +47,9 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close() //nolint:errcheck // nothing to do about it
+	// Beside, because that waits for what is unsent, and a manager that has gone
+	// silent takes nothing.
+	defer a.worker.wg.Go(func() { _ = conn.Close() })
 	outer := ctx
 	ctx, cancel := context.WithCancelCause(outer)
 	defer cancel(nil)
@@ -60,6 +66,9 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 		cancel(api.Errorf(api.DeadlineExceeded, "the manager does not answer"))
 	})
 	defer tooLong.Stop()
+	if err := connect(ctx, conn); err != nil {
+		return false, err
+	}
 	stream, err := s.dispatcher.Session(ctx, &swarmpb.SessionRequest{
 		Description: swarmpb.NewNodeDescription(description), SessionId: a.session,
 	})
@@ -84,6 +93,20 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 		s.farewell(outer)
 	}
 	return true, err
+}
+
+// connect waits, but not long, until the connection stands. A reason for which it
+// does not is left to the first call to tell.
+func connect(ctx context.Context, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	conn.Connect()
+	for s := conn.GetState(); s == connectivity.Idle || s == connectivity.Connecting; s = conn.GetState() {
+		if !conn.WaitForStateChange(ctx, s) {
+			return api.Errorf(api.DeadlineExceeded, "the manager does not answer within %v: %w", connectTimeout, ctx.Err())
+		}
+	}
+	return nil
 }
 
 // farewell tells the manager that the node ends the session on purpose.
@@ -171,9 +194,10 @@ func (s *session) told(ctx context.Context, m *swarmpb.SessionMessage) error {
 	return nil
 }
 
+// heartbeat sends them. A manager that leaves one unanswered for a period is left.
 func (s *session) heartbeat(ctx context.Context) error {
-	for {
-		call, cancel := context.WithTimeout(ctx, callTimeout)
+	for timeout := callTimeout; ; {
+		call, cancel := context.WithTimeout(ctx, timeout)
 		r, err := s.dispatcher.Heartbeat(call, &swarmpb.HeartbeatRequest{SessionId: s.id})
 		cancel()
 		if err != nil {
@@ -183,6 +207,7 @@ func (s *session) heartbeat(ctx context.Context) error {
 		if period <= 0 {
 			period = defaultHeartbeat
 		}
+		timeout = min(max(period, minCallTimeout), callTimeout)
 		if !sleep(ctx, min(max(period, minHeartbeat), maxHeartbeat)) {
 			return ctx.Err()
 		}

@@ -244,10 +244,12 @@ func (n *Node) publish() {
 		old.SnapshotIndex == n.snapped && (old.Err == nil) == (n.full == nil) {
 		return
 	}
-	n.renew = false
-	if s.Lead != 0 && old != nil && old.Leader != s.Lead && n.reads.id != 0 {
-		n.reads.ask(n) // the question went to nobody, or to who leads no more
+	if s.Lead != 0 && old != nil && n.reads.id != 0 && (old.Leader != s.Lead || n.renew) {
+		// The question went to nobody, or to who leads no more; or raft dropped the
+		// answer, as it does with those of leaders that are no members yet.
+		n.reads.ask(n)
 	}
+	n.renew = false
 	st := &Status{ID: n.cfg.ID, Leader: s.Lead, Term: s.Term, IsLeader: lead, SnapshotIndex: n.snapped,
 		Voters: n.conf.Voters, Learners: n.conf.Learners, Members: n.members(), Err: n.full}
 	n.status.Store(st)

@@ -17,6 +17,7 @@ import (
 // Limits of a connection to another manager.
 const (
 	maxQueued     = 4096     // messages that wait to be sent to one
+	maxEarly      = 64       // messages that wait for the connection to be made
 	maxQueuedSize = 64 << 20 // bytes of them
 	frameSize     = 1 << 20  // bytes of messages that go in one frame
 	chunkSize     = 256 << 10

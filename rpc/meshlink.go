@@ -33,8 +33,8 @@ type peerLink struct {
 // push queues a message, unless there are too many.
 func (p *peerLink) push(message []byte) {
 	p.mu.Lock()
-	if len(p.queue) >= maxQueued || p.size+len(message) > maxQueuedSize || !p.up && len(p.queue) > 0 {
-		p.full = true // one waits for a stream that is about to stand; the rest is sent again by raft
+	if len(p.queue) >= maxQueued || p.size+len(message) > maxQueuedSize || !p.up && len(p.queue) >= maxEarly {
+		p.full = true // raft sends it again
 	} else {
 		p.queue = append(p.queue, message)
 		p.size += len(message)

@@ -16,41 +16,53 @@ func TestReadmeTour(t *testing.T) {
 	if out, err := exec.Command(root+"/demo/build-images", root+"/build/images").CombinedOutput(); err != nil {
 		t.Fatalf("build-images: %v\n%s", err, out)
 	}
-	readme, err := os.ReadFile(root + "/README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := tour(string(readme))
-	if len(blocks) < 3 {
-		t.Fatalf("the tour has %d blocks of commands", len(blocks))
-	}
+	blocks := readmeBlocks(t, "tour")
 	for _, b := range blocks {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", b)
-		cmd.Dir = root
-		cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+n.socket, "PATH="+mustAbs(t, root+"/bin")+":"+os.Getenv("PATH"))
-		out, err := cmd.CombinedOutput()
-		cancel()
-		if err != nil {
-			t.Fatalf("%s\n%v\n%s", b, err, out)
-		}
-		t.Logf("%s\n%s", b, out)
+		typed(t, b, "DOCKER_HOST=unix://"+n.socket)
 	}
 }
 
-// tour returns the blocks of commands after a line <!-- tour -->.
-func tour(readme string) []string {
-	const mark = "<!-- tour -->\n```sh\n"
+// TestReadmeMachines runs the tour of a swarm, in one shell: it sets variables.
+func TestReadmeMachines(t *testing.T) {
+	m := newMachines(t)
+	typed(t, strings.Join(readmeBlocks(t, "machines"), "\n"), "MACHINE_STORAGE_PATH="+m.dir, "DOCKER_HOST=")
+}
+
+// typed runs commands as a reader does.
+func typed(t *testing.T, commands string, env ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", commands)
+	cmd.Dir = root
+	cmd.Env = append(append(os.Environ(), "PATH="+mustAbs(t, root+"/bin")+":"+os.Getenv("PATH")), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s\n%v\n%s", commands, err, out)
+	}
+	t.Logf("%s\n%s", commands, out)
+}
+
+// readmeBlocks returns the README's blocks of commands after a line <!-- mark -->.
+func readmeBlocks(t *testing.T, mark string) []string {
+	t.Helper()
+	b, err := os.ReadFile(root + "/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var blocks []string
-	for {
-		_, rest, ok := strings.Cut(readme, mark)
-		if !ok {
-			return blocks
+	for rest, found := string(b), true; ; {
+		if _, rest, found = strings.Cut(rest, "<!-- "+mark+" -->\n```sh\n"); !found {
+			break
 		}
 		block, after, ok := strings.Cut(rest, "\n```")
 		if !ok {
-			return blocks
+			break
 		}
-		blocks, readme = append(blocks, block), after
+		blocks, rest = append(blocks, block), after
 	}
+	if len(blocks) < 3 {
+		t.Fatalf("the README has %d blocks of commands for %s", len(blocks), mark)
+	}
+	return blocks
 }

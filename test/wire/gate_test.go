@@ -5,8 +5,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-
-	"google.golang.org/grpc/test/bufconn"
 )
 
 // The states of a gate.
@@ -72,11 +70,11 @@ func (g *gate) pass(end <-chan struct{}) error {
 	}
 }
 
-func (g *gate) dial(ctx context.Context, l *bufconn.Listener) (net.Conn, error) {
+func (g *gate) dial(ctx context.Context, to func(context.Context) (net.Conn, error)) (net.Conn, error) {
 	if err := g.pass(ctx.Done()); err != nil {
 		return nil, err
 	}
-	conn, err := l.DialContext(ctx)
+	conn, err := to(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -167,6 +167,36 @@ func TestManagersOwnNode(t *testing.T) {
 	})
 }
 
+// Nodes of a manager that is cut off silently find another one in time.
+func TestManagerGoesSilent(t *testing.T) {
+	for _, period := range []time.Duration{time.Second, 5 * time.Second} {
+		scenario(t, 3, period, func(w *world) {
+			var nodes []*box
+			for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
+				nodes = append(nodes, w.worker(id))
+			}
+			victim := w.managers[0]
+			for _, l := range w.managers {
+				if l.id == w.node("a").Session.Manager {
+					victim = l
+				}
+			}
+			victim.hush()
+			w.wait(2*period + 500*time.Millisecond)
+			for _, b := range nodes {
+				if n := w.node(b.id); n.Session.Manager == victim.id || n.Status.State != swarm.NodeStateReady {
+					w.t.Errorf("period %v: node %s is %s, with the silent manager: %v", period, b.id, n.Status.State, n.Session.Manager == victim.id)
+				}
+				if b.fake.Starts("task-"+b.id) != 1 {
+					w.t.Errorf("the task of %s was started %d times", b.id, b.fake.Starts("task-"+b.id))
+				}
+			}
+			victim.kill()
+			victim.net.set(refused)
+		})
+	}
+}
+
 func TestNodeDiesWithItsManager(t *testing.T) {
 	scenario(t, 2, 5*time.Second, func(w *world) {
 		b := w.worker("node")

@@ -186,6 +186,7 @@ type lead struct {
 	server *grpc.Server // nil: the process is dead
 	listen *bufconn.Listener
 	silent bool // its host does not answer
+	net    gate
 	stop   func()
 }
 
@@ -221,6 +222,14 @@ func (l *lead) start() {
 	l.server, l.listen, l.stop = server, listen, stop
 	l.mu.Unlock()
 	l.w.t.Cleanup(stop)
+}
+
+// hush cuts a manager off without a word.
+func (l *lead) hush() {
+	l.mu.Lock()
+	l.silent = true
+	l.mu.Unlock()
+	l.net.set(silent)
 }
 
 // kill ends the process.
@@ -318,5 +327,5 @@ func (b *box) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if !up {
 		return nil, errors.New("connection refused")
 	}
-	return b.net.dial(ctx, listen)
+	return b.net.dial(ctx, func(ctx context.Context) (net.Conn, error) { return l.net.dial(ctx, listen.DialContext) })
 }
