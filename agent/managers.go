@@ -29,12 +29,13 @@ type Managers struct {
 
 	mu    sync.Mutex
 	known []candidate
-	avoid string // failed last; not picked next if there is another one
+	last  string // who failed last
 }
 
 type candidate struct {
 	Manager
 	failures int
+	tried    bool // and failed, since a manager last served
 }
 
 // Manager is a manager and how much it is to be chosen beside others.
@@ -70,7 +71,7 @@ func (m *Managers) Set(list []Manager) {
 		c := candidate{Manager: p}
 		c.Weight = max(c.Weight, defaultWeight)
 		if i := m.index(p.Addr); i >= 0 {
-			c.failures = m.known[i].failures
+			c.failures, c.tried = m.known[i].failures, m.known[i].tried
 		}
 		known = append(known, c)
 	}
@@ -91,19 +92,22 @@ func (m *Managers) List() []swarm.Peer {
 }
 
 // Pick chooses a manager's address: the preferred one unless that fails again
-// and again, else one by weight and luck, never an excluded one, nor twice in a
-// row one that failed. Empty: there is none.
+// and again, else one by weight and luck, never an excluded one. None that failed
+// is picked again before all others were. Empty: there is none.
 func (m *Managers) Pick(prefer, exclude string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if i := m.index(prefer); i >= 0 && m.known[i].failures < fleeting {
 		return prefer
 	}
-	avoid := m.avoid
-	m.avoid = ""
-	open := slices.DeleteFunc(slices.Clone(m.known), func(c candidate) bool { return c.Addr == exclude })
-	if len(open) > 1 {
-		open = slices.DeleteFunc(open, func(c candidate) bool { return c.Addr == avoid })
+	open := m.untried(exclude)
+	if len(open) == 0 { // all failed: once more, beginning with another one
+		for i := range m.known {
+			m.known[i].tried = false
+		}
+		if open = m.untried(exclude); len(open) > 1 {
+			open = slices.DeleteFunc(open, func(c candidate) bool { return c.Addr == m.last })
+		}
 	}
 	total := 0.0
 	for _, c := range open {
@@ -117,6 +121,10 @@ func (m *Managers) Pick(prefer, exclude string) string {
 		}
 	}
 	return last
+}
+
+func (m *Managers) untried(exclude string) []candidate {
+	return slices.DeleteFunc(slices.Clone(m.known), func(c candidate) bool { return c.tried || c.Addr == exclude })
 }
 
 func (c candidate) score() float64 {
@@ -134,6 +142,9 @@ func (m *Managers) Served(addr string) {
 	if i := m.index(addr); i >= 0 {
 		m.known[i].failures = 0
 	}
+	for i := range m.known {
+		m.known[i].tried = false
+	}
 }
 
 // Failed notes that a manager did not.
@@ -142,7 +153,7 @@ func (m *Managers) Failed(addr string) {
 	defer m.mu.Unlock()
 	if i := m.index(addr); i >= 0 {
 		m.known[i].failures = min(m.known[i].failures+1, maxFailures)
-		m.avoid = addr
+		m.known[i].tried, m.last = true, addr
 	}
 }
 

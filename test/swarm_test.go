@@ -66,7 +66,6 @@ func (s *swarm) testLeaderLosesPower(t *testing.T) {
 	leader, others := s.leader(t, "m1")
 	s.cut(t, leader)
 	t.Logf("a write after %v", s.writes(t, others[1]))
-	s.shows(t, others[0], leader, "Down Active Unreachable")
 	t.Logf("replaced after %v", awaitFor(t, settleTimeout, "its tasks are replaced", func() error {
 		where, err := s.running("web")
 		if err == nil && len(where) != replicas {
@@ -74,6 +73,7 @@ func (s *swarm) testLeaderLosesPower(t *testing.T) {
 		}
 		return err
 	}))
+	s.shows(t, others[0], leader, "Down Active Unreachable")
 	s.exactly(t, others[0], "web", replicas)
 	s.plug(t, leader)
 	s.ready(t, leader, s.names...)
@@ -326,6 +326,9 @@ func (s *swarm) testForce(t *testing.T) {
 		}
 	}
 	m.docker(t, "config", "inspect", "kept")
+	if out := m.docker(t, "service", "ps", "web"); strings.Contains(out, "Orphaned") {
+		t.Errorf("tasks are given up at once: %s", out)
+	}
 	s.kept(t, "m1")
 	s.plug(t, "m2", "m3")
 	s.ready(t, "m1", s.names...)
