@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -29,13 +30,13 @@ type Managers struct {
 
 	mu    sync.Mutex
 	known []candidate
-	last  string // who failed last
+	fails uint64 // so far
 }
 
 type candidate struct {
 	Manager
 	failures int
-	tried    bool // and failed, since a manager last served
+	failed   uint64 // the number of its last failure, if none has served since
 }
 
 // Manager is a manager and how much it is to be chosen beside others.
@@ -71,7 +72,7 @@ func (m *Managers) Set(list []Manager) {
 		c := candidate{Manager: p}
 		c.Weight = max(c.Weight, defaultWeight)
 		if i := m.index(p.Addr); i >= 0 {
-			c.failures, c.tried = m.known[i].failures, m.known[i].tried
+			c.failures, c.failed = m.known[i].failures, m.known[i].failed
 		}
 		known = append(known, c)
 	}
@@ -92,23 +93,23 @@ func (m *Managers) List() []swarm.Peer {
 }
 
 // Pick chooses a manager's address: the preferred one unless that fails again
-// and again, else one by weight and luck, never an excluded one. None that failed
-// is picked again before all others were. Empty: there is none.
+// and again, else one by weight and luck, never an excluded one. None that failed is
+// picked again before all others did, and then in turn. Empty: there is none.
 func (m *Managers) Pick(prefer, exclude string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if i := m.index(prefer); i >= 0 && m.known[i].failures < fleeting {
 		return prefer
 	}
-	open := m.untried(exclude)
-	if len(open) == 0 { // all failed: once more, beginning with another one
-		for i := range m.known {
-			m.known[i].tried = false
-		}
-		if open = m.untried(exclude); len(open) > 1 {
-			open = slices.DeleteFunc(open, func(c candidate) bool { return c.Addr == m.last })
-		}
+	open := slices.DeleteFunc(slices.Clone(m.known), func(c candidate) bool { return c.Addr == exclude })
+	if len(open) == 0 {
+		return ""
 	}
+	longest := slices.MinFunc(open, func(a, b candidate) int { return cmp.Compare(a.failed, b.failed) })
+	if longest.failed > 0 {
+		return longest.Addr
+	}
+	open = slices.DeleteFunc(open, func(c candidate) bool { return c.failed > 0 })
 	total := 0.0
 	for _, c := range open {
 		total += c.score()
@@ -121,10 +122,6 @@ func (m *Managers) Pick(prefer, exclude string) string {
 		}
 	}
 	return last
-}
-
-func (m *Managers) untried(exclude string) []candidate {
-	return slices.DeleteFunc(slices.Clone(m.known), func(c candidate) bool { return c.tried || c.Addr == exclude })
 }
 
 func (c candidate) score() float64 {
@@ -143,7 +140,7 @@ func (m *Managers) Served(addr string) {
 		m.known[i].failures = 0
 	}
 	for i := range m.known {
-		m.known[i].tried = false
+		m.known[i].failed = 0
 	}
 }
 
@@ -153,7 +150,8 @@ func (m *Managers) Failed(addr string) {
 	defer m.mu.Unlock()
 	if i := m.index(addr); i >= 0 {
 		m.known[i].failures = min(m.known[i].failures+1, maxFailures)
-		m.known[i].tried, m.last = true, addr
+		m.fails++
+		m.known[i].failed = m.fails
 	}
 }
 
