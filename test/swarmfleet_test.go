@@ -279,7 +279,8 @@ func (s *swarm) ready(t *testing.T, at string, names ...string) {
 	})
 }
 
-// leader asks a manager who leads, and returns the other managers too.
+// leader asks a manager who of the three leads, and returns the others too, once
+// it reaches them.
 func (s *swarm) leader(t *testing.T, at string) (leader string, others []string) {
 	t.Helper()
 	await(t, "a leader", func() error {
@@ -293,7 +294,7 @@ func (s *swarm) leader(t *testing.T, at string) (leader string, others []string)
 				others = append(others, n)
 			}
 		}
-		if err == nil && leader == "" {
+		if err == nil && (leader == "" || len(others) != 2) {
 			err = fmt.Errorf("it says %q", all)
 		}
 		return err
