@@ -121,7 +121,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.worker.load(ctx); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	delay := firstBackoff
+	delay, tries := firstBackoff, 0
 	for ctx.Err() == nil {
 		began, err := a.runSession(ctx)
 		if ctx.Err() != nil {
@@ -131,7 +131,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return fmt.Errorf("agent: %w", err)
 		}
 		if began {
-			delay = firstBackoff
+			delay, tries = firstBackoff, 0
 		}
 		if errors.Is(err, errDescription) {
 			a.cfg.Log.Debug("a new session", "reason", err)
@@ -142,7 +142,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		if !sleep(ctx, wait) {
 			return nil
 		}
-		delay = min(2*delay, maxBackoff)
+		// Doubled once all managers were tried: where most are silent, the one that
+		// comes back is to be found within the grace period.
+		all := max(len(a.cfg.Managers.List()), 1)
+		if tries++; tries%all == 0 {
+			delay = min(2*delay, maxBackoff/time.Duration(all))
+		}
 	}
 	return nil
 }

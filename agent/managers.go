@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -29,12 +30,13 @@ type Managers struct {
 
 	mu    sync.Mutex
 	known []candidate
-	avoid string // failed last; not picked next if there is another one
+	fails uint64 // so far
 }
 
 type candidate struct {
 	Manager
 	failures int
+	failed   uint64 // the number of its last failure, if none has served since
 }
 
 // Manager is a manager and how much it is to be chosen beside others.
@@ -70,7 +72,7 @@ func (m *Managers) Set(list []Manager) {
 		c := candidate{Manager: p}
 		c.Weight = max(c.Weight, defaultWeight)
 		if i := m.index(p.Addr); i >= 0 {
-			c.failures = m.known[i].failures
+			c.failures, c.failed = m.known[i].failures, m.known[i].failed
 		}
 		known = append(known, c)
 	}
@@ -91,20 +93,23 @@ func (m *Managers) List() []swarm.Peer {
 }
 
 // Pick chooses a manager's address: the preferred one unless that fails again
-// and again, else one by weight and luck, never an excluded one, nor twice in a
-// row one that failed. Empty: there is none.
+// and again, else one by weight and luck, never an excluded one. None that failed is
+// picked again before all others did, and then in turn. Empty: there is none.
 func (m *Managers) Pick(prefer, exclude string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if i := m.index(prefer); i >= 0 && m.known[i].failures < fleeting {
 		return prefer
 	}
-	avoid := m.avoid
-	m.avoid = ""
 	open := slices.DeleteFunc(slices.Clone(m.known), func(c candidate) bool { return c.Addr == exclude })
-	if len(open) > 1 {
-		open = slices.DeleteFunc(open, func(c candidate) bool { return c.Addr == avoid })
+	if len(open) == 0 {
+		return ""
 	}
+	longest := slices.MinFunc(open, func(a, b candidate) int { return cmp.Compare(a.failed, b.failed) })
+	if longest.failed > 0 {
+		return longest.Addr
+	}
+	open = slices.DeleteFunc(open, func(c candidate) bool { return c.failed > 0 })
 	total := 0.0
 	for _, c := range open {
 		total += c.score()
@@ -134,6 +139,9 @@ func (m *Managers) Served(addr string) {
 	if i := m.index(addr); i >= 0 {
 		m.known[i].failures = 0
 	}
+	for i := range m.known {
+		m.known[i].failed = 0
+	}
 }
 
 // Failed notes that a manager did not.
@@ -142,7 +150,8 @@ func (m *Managers) Failed(addr string) {
 	defer m.mu.Unlock()
 	if i := m.index(addr); i >= 0 {
 		m.known[i].failures = min(m.known[i].failures+1, maxFailures)
-		m.avoid = addr
+		m.fails++
+		m.known[i].failed = m.fails
 	}
 }
 

@@ -39,6 +39,7 @@ func TestPick(t *testing.T) {
 	if m.Pick("", "") == "a" {
 		t.Error("one that failed is picked at once again")
 	}
+	m.Served("b")
 	if got := picks(m, "", ""); got["a"] > 70 || got["a"] == 0 || got["b"] < 450 {
 		t.Errorf("after a failure of a: %v", got)
 	}
@@ -54,6 +55,7 @@ func TestPick(t *testing.T) {
 		t.Errorf("c preferred after one failure: %v", got)
 	}
 	m.Failed("c")
+	m.Served("a")
 	if got := picks(m, "c", ""); got["c"] > 20 {
 		t.Errorf("c preferred after two failures: %v", got)
 	}
@@ -85,6 +87,9 @@ func TestPickAlwaysFinds(t *testing.T) {
 			}
 		}
 		exclude := rapid.SampledFrom(append(addrs, "")).Draw(t, "exclude")
+		if served := rapid.SampledFrom(addrs).Draw(t, "last"); len(addrs) > 1 {
+			m.Served(served) // the search is over; another one begins
+		}
 		got := map[string]bool{}
 		for i := range 100_000 {
 			m.random = func() float64 { return float64(i) / 100_000 }
@@ -97,6 +102,32 @@ func TestPickAlwaysFinds(t *testing.T) {
 		}
 		if got[""] != (len(addrs) == 1 && exclude == addrs[0]) {
 			t.Fatalf("of %v without %q, nobody is picked", addrs, exclude)
+		}
+	})
+}
+
+// While one after the other fails, each is tried once before any is again: where
+// most are dead, the one that lives is found.
+func TestPickSweeps(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		addrs := []string{"a", "b", "c", "d", "e"}[:rapid.IntRange(1, 5).Draw(t, "count")]
+		m := NewManagers(peers(addrs...))
+		m.random = func() float64 { return rapid.Float64Range(0, 0.999).Draw(t, "luck") }
+		exclude := rapid.SampledFrom(append(addrs, "")).Draw(t, "exclude")
+		want := len(addrs)
+		if exclude != "" {
+			want--
+		}
+		for range 3 {
+			seen := map[string]bool{}
+			for range want {
+				addr := m.Pick("", exclude)
+				if addr == "" || addr == exclude || seen[addr] {
+					t.Fatalf("%q after %v of %v without %q", addr, seen, addrs, exclude)
+				}
+				seen[addr] = true
+				m.Failed(addr)
+			}
 		}
 	})
 }

@@ -197,6 +197,9 @@ func goOnAlone(ctx context.Context, s *store.Store, id string, raftID uint64, ad
 			case n.Role == swarm.NodeRoleManager || n.Spec.Role == swarm.NodeRoleManager:
 				u.Spec.Role, u.Role, u.RaftID, u.ManagerAddr = swarm.NodeRoleWorker, swarm.NodeRoleWorker, 0, ""
 				u.Status.State, u.Status.Message = swarm.NodeStateDown, "this manager was left behind when a new cluster was forced"
+				if u.DownSince.IsZero() {
+					u.DownSince = time.Now().UTC()
+				}
 			default:
 				continue
 			}

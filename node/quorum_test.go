@@ -10,6 +10,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/dockerapi"
+	"github.com/legion-swarm/legion/store"
 )
 
 func TestLeaderDies(t *testing.T) {
@@ -183,6 +184,10 @@ func TestNoQuorum(t *testing.T) {
 		n, err := m.NodeInspect(t.Context(), id)
 		if err != nil || n.Spec.Role != swarm.NodeRoleWorker || n.ManagerStatus != nil || n.Status.State != swarm.NodeStateDown {
 			t.Errorf("a manager that was left behind: %+v, %v", n, err)
+		}
+		p, _ := m.leading()
+		if n := store.Get[*api.Node](p.store.View(), id); n.DownSince.IsZero() {
+			t.Error("one that was left behind is down since ever, so its tasks are orphaned at once")
 		}
 	}
 	if got := m.starts.Load() - starts; got > 3 {

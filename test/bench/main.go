@@ -32,7 +32,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, rounds int, only string) (err error) {
+func run(ctx context.Context, rounds int, only string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root")
 	}
@@ -42,13 +42,28 @@ func run(ctx context.Context, rounds int, only string) (err error) {
 	} else {
 		fmt.Println("dockerd is not installed (Debian: docker.io): no ratios")
 	}
+	results := newResults(peers)
+	if slices.ContainsFunc(measurements(), func(m measurement) bool { return strings.Contains(m.name, only) }) {
+		if err := nodes(ctx, rounds, only, peers, results); err != nil {
+			return err
+		}
+	}
+	if strings.Contains("swarm", only) {
+		if err := swarms(ctx, rounds, peers, results); err != nil {
+			return errors.Join(err, results.print())
+		}
+	}
+	return results.print()
+}
+
+// nodes takes the measurements of one node.
+func nodes(ctx context.Context, rounds int, only string, peers []*peer, results *results) (err error) {
 	for _, p := range peers {
 		defer func() { err = errors.Join(err, p.remove()) }()
 		if err := p.start(ctx); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	results := newResults(peers)
 	for round := range rounds {
 		for _, m := range measurements() {
 			if !strings.Contains(m.name, only) {
@@ -69,7 +84,7 @@ func run(ctx context.Context, rounds int, only string) (err error) {
 			}
 		}
 	}
-	return results.print()
+	return nil
 }
 
 // results are the values of each metric and peer.
