@@ -141,6 +141,17 @@ func (m *Disk) Crash(rng *rand.Rand) *Disk {
 	return after
 }
 
+// Killed ends the use of m, and returns what is found when the process was
+// killed but the machine was not: all that was written.
+func (m *Disk) Killed() *Disk {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.crashed = true
+	after := New()
+	after.names, after.durable = m.names, m.durable
+	return after
+}
+
 // PowerOffAt makes the machine stop in the middle of the n-th sync from now.
 func (m *Disk) PowerOffAt(n int) {
 	m.mu.Lock()
