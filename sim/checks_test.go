@@ -13,6 +13,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
+	"github.com/legion-swarm/legion/swarmpb"
 )
 
 // digestEvery is after how many entries the whole states of managers are
@@ -28,10 +29,13 @@ type checks struct {
 	mu       sync.Mutex
 	entries  map[uint64]entry
 	digests  map[uint64]sum
-	frontier uint64           // the newest entry that was applied anywhere
-	loops    map[sum]loopTerm // what leaders' loops proposed
-	newest   loopTerm         // of whom the last entry of a loop was
-	sessions map[string]string
+	frontier uint64            // the newest entry that was applied anywhere
+	loops    map[sum]loopTerm  // what leaders' loops proposed
+	newest   loopTerm          // of whom the last entry of a loop was
+	sessions map[string]string // of agents, by node
+	// registered and ended say at which entry a session was written, and a task
+	// was not wanted any more.
+	registered, ended map[string]uint64
 }
 
 // entry is what managers found at an index.
@@ -50,6 +54,7 @@ type loopTerm struct {
 func newChecks(failf func(string, ...any)) *checks {
 	return &checks{
 		failf: failf, entries: map[uint64]entry{}, digests: map[uint64]sum{}, loops: map[sum]loopTerm{}, sessions: map[string]string{},
+		registered: map[string]uint64{}, ended: map[string]uint64{},
 	}
 }
 
@@ -159,7 +164,7 @@ func (k *checks) proposed(m *manager, s sum) {
 // follow watches a manager's replica until ctx ends.
 func (k *checks) follow(ctx context.Context, m *manager) error {
 	for ctx.Err() == nil {
-		view, w := m.store.Watch(store.KindTask)
+		view, w := m.store.Watch(store.KindTask, store.KindNode)
 		f := follower{k: k, host: m.host.id, slots: map[slot]map[string]bool{}}
 		for t := range store.List[*api.Task](view) {
 			f.note(nil, t)
@@ -170,6 +175,7 @@ func (k *checks) follow(ctx context.Context, m *manager) error {
 			var changes []store.Change
 			changes, err = w.Next(ctx)
 			for i, c := range changes {
+				k.marks(c)
 				was, _ := c.Old.(*api.Task)
 				is, _ := c.New.(*api.Task)
 				f.note(was, is)
@@ -243,18 +249,47 @@ func (f *follower) look(index uint64) {
 	f.touched = f.touched[:0]
 }
 
-// session checks what an agent is told: only the newest session that it opened
-// may speak to it.
+// opened notes that an agent has a session.
 func (k *checks) opened(node, session string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.sessions[node] = session
 }
 
-func (k *checks) told(node, session string) {
+// told checks what an agent is told: only its newest session may speak to it, and
+// it begins with what the managers had agreed on when it was opened.
+func (k *checks) told(node, session string, m *swarmpb.AssignmentsMessage) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if now := k.sessions[node]; now != session {
-		k.failf("the agent of %s took assignments of session %s; its session is %s", node, session, now)
+		k.failf("the agent of %s is told assignments by session %s; its session is %s", node, session, now)
+	}
+	began := k.registered[session]
+	if m.GetType() != swarmpb.AssignmentsMessage_COMPLETE || began == 0 {
+		return
+	}
+	for _, a := range m.GetChanges() {
+		t := a.GetAssignment().GetTask()
+		if t == nil || api.Rank(t.API().DesiredState) > api.Rank(swarm.TaskStateRunning) {
+			continue
+		}
+		if ended := k.ended[t.GetId()]; ended != 0 && ended < began {
+			k.failf("session %s of %s, which began at entry %d, wants task %s to run, which was ended at entry %d", session, node, began, t.GetId(), ended)
+		}
+	}
+}
+
+// marks notes from when on a session counts, and a task is not wanted any more.
+func (k *checks) marks(c store.Change) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if n, ok := c.New.(*api.Node); ok && n.Session.ID != "" && k.registered[n.Session.ID] == 0 {
+		k.registered[n.Session.ID] = c.Index
+	}
+	if c.Kind != store.KindTask || k.ended[c.ID] != 0 {
+		return
+	}
+	if t, ok := c.New.(*api.Task); !ok || api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+		k.ended[c.ID] = c.Index
 	}
 }

@@ -13,10 +13,8 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 
-	"github.com/legion-swarm/legion/agent/exec/exectest"
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/manager/control"
-	"github.com/legion-swarm/legion/raftnode/disktest"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -57,6 +55,7 @@ type cluster struct {
 	history history
 	acked   atomic.Int64
 	clock   atomic.Int64
+	raftIDs atomic.Uint64
 	wg      sync.WaitGroup
 
 	mu     sync.Mutex
@@ -67,13 +66,21 @@ type cluster struct {
 func newCluster(t *testing.T, seed uint64) *cluster {
 	c := &cluster{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), net: newNetwork(seed), events: newEvents(), failed: func() {}}
 	c.plan, c.checks = newPlan(c.rng), newChecks(c.failf)
+	var peers []swarm.Peer
 	for i := range c.plan.managers + c.plan.workers {
-		h := &host{c: c, id: fmt.Sprintf("node%d", i), addr: fmt.Sprintf("n%d:2377", i), dir: t.TempDir(), fake: exectest.NewFake(nil), disk: disktest.New()}
+		h := newHost(c, i)
 		if i < c.plan.managers {
-			h.manages, h.raftID = true, firstRaftID+uint64(i)
+			h.manages = true
+			if i == 0 {
+				h.raftID = firstRaftID
+			}
+			peers = append(peers, swarm.Peer{NodeID: h.id, Addr: h.addr})
 		}
 		c.hosts = append(c.hosts, h)
 		c.net.hosts[h.addr] = h
+	}
+	for _, h := range c.hosts {
+		h.peers = peers
 	}
 	return c
 }
@@ -142,7 +149,9 @@ func (c *cluster) boot(ctx context.Context) bool {
 	up := c.until(ctx, bootLimit, func() string {
 		for _, h := range c.hosts {
 			m := h.managing()
-			if m == nil {
+			if is, _ := h.certified(); m == nil && is {
+				return h.id + " has no manager part"
+			} else if m == nil {
 				continue
 			}
 			if st := m.raft.Status(); st.Leader == 0 || len(st.Voters) != c.plan.managers {
@@ -222,9 +231,6 @@ func (c *cluster) unsettled() string {
 	for _, h := range c.hosts {
 		m := h.managing()
 		if m == nil {
-			if h.manages {
-				return h.id + ": no manager"
-			}
 			continue
 		}
 		view := m.store.View()
@@ -234,6 +240,12 @@ func (c *cluster) unsettled() string {
 		if view.Index() != first.Index() {
 			return fmt.Sprintf("%s is at entry %d, another manager at %d", h.id, view.Index(), first.Index())
 		}
+	}
+	if first == nil {
+		return "there is no manager"
+	}
+	if what := c.misplaced(first); what != "" {
+		return what
 	}
 	want := map[string]bool{} // tasks
 	for s := range store.List[*api.Service](first) {

@@ -58,7 +58,7 @@ type manager struct {
 // openManager opens the log that is on the host's disk.
 func (h *host) openManager(id uint64, first bool) (_ *manager, err error) {
 	m := &manager{
-		host: h, id: id, first: first, book: &contact{addrs: map[uint64]string{}}, log: h.c.events.logger(h.id), founded: make(chan struct{}), done: make(chan struct{}),
+		host: h, id: id, first: first, book: &contact{addrs: map[uint64]string{}}, log: h.c.events.logger(h.id), founded: make(chan struct{}),
 		listen: bufconn.Listen(1 << 20),
 	}
 	if m.store, err = store.New(store.Config{}); err != nil {
@@ -192,8 +192,9 @@ func (m *manager) run(ctx context.Context) error {
 		})
 		rest.Go(func() error { return m.leader.Run(asLoop(ctx)) })
 		rest.Go(func() error { m.joining(ctx); return nil })
+		rest.Go(func() error { return m.watchMembership(ctx) })
 		err := rest.Wait()
-		if !m.killed() {
+		if !m.killed() && !errors.Is(err, errNoManager) {
 			m.handOver()
 		}
 		return err
@@ -219,48 +220,6 @@ func (m *manager) handOver() {
 	}
 }
 
-// joining makes this manager a member, and waits until it knows the swarm.
-func (m *manager) joining(ctx context.Context) {
-	for len(m.raft.Status().Members) == 0 && ctx.Err() == nil {
-		if err := m.join(ctx); err == nil {
-			break
-		}
-		pause(ctx, 300*time.Millisecond)
-	}
-	for ctx.Err() == nil {
-		call, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err := m.raft.ReadIndex(call)
-		cancel()
-		if err == nil && store.Count[*api.Cluster](m.store.View()) > 0 {
-			m.nowKnows()
-			return
-		}
-		pause(ctx, 100*time.Millisecond)
-	}
-}
-
-// join asks the leader, wherever it is: a manager asked would pass it on.
-func (m *manager) join(ctx context.Context) error {
-	err := error(api.Errorf(api.Unavailable, "nobody leads"))
-	for _, h := range m.c.hosts {
-		o := h.managing()
-		if o == nil || o == m || !o.raft.Status().IsLeader {
-			continue
-		}
-		t := transport{net: m.c.net, from: m.addr}
-		if _, err = t.call(ctx, h.addr); err != nil {
-			continue
-		}
-		if err = o.keeper.Join(ctx, m.host.id, raftnode.Member{ID: m.id, Address: m.addr}); err == nil {
-			err = t.answer(ctx, h.addr)
-		}
-		if err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
 // genesis writes the first objects of a swarm.
 func (c *cluster) genesis(tx *store.Tx) error {
 	if store.Count[*api.Cluster](tx) > 0 {
@@ -275,13 +234,13 @@ func (c *cluster) genesis(tx *store.Tx) error {
 	}
 	for _, h := range c.hosts {
 		role := swarm.NodeRoleWorker
-		if h.manages {
+		if is, _ := h.certified(); is {
 			role = swarm.NodeRoleManager
 		}
 		n := issuer.NewNode(h.id, role, "", nil)
 		n.Certificate.State = api.CertificateIssued
-		if h.raftID == firstRaftID {
-			n.RaftID, n.ManagerAddr = h.raftID, h.addr
+		if h == c.hosts[0] {
+			n.RaftID, n.ManagerAddr = firstRaftID, h.addr
 		}
 		if err := store.Create(tx, n); err != nil {
 			return err

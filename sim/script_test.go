@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
+
 	"github.com/legion-swarm/legion/raftnode/disktest"
 )
 
@@ -15,7 +17,7 @@ func (c *cluster) script(ctx context.Context) {
 			return
 		}
 		h := c.hosts[c.rng.IntN(len(c.hosts))]
-		faults := c.faults()
+		faults := c.faults(ctx)
 		f := faults[c.rng.IntN(len(faults))]
 		c.events.add("SCRIPT: " + f.name + " " + h.id)
 		f.do(h)
@@ -28,7 +30,7 @@ type fault struct {
 }
 
 // faults are what may happen; what is listed twice happens twice as often.
-func (c *cluster) faults() []fault {
+func (c *cluster) faults(ctx context.Context) []fault {
 	kill := fault{"kill", func(h *host) { h.end(true) }}
 	power := fault{"power off", func(h *host) { h.powerOff() }}
 	mend := fault{"mend", func(h *host) { h.mend() }}
@@ -78,8 +80,19 @@ func (c *cluster) faults() []fault {
 		}},
 		{"power off in the middle of a sync", func(h *host) {
 			h.files().PowerOffAt(1 + c.rng.IntN(10))
-			time.Sleep(500 * time.Millisecond)
+			pause(ctx, 500*time.Millisecond)
 			h.powerOff()
+		}},
+		{"promote", func(h *host) { c.changeRole(ctx, h, swarm.NodeRoleManager) }},
+		{"demote", func(h *host) { c.changeRole(ctx, h, swarm.NodeRoleWorker) }},
+		{"power off everywhere, at", func(*host) {
+			for _, h := range c.hosts {
+				h.powerOff()
+			}
+			pause(ctx, time.Duration(c.rng.IntN(30_000))*time.Millisecond)
+			for _, h := range c.hosts {
+				h.mend()
+			}
 		}},
 		{"tasks die", func(h *host) {
 			for _, id := range h.fake.Running() {
