@@ -10,8 +10,8 @@ import (
 func layers() [][]string {
 	return [][]string{
 		{"api"},
-		{"swarmpb", "store", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
-		{"machine"},
+		{"swarmpb", "store", "raftnode/disk", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
+		{"machine", "raftnode/disktest"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
@@ -36,7 +36,7 @@ func reserved() map[string][]string {
 		"github.com/google/nftables":       kernel,
 		"github.com/cilium/ebpf":           kernel,
 		"go.etcd.io/raft":                  {"raftnode"},
-		"google.golang.org/grpc":           {"rpc", "swarmpb", "manager/dispatcher", "manager/issuer", "manager/presence", "agent", "node", "test"},
+		"google.golang.org/grpc":           {"rpc", "swarmpb", "manager/dispatcher", "manager/issuer", "manager/presence", "agent", "node", "sim", "test"},
 		"github.com/moby/moby/client":      {"dockerapi", "cmd/legion", "test"},
 		"github.com/docker/cli":            {"cmd/legion"},
 		"github.com/moby/swarmkit":         {},

@@ -17,6 +17,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/raftnode/disktest"
 )
 
 // network is a Transport for many members, with faults. A message takes from 1
@@ -103,13 +104,13 @@ type cluster struct {
 	t       *testing.T
 	net     *network
 	rng     *rand.Rand
-	disks   map[uint64]*memFS
+	disks   map[uint64]*disktest.Disk
 	members map[uint64]*solo
 	change  func(*Config)
 }
 
 func newCluster(t *testing.T, size int, seed uint64, change func(*Config)) *cluster {
-	c := &cluster{t: t, net: newNetwork(seed), rng: rand.New(rand.NewPCG(seed, 8)), disks: map[uint64]*memFS{}, members: map[uint64]*solo{}, change: change}
+	c := &cluster{t: t, net: newNetwork(seed), rng: rand.New(rand.NewPCG(seed, 8)), disks: map[uint64]*disktest.Disk{}, members: map[uint64]*solo{}, change: change}
 	c.start(1)
 	for id := uint64(2); id <= uint64(size); id++ {
 		c.start(id)
@@ -129,7 +130,7 @@ func newCluster(t *testing.T, size int, seed uint64, change func(*Config)) *clus
 func (c *cluster) start(id uint64) {
 	c.t.Helper()
 	if c.disks[id] == nil {
-		c.disks[id] = newMemFS()
+		c.disks[id] = disktest.New()
 	}
 	n, l, err := open(c.disks[id], func(cfg *Config) {
 		cfg.ID, cfg.Transport = id, from{c.net, id}
@@ -156,7 +157,7 @@ func (c *cluster) crash(id uint64) {
 	c.net.mu.Lock()
 	delete(c.net.nodes, id)
 	c.net.mu.Unlock()
-	c.disks[id] = c.disks[id].crash(c.rng)
+	c.disks[id] = c.disks[id].Crash(c.rng)
 	_ = c.members[id].end() // it may have met the crash
 	delete(c.members, id)
 }
@@ -499,7 +500,7 @@ func operate(ctx context.Context, m *solo, in op) (o porcupine.Operation, ok boo
 }
 
 func TestGarbageFromPeersIsRefused(t *testing.T) {
-	s := startSolo(t, newMemFS(), nil)
+	s := startSolo(t, disktest.New(), nil)
 	for _, b := range [][]byte{nil, []byte("garbage"), bytes.Repeat([]byte{0xff}, 100), make([]byte, maxMessage+1)} {
 		if err := s.Step(b); !api.Is(err, api.Invalid) {
 			t.Errorf("%.10x: %v", b, err)

@@ -14,19 +14,20 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/raftnode/disktest"
 )
 
 // logOf returns a file system with a log of n entries, and the ends of its frames.
-func logOf(t testing.TB, n int, change func(*Config)) (fs *memFS, path string, ends []int) {
+func logOf(t testing.TB, n int, change func(*Config)) (fs *disktest.Disk, path string, ends []int) {
 	t.Helper()
-	fs = newMemFS()
+	fs = disktest.New()
 	s := startSolo(t, fs, change)
 	for i := range n {
 		s.propose(t, fmt.Sprintf("entry %d", i))
 	}
 	s.stop(t)
 	path = "/d/" + segmentName(1)
-	b := fs.names[path].data
+	b := fs.Bytes(path)
 	for end := 0; ; {
 		f, ok := parseFrame(b[end:])
 		if !ok {
@@ -41,7 +42,7 @@ func logOf(t testing.TB, n int, change func(*Config)) (fs *memFS, path string, e
 // last frame looks like a torn write.
 func TestDamageIsRefused(t *testing.T) {
 	fs, path, ends := logOf(t, 5, nil)
-	data := fs.names[path].data
+	data := fs.Bytes(path)
 	lastFrame := ends[len(ends)-2]
 	for i := range ends[len(ends)-1] {
 		data[i] ^= 0x41
@@ -55,7 +56,7 @@ func TestDamageIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			fs, path, _ = logOf(t, 5, nil) // the frame was dropped
-			data = fs.names[path].data
+			data = fs.Bytes(path)
 			continue
 		}
 		if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "at byte") || !strings.Contains(err.Error(), "restore") {
@@ -66,7 +67,7 @@ func TestDamageIsRefused(t *testing.T) {
 
 func TestZeroedMiddleIsRefused(t *testing.T) {
 	fs, path, ends := logOf(t, 6, nil)
-	clear(fs.names[path].data[ends[2]:ends[3]])
+	clear(fs.Bytes(path)[ends[2]:ends[3]])
 	if _, _, err := open(fs, nil); !errors.Is(err, ErrCorrupt) {
 		t.Fatal(err)
 	}
@@ -74,7 +75,7 @@ func TestZeroedMiddleIsRefused(t *testing.T) {
 
 func TestMissingFilesAreRefused(t *testing.T) {
 	big := strings.Repeat("z", 1<<20)
-	fs := newMemFS()
+	fs := disktest.New()
 	s := startSolo(t, fs, nil)
 	for range 25 {
 		s.propose(t, big)
@@ -84,12 +85,14 @@ func TestMissingFilesAreRefused(t *testing.T) {
 		{segmentName(1), "begins at entry"}, {segmentName(2), segmentName(2) + " is missing"},
 	} {
 		path := "/d/" + tc.remove
-		f := fs.names[path]
-		delete(fs.names, path)
+		whole := fs.Bytes(path)
+		if err := fs.Remove(path); err != nil {
+			t.Fatal(err)
+		}
 		if _, _, err := open(fs, nil); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("without %s: %v", tc.remove, err)
 		}
-		fs.names[path] = f
+		fs.SetBytes(path, whole)
 	}
 	s = startSolo(t, fs, nil)
 	s.propose(t, "whole again")
@@ -102,7 +105,7 @@ func TestDamagedSnapshotIsRefused(t *testing.T) {
 	if err != nil || len(names) != 1 {
 		t.Fatal(names, err)
 	}
-	data := fs.names["/d/"+names[0]].data
+	data := fs.Bytes("/d/" + names[0])
 	for i := range data {
 		data[i] ^= 0x41
 		if _, _, err := open(fs, nil); err == nil || !strings.Contains(err.Error(), names[0]) {
@@ -110,7 +113,7 @@ func TestDamagedSnapshotIsRefused(t *testing.T) {
 		}
 		data[i] ^= 0x41
 	}
-	fs.names["/d/"+names[0]].data = data[:len(data)/2]
+	fs.SetBytes("/d/"+names[0], data[:len(data)/2])
 	if _, _, err := open(fs, nil); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("half a snapshot: %v", err)
 	}
@@ -124,7 +127,7 @@ func TestAnotherMembersFolderIsRefused(t *testing.T) {
 }
 
 func TestOldSnapshotsAndSegmentsGo(t *testing.T) {
-	fs := newMemFS()
+	fs := disktest.New()
 	s := startSolo(t, fs, nil)
 	if err := s.SetRetention(t.Context(), Retention{SnapshotInterval: 10, KeepOldSnapshots: 2}); err != nil {
 		t.Fatal(err)
@@ -167,7 +170,7 @@ func keyring(t testing.TB, current byte, old ...byte) *Keyring {
 // TestKeys seals, refuses without the key, changes keys while clients write, and
 // then needs the new key only.
 func TestKeys(t *testing.T) {
-	fs := newMemFS()
+	fs := disktest.New()
 	seal := func(s Sealer) func(*Config) {
 		return func(c *Config) { c.Sealer, c.SnapshotInterval = s, 20 }
 	}
@@ -211,12 +214,10 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-func nothingInClear(t *testing.T, fs *memFS) {
+func nothingInClear(t *testing.T, fs *disktest.Disk) {
 	t.Helper()
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	for name, f := range fs.names {
-		if bytes.Contains(f.data, []byte("clandestine")) {
+	for name, data := range fs.All() {
+		if bytes.Contains(data, []byte("clandestine")) {
 			t.Errorf("%s has data in clear", filepath.Base(name))
 		}
 	}
@@ -226,14 +227,14 @@ func nothingInClear(t *testing.T, fs *memFS) {
 func TestCrashWhileKeysChange(t *testing.T) {
 	for at := 1; at < 12; at++ {
 		fs, _, _ := logOf(t, 10, func(c *Config) { c.Sealer = keyring(t, 1) })
-		fs = fs.crash(rand.New(rand.NewPCG(uint64(at), 1)))
+		fs = fs.Crash(rand.New(rand.NewPCG(uint64(at), 1)))
 		s := startSolo(t, fs, func(c *Config) { c.Sealer = keyring(t, 1) })
 		if _, err := s.ReadIndex(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		fs.powerOffAt(at)
+		fs.PowerOffAt(at)
 		_ = s.Reseal(context.Background(), keyring(t, 2, 1)) // it may fail: the power goes
-		fs = fs.crash(rand.New(rand.NewPCG(uint64(at), 2)))
+		fs = fs.Crash(rand.New(rand.NewPCG(uint64(at), 2)))
 		_ = s.end() // likewise
 		s = startSolo(t, fs, func(c *Config) { c.Sealer = keyring(t, 2, 1) })
 		if _, err := s.ReadIndex(context.Background()); err != nil {
@@ -247,7 +248,7 @@ func TestCrashWhileKeysChange(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	s := startSolo(t, newMemFS(), nil)
+	s := startSolo(t, disktest.New(), nil)
 	if _, err := s.Propose(t.Context(), make([]byte, maxProposal+1)); !api.Is(err, api.ResourceExhausted) {
 		t.Errorf("too large: %v", err)
 	}
@@ -259,7 +260,7 @@ func TestLimits(t *testing.T) {
 
 func FuzzLog(f *testing.F) {
 	fs, path, ends := logOf(f, 4, nil)
-	whole := fs.names[path].data[:ends[len(ends)-1]]
+	whole := fs.Bytes(path)[:ends[len(ends)-1]]
 	f.Add(whole)
 	f.Add(whole[:len(whole)-3])
 	f.Add([]byte{})
@@ -267,15 +268,15 @@ func FuzzLog(f *testing.F) {
 		if len(b) > 1<<20 {
 			return
 		}
-		fs := newMemFS()
-		fs.names["/d/"+segmentName(1)] = &memFile{data: b, dirty: map[int]bool{}}
+		fs := disktest.New()
+		fs.SetBytes("/d/"+segmentName(1), b)
 		if n, _, err := open(fs, nil); err == nil {
 			if err := n.Close(); err != nil {
 				t.Fatal(err)
 			}
 		}
 		// The same with a checksum that is right.
-		fs.names["/d/"+segmentName(1)] = &memFile{data: appendFrame(nil, 1, modeClear, b), dirty: map[int]bool{}}
+		fs.SetBytes("/d/"+segmentName(1), appendFrame(nil, 1, modeClear, b))
 		if n, _, err := open(fs, nil); err == nil {
 			if err := n.Close(); err != nil {
 				t.Fatal(err)

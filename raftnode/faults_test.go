@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/raftnode/disktest"
 )
 
 // list is an Applier that keeps what it is given, in order.
@@ -113,7 +114,7 @@ func TestCrashLosesNothingAcknowledged(t *testing.T) {
 	var logged bytes.Buffer
 	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 0))
-		fs, acked := newMemFS(), []string{}
+		fs, acked := disktest.New(), []string{}
 		for round := range 5 {
 			s := startSolo(t, fs, func(c *Config) {
 				c.SnapshotInterval, c.Log = 1+rng.Uint64N(40), slog.New(slog.NewTextHandler(&logged, nil))
@@ -133,10 +134,10 @@ func TestCrashLosesNothingAcknowledged(t *testing.T) {
 					t.Fatalf("seed %d, round %d: %.20s was acknowledged and is lost", seed, round, item)
 				}
 			}
-			fs.powerOffAt(1 + rng.IntN(30))
+			fs.PowerOffAt(1 + rng.IntN(30))
 			acked = append(acked, clients(s, round)...)
-			fs = fs.crash(rng)
-			if err := s.end(); err != nil && !errors.Is(err, errCrashed) {
+			fs = fs.Crash(rng)
+			if err := s.end(); err != nil && !errors.Is(err, disktest.ErrCrashed) {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
 		}
@@ -169,12 +170,10 @@ func clients(s *solo, round int) (acked []string) {
 }
 
 func TestFailedFsyncHalts(t *testing.T) {
-	fs := newMemFS()
+	fs := disktest.New()
 	s := startSolo(t, fs, nil)
 	s.propose(t, "a")
-	fs.mu.Lock()
-	fs.failSync = func(string) error { return syscall.EIO }
-	fs.mu.Unlock()
+	fs.Break(func(f *disktest.Faults) { f.FailSync = func(string) error { return syscall.EIO } })
 	if _, err := s.Propose(context.Background(), []byte("b")); !api.Is(err, api.Unavailable) {
 		t.Fatalf("proposal: %v", err)
 	}
@@ -187,7 +186,7 @@ func TestFailedFsyncHalts(t *testing.T) {
 	if _, err := s.Propose(context.Background(), []byte("c")); !api.Is(err, api.Unavailable) {
 		t.Fatalf("proposal after the end: %v", err)
 	}
-	s = startSolo(t, fs.crash(rand.New(rand.NewPCG(1, 1))), nil)
+	s = startSolo(t, fs.Crash(rand.New(rand.NewPCG(1, 1))), nil)
 	s.propose(t, "d")
 	if got := s.list.all(); got[0] != "a" || got[len(got)-1] != "d" {
 		t.Fatalf("after restart: %v", got)
@@ -205,12 +204,10 @@ func TestFullDisk(t *testing.T) {
 }
 
 func fullDisk(t *testing.T, cow bool) {
-	fs := newMemFS()
+	fs := disktest.New()
 	s := startSolo(t, fs, nil)
 	s.propose(t, "before")
-	fs.mu.Lock()
-	fs.cow, fs.space = cow, 70_000
-	fs.mu.Unlock()
+	fs.Break(func(f *disktest.Faults) { f.CopyOnWrite, f.Space = cow, 70_000 })
 	big, acked := bytes.Repeat([]byte("y"), 100_000), 1
 	var err error
 	for err == nil {
@@ -227,9 +224,7 @@ func fullDisk(t *testing.T, cow bool) {
 	if st := s.Status(); st.IsLeader || !errors.Is(st.Err, syscall.ENOSPC) {
 		t.Fatalf("status: %+v", st)
 	}
-	fs.mu.Lock()
-	fs.space = -1
-	fs.mu.Unlock()
+	fs.Break(func(f *disktest.Faults) { f.Space = -1 })
 	time.Sleep(2 * spaceRetry)
 	if st := s.Status(); !st.IsLeader || st.Err != nil {
 		t.Fatalf("status with space again: %+v", st)
@@ -250,13 +245,11 @@ func fullDisk(t *testing.T, cow bool) {
 func TestSlowDiskIsToldAndOneSyncServesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logged bytes.Buffer
-		fs := newMemFS()
+		fs := disktest.New()
 		s := startSolo(t, fs, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&logged, nil)) })
 		s.propose(t, "warm")
-		fs.mu.Lock()
-		fs.slowSync = 2 * time.Second
-		before := fs.syncs
-		fs.mu.Unlock()
+		fs.Break(func(f *disktest.Faults) { f.SlowSync = 2 * time.Second })
+		before := fs.Syncs()
 		var wg sync.WaitGroup
 		began := time.Now()
 		for i := range 500 {
@@ -266,12 +259,10 @@ func TestSlowDiskIsToldAndOneSyncServesAllThatWait(t *testing.T) {
 		if d := time.Since(began); d > 4*time.Second {
 			t.Errorf("500 proposals took %s; want two syncs of 2 s", d)
 		}
-		fs.mu.Lock()
-		if n := fs.syncs - before; n > 2 {
+		if n := fs.Syncs() - before; n > 2 {
 			t.Errorf("%d syncs for 500 proposals at once", n)
 		}
-		fs.slowSync = 0
-		fs.mu.Unlock()
+		fs.Break(func(f *disktest.Faults) { f.SlowSync = 0 })
 		s.stop(t)
 		if !strings.Contains(logged.String(), "the disk is slow") {
 			t.Error("nothing was said of the slow disk")
@@ -282,7 +273,7 @@ func TestSlowDiskIsToldAndOneSyncServesAllThatWait(t *testing.T) {
 // TestSoloIsElectedAtOnceAndDoesNotTick takes no time in a bubble.
 func TestSoloIsElectedAtOnceAndDoesNotTick(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fs := newMemFS()
+		fs := disktest.New()
 		for range 3 {
 			began := time.Now()
 			s := startSolo(t, fs, nil)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/raftnode/disktest"
 )
 
 // others are the running members but one.
@@ -193,7 +194,7 @@ func TestForceNewCluster(t *testing.T) {
 }
 
 func TestForceNewClusterNeedsALog(t *testing.T) {
-	_, _, err := open(newMemFS(), func(cfg *Config) { cfg.ForceNewCluster = true })
+	_, _, err := open(disktest.New(), func(cfg *Config) { cfg.ForceNewCluster = true })
 	if !api.Is(err, api.Invalid) {
 		t.Errorf("forced without a log: %v", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/raftnode/disk"
 )
 
 // Node is one member of the cluster. Open it, call Run once; all other methods
@@ -92,7 +93,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	// Entries of an earlier run may still be applied: their seqs must not be ours.
 	n.seq.Store(rand.Uint64())
 	n.lock, err = cfg.FS.Lock(filepath.Join(cfg.Dir, "lock"))
-	if errors.Is(err, ErrLocked) {
+	if errors.Is(err, disk.ErrLocked) {
 		return nil, api.Errorf(api.Conflict, "the raft log in %s is open in another process: stop that one first", cfg.Dir)
 	}
 	if err != nil {

@@ -1,0 +1,322 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/control"
+	"github.com/legion-swarm/legion/store"
+)
+
+const (
+	keepaliveIdle    = 10 * time.Second
+	keepaliveTimeout = 5 * time.Second
+	// bootLimit and quietLimit bound how long a swarm may take to come up, and to
+	// be as it should when all faults are over.
+	bootLimit  = 2 * time.Minute
+	quietLimit = 4 * time.Minute
+)
+
+// plan is what a seed decides at the start.
+type plan struct {
+	managers, workers int
+	steps             int
+	heartbeat         time.Duration
+	snapshotEvery     uint64
+}
+
+func newPlan(rng *rand.Rand) plan {
+	return plan{
+		managers: 3 + 2*rng.IntN(2), workers: 2 + rng.IntN(2), steps: 15 + rng.IntN(15),
+		heartbeat: time.Duration(1+rng.IntN(5)) * time.Second, snapshotEvery: []uint64{40, 200, 10_000}[rng.IntN(3)],
+	}
+}
+
+// cluster is a swarm in a bubble.
+type cluster struct {
+	t       *testing.T
+	seed    uint64
+	rng     *rand.Rand // the script's
+	plan    plan
+	net     *network
+	hosts   []*host
+	events  *events
+	checks  *checks
+	history history
+	acked   atomic.Int64
+	clock   atomic.Int64
+	raftIDs atomic.Uint64
+	wg      sync.WaitGroup
+
+	mu     sync.Mutex
+	broken []string
+	failed context.CancelFunc
+}
+
+func newCluster(t *testing.T, seed uint64) *cluster {
+	c := &cluster{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), net: newNetwork(seed), events: newEvents(), failed: func() {}}
+	c.plan, c.checks = newPlan(c.rng), newChecks(c.failf)
+	var peers []swarm.Peer
+	for i := range c.plan.managers + c.plan.workers {
+		h := newHost(c, i)
+		if i < c.plan.managers {
+			h.manages = true
+			if i == 0 {
+				h.raftID = firstRaftID
+			}
+			peers = append(peers, swarm.Peer{NodeID: h.id, Addr: h.addr})
+		}
+		c.hosts = append(c.hosts, h)
+		c.net.hosts[h.addr] = h
+	}
+	for _, h := range c.hosts {
+		h.peers = peers
+	}
+	return c
+}
+
+// failf notes that something is not as it must be, and ends the run.
+func (c *cluster) failf(format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	c.events.add("BROKEN: " + what)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = append(c.broken, what)
+	c.failed()
+}
+
+func (c *cluster) isBroken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.broken) > 0
+}
+
+// simulate runs one seed. It returns what was broken; empty: nothing.
+func simulate(t *testing.T, seed uint64) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, seed)
+		c.run()
+		if len(c.broken) > 0 {
+			t.Errorf("seed %d (%+v): %s\n\nwhat happened last:\n%s", seed, c.plan, c.broken[0], c.events.tail())
+			return
+		}
+		t.Logf("seed %d: %d managers, %d workers, %s, %d writes acknowledged, %d entries, %d operations on registers",
+			seed, c.plan.managers, c.plan.workers, time.Since(c.events.began).Round(time.Second), c.acked.Load(), c.checks.frontier, len(c.history.ops))
+	})
+}
+
+func (c *cluster) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.failed = cancel
+	defer c.close()
+	if !c.boot(ctx) {
+		return
+	}
+	clients := []*client{newClient(c, 0), newClient(c, 1), newClient(c, 2)}
+	var wg sync.WaitGroup
+	work, stop := context.WithCancel(ctx)
+	for _, cl := range clients {
+		wg.Go(func() { cl.run(work) })
+	}
+	for id := range 3 {
+		wg.Go(func() { c.registerClient(work, id) })
+	}
+	c.script(ctx)
+	stop()
+	wg.Wait()
+	c.calm()
+	if ctx.Err() == nil {
+		c.quiet(ctx, clients)
+	}
+	cancel()
+}
+
+// boot starts all hosts, and makes the registers.
+func (c *cluster) boot(ctx context.Context) bool {
+	for _, h := range c.hosts {
+		h.start()
+	}
+	up := c.until(ctx, bootLimit, func() string {
+		for _, h := range c.hosts {
+			m := h.managing()
+			if is, _ := h.certified(); m == nil && is {
+				return h.id + " has no manager part"
+			} else if m == nil {
+				continue
+			}
+			if st := m.raft.Status(); st.Leader == 0 || len(st.Voters) != c.plan.managers {
+				return fmt.Sprintf("%s: %+v", h.id, st)
+			}
+			for n := range store.List[*api.Node](m.store.View()) {
+				if n.Status.State != swarm.NodeStateReady {
+					return fmt.Sprintf("%s: node %s is %+v", h.id, n.ID, n.Status)
+				}
+			}
+		}
+		return ""
+	})
+	if !up {
+		return false
+	}
+	for k := range registers {
+		if _, err := c.hosts[0].managing().control.ServiceCreate(ctx, spec(fmt.Sprint(register, k), 0), control.ServiceOptions{}); err != nil {
+			c.failf("registers: %v", err)
+			return false
+		}
+	}
+	return true
+}
+
+// until waits for a condition, which says what is missing.
+func (c *cluster) until(ctx context.Context, limit time.Duration, missing func() string) bool {
+	end := time.Now().Add(limit)
+	for {
+		what := missing()
+		switch {
+		case what == "":
+			return true
+		case ctx.Err() != nil:
+			return false
+		case time.Now().After(end):
+			c.failf("not within %s: %s", limit, what)
+			return false
+		}
+		pause(ctx, 500*time.Millisecond)
+	}
+}
+
+// calm ends all faults.
+func (c *cluster) calm() {
+	c.events.add("all faults end")
+	for _, h := range c.hosts {
+		h.mend()
+	}
+	c.net.heal()
+}
+
+// quiet checks what must be so some time after the last fault.
+func (c *cluster) quiet(ctx context.Context, clients []*client) {
+	if !c.until(ctx, quietLimit, c.unsettled) {
+		return
+	}
+	if !pause(ctx, 10*time.Second) { // and stays so
+		return
+	}
+	if what := c.unsettled(); what != "" {
+		c.failf("it was settled, and then: %s", what)
+	}
+	for _, h := range c.hosts {
+		if m := h.managing(); m != nil {
+			c.compare(m, clients)
+		}
+	}
+	if what := c.history.linear(); what != "" {
+		c.failf("%s", what)
+	}
+}
+
+// unsettled says what is not yet as users asked for.
+func (c *cluster) unsettled() string {
+	var first *store.View
+	for _, h := range c.hosts {
+		m := h.managing()
+		if m == nil {
+			continue
+		}
+		view := m.store.View()
+		if first == nil {
+			first = view
+		}
+		if view.Index() != first.Index() {
+			return fmt.Sprintf("%s is at entry %d, another manager at %d", h.id, view.Index(), first.Index())
+		}
+	}
+	if first == nil {
+		return "there is no manager"
+	}
+	if what := c.misplaced(first); what != "" {
+		return what
+	}
+	want := map[string]bool{} // tasks
+	for s := range store.List[*api.Service](first) {
+		n := 0
+		for t := range store.List[*api.Task](first, store.ByService(s.ID)) {
+			if t.DesiredState == swarm.TaskStateRunning && t.Status.State == swarm.TaskStateRunning {
+				n++
+				want[t.ID] = true
+			} else if !api.Final(t.Status.State) {
+				return fmt.Sprintf("%s: task %s on %s is %s and shall be %s", s.Spec.Name, t.ID, t.NodeID, t.Status.State, t.DesiredState)
+			}
+		}
+		if n != int(*s.Spec.Mode.Replicated.Replicas) {
+			return fmt.Sprintf("%s: %d of %d tasks run", s.Spec.Name, n, *s.Spec.Mode.Replicated.Replicas)
+		}
+	}
+	running := 0
+	for _, h := range c.hosts {
+		for _, id := range h.fake.Running() {
+			if !want[id] {
+				return fmt.Sprintf("%s runs task %s, which nobody wants", h.id, id)
+			}
+			running++
+		}
+	}
+	if running != len(want) {
+		return fmt.Sprintf("%d containers run for %d tasks", running, len(want))
+	}
+	return ""
+}
+
+// compare checks a manager's replica against what clients were told.
+func (c *cluster) compare(m *manager, clients []*client) {
+	view := m.store.View()
+	s, err := digest(view)
+	if err != nil {
+		c.failf("%s: %v", m.host.id, err)
+	}
+	c.checks.mu.Lock()
+	if other, ok := c.checks.digests[view.Index()]; ok && other != s {
+		c.failf("%s: its last state is not what another manager has", m.host.id)
+	}
+	c.checks.digests[view.Index()] = s
+	c.checks.mu.Unlock()
+	known := map[string]bool{}
+	for _, cl := range clients {
+		for name, may := range cl.may {
+			known[name] = true
+			have := absent
+			for s := range store.List[*api.Service](view, store.ByName(name)) {
+				have = int(*s.Spec.Mode.Replicated.Replicas)
+			}
+			if !slices.Contains(may, have) {
+				c.failf("%s: service %s has %d replicas (-1: it is not there); clients were told %v", m.host.id, name, have, may)
+			}
+		}
+	}
+	for s := range store.List[*api.Service](view) {
+		if !known[s.Spec.Name] && s.Spec.Labels[register] == "" && len(s.Spec.Name) > 0 && s.Spec.Name[:1] == "s" {
+			c.failf("%s: nobody made service %s", m.host.id, s.Spec.Name)
+		}
+	}
+}
+
+// close ends everything.
+func (c *cluster) close() {
+	c.net.heal()
+	for _, h := range c.hosts {
+		h.end(true)
+	}
+	c.net.closeAll()
+	c.wg.Wait()
+	time.Sleep(time.Minute) // what is under way
+}
