@@ -116,9 +116,9 @@ func (k *Keys) WithRoot(root *Root, now time.Time) (*Keys, error) {
 }
 
 // Waiting returns the keys with a certificate that the managers signed while this
-// node was away: for the same node and key, of another root, which this node's
-// root vouches for. Nil when the certificate is not newer than the node's own, or
-// of the same root; Conflict when it is not for this node's key.
+// node was away: for the same node and key, of a root that this node's root vouches
+// for. Nil when the certificate is not newer than the node's own; Conflict when it
+// is not for this node's key.
 func (k *Keys) Waiting(certPEM []byte, now time.Time) (*Keys, error) {
 	leaf, _, err := parseChain(certPEM)
 	if err != nil {
@@ -138,8 +138,6 @@ func (k *Keys) Waiting(certPEM []byte, now time.Time) (*Keys, error) {
 		return nil, api.Errorf(api.PermissionDenied, "the certificate is for node %s of swarm %s, not for this node", n.id.NodeID, n.id.Cluster)
 	case leaf.NotAfter.Before(now):
 		return nil, api.Errorf(api.Invalid, "the certificate that waited for this node has expired on %s", leaf.NotAfter.Format(time.RFC3339))
-	case bytes.Equal(n.issuer.RawSubjectPublicKeyInfo, k.issuer.RawSubjectPublicKeyInfo):
-		return nil, nil
 	}
 	return n, nil
 }

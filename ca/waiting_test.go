@@ -48,7 +48,7 @@ func TestWaiting(t *testing.T) {
 		taken bool
 	}{
 		{name: "good", cert: sign(next, csr, mine, later), taken: true},
-		{name: "of the same root", cert: sign(old, csr, mine, later)},
+		{name: "of the same root, which may be vouched for by others now", cert: sign(old, csr, mine, later), taken: true},
 		{name: "older", cert: sign(next, csr, mine, now().Add(-time.Minute))},
 		{name: "another key", cert: sign(next, csr2, mine, later), err: "not for the key"},
 		{name: "another node", cert: sign(next, csr, stranger, later), err: "not for this node"},
