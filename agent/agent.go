@@ -40,6 +40,9 @@ type Config struct {
 	// Notify is told what a manager says of the swarm, in order, from one
 	// goroutine; it must not block. Nil: nobody is.
 	Notify func(Notice)
+	// Failed is told where no session came about, and why; it must not block. Nil:
+	// nobody is.
+	Failed func(addr string, err error)
 	// TLSInfo describes the node's certificate, for its description; nil: none.
 	TLSInfo func() swarm.TLSInfo
 	// Parallel bounds how many tasks are prepared at once; 0: 32.
@@ -69,6 +72,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Notify == nil {
 		c.Notify = func(Notice) {}
+	}
+	if c.Failed == nil {
+		c.Failed = func(string, error) {}
 	}
 	if c.Parallel <= 0 {
 		c.Parallel = defaultParallel

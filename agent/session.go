@@ -56,6 +56,9 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 	defer func() {
 		if outer.Err() == nil && !errors.Is(err, errDescription) {
 			a.cfg.Managers.Failed(addr)
+			if !began {
+				a.cfg.Failed(addr, err)
+			}
 		}
 	}()
 	s := &session{

@@ -37,6 +37,11 @@ type RootCA struct {
 	CrossSigned []byte
 	NextCert    []byte
 	NextKey     []byte
+	// Vouched is Cert's key and name as the roots before vouch for it, directly or
+	// through each other, the latest first: PEM, empty before the first rotation.
+	Vouched []byte
+	// Begun is when the rotation that is under way began.
+	Begun time.Time
 	// LastForced is the Spec.CAConfig.ForceRotate that was last acted on.
 	LastForced uint64
 }
@@ -89,6 +94,9 @@ type Certificate struct {
 	Err   string
 	Cert  []byte // PEM, the leaf and its chain
 	CN    string // the node's id
+	// Waiting says that it was last signed while the node was away, without its
+	// help: the node fetches it when it comes back.
+	Waiting bool
 }
 
 // Service is a wanted workload. Spec is written by users through

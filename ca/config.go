@@ -63,7 +63,7 @@ func Settle(old *api.RootCA, c *swarm.CAConfig, now time.Time) (Change, error) {
 	switch {
 	case bytes.Equal(next.CertPEM(), old.Cert):
 		r.Key = key
-		r.NextCert, r.NextKey, r.CrossSigned = nil, nil, nil
+		r.NextCert, r.NextKey, r.CrossSigned, r.Begun = nil, nil, nil, time.Time{}
 		return Change{Root: &r, External: external}, nil
 	case bytes.Equal(next.CertPEM(), old.NextCert):
 		r.NextKey = key

@@ -115,6 +115,33 @@ func (k *Keys) WithRoot(root *Root, now time.Time) (*Keys, error) {
 	return NewKeys(root, k.Cert, k.private(), now)
 }
 
+// Waiting returns the keys with a certificate that the managers signed while this
+// node was away: for the same node and key, of a root that this node's root vouches
+// for. Nil when the certificate is not newer than the node's own; Conflict when it
+// is not for this node's key.
+func (k *Keys) Waiting(certPEM []byte, now time.Time) (*Keys, error) {
+	leaf, _, err := parseChain(certPEM)
+	if err != nil {
+		return nil, err
+	}
+	if !leaf.NotBefore.After(k.leaf.NotBefore) {
+		return nil, nil
+	}
+	if !sameKey(leaf.PublicKey, k.leaf.PublicKey) {
+		return nil, api.Errorf(api.Conflict, "the certificate that waits for this node is not for the key that it has")
+	}
+	n, err := NewKeys(k.Root, certPEM, k.private(), now)
+	switch {
+	case err != nil:
+		return nil, err
+	case n.id.NodeID != k.id.NodeID || n.id.Cluster != k.id.Cluster:
+		return nil, api.Errorf(api.PermissionDenied, "the certificate is for node %s of swarm %s, not for this node", n.id.NodeID, n.id.Cluster)
+	case leaf.NotAfter.Before(now):
+		return nil, api.Errorf(api.Invalid, "the certificate that waited for this node has expired on %s", leaf.NotAfter.Format(time.RFC3339))
+	}
+	return n, nil
+}
+
 // Identity returns who the certificate says the node is.
 func (k *Keys) Identity() Identity { return k.id }
 

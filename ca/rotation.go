@@ -77,7 +77,12 @@ func Trusted(r *api.RootCA) []byte {
 // an external CA can.
 func Signer(r *api.RootCA) (*Root, error) {
 	if !Rotating(r) {
-		return ParseRoot(r.Cert, r.Key)
+		root, err := ParseRoot(r.Cert, r.Key)
+		if err != nil {
+			return nil, err
+		}
+		root.chain = r.Vouched
+		return root, nil
 	}
 	root, err := ParseRoot(r.NextCert, r.NextKey)
 	if err != nil {
@@ -87,7 +92,7 @@ func Signer(r *api.RootCA) (*Root, error) {
 	if err != nil || len(cross) != 1 {
 		return nil, api.Errorf(api.Internal, "the cross-signed root CA is malformed: %w", err)
 	}
-	root.chain, root.until = r.CrossSigned, earliest(root.until, cross[0].NotAfter)
+	root.chain, root.until = slices.Concat(r.CrossSigned, r.Vouched), earliest(root.until, cross[0].NotAfter)
 	return root, nil
 }
 
@@ -113,7 +118,7 @@ func Begin(r *api.RootCA, next *Root, crossSigned []byte, now time.Time) (*api.R
 		return nil, err
 	}
 	n := *r
-	n.NextCert, n.NextKey, n.CrossSigned = next.CertPEM(), key, crossSigned
+	n.NextCert, n.NextKey, n.CrossSigned, n.Begun = next.CertPEM(), key, crossSigned, now.UTC()
 	return &n, nil
 }
 
@@ -136,123 +141,23 @@ func checkCross(r *api.RootCA, next *Root, crossSigned []byte, now time.Time) er
 	return nil
 }
 
+// Remembered is how many roots back leaves carry what it takes to verify them: a
+// node that was away for that many rotations still knows the managers.
+const Remembered = 3
+
 // Finish returns the roots after the rotation: the next one is the present one.
 func Finish(r *api.RootCA) (*api.RootCA, error) {
 	root, err := ParseRoot(r.NextCert, nil)
 	if err != nil {
 		return nil, err
 	}
-	return &api.RootCA{Cert: r.NextCert, Key: r.NextKey, Digest: root.Digest(), LastForced: r.LastForced}, nil
-}
-
-// Step is what a rotation does next.
-type Step struct {
-	// Renew are the nodes, by id, that are to be asked for a new request.
-	Renew []string
-	// Left is how many nodes are not known to have a certificate of the desired
-	// root and to trust it.
-	Left int
-	// Done says that the rotation can be finished.
-	Done bool
-	// Again is when to look again though nothing changed; zero: no need.
-	Again time.Time
-}
-
-// Limits of Next.
-const (
-	// renewWindow is how many connected nodes renew at once.
-	renewWindow = 128
-	// reportTime is how long a node has to say that it uses its new certificate,
-	// before it is asked again.
-	reportTime = time.Minute
-	// maxBundles bounds what is remembered of the texts that nodes say they trust.
-	maxBundles = 1024
-)
-
-// Next plans a rotation's next step from what the nodes' objects say. It also
-// finds work without rotation: nodes left with a certificate of a root that was
-// given up. A node's certificate is the one that it says it uses.
-func Next(r *api.RootCA, nodes []*api.Node, now time.Time) (Step, error) {
-	desired, err := ParseRoot(Desired(r), nil)
+	vouched, err := parseCerts(slices.Concat(r.CrossSigned, r.Vouched))
 	if err != nil {
-		return Step{}, err
+		return nil, api.Errorf(api.Internal, "the cross-signed root CAs are malformed: %w", err)
 	}
-	var s Step
-	busy := 0
-	var idle []*api.Node
-	trusted := map[string]bool{} // by bundle; there are few different ones
-	for _, n := range nodes {
-		if uses(desired, n) {
-			bundle := n.Description.TLSInfo.TrustRoot
-			ok, seen := trusted[bundle]
-			if !seen {
-				ok = trusts(desired, bundle)
-			}
-			if !seen && len(trusted) < maxBundles {
-				trusted[bundle] = ok
-			}
-			if Rotating(r) && !ok {
-				s.Left++ // it has been told, and will say so
-			}
-			continue
-		}
-		issued := issuedBy(r, desired, n)
-		s.Left++
-		switch {
-		case n.Certificate.State == api.CertificateRotate || n.Certificate.State == api.CertificatePending || n.Certificate.State == api.CertificateRenew:
-			busy += connected(n)
-		case issued != nil && now.Before(issued.NotBefore.Add(Backdate+reportTime)):
-			busy += connected(n)
-			if again := issued.NotBefore.Add(Backdate + reportTime); s.Again.IsZero() || again.Before(s.Again) {
-				s.Again = again
-			}
-		case issued != nil && connected(n) == 0: // it will say so when it is back
-		default:
-			idle = append(idle, n)
-		}
+	n := &api.RootCA{Cert: r.NextCert, Key: r.NextKey, Digest: root.Digest(), LastForced: r.LastForced}
+	for _, c := range vouched[:min(len(vouched), Remembered)] {
+		n.Vouched = append(n.Vouched, encodeCert(c.Raw)...)
 	}
-	for _, n := range idle {
-		if c := connected(n); c == 0 || busy < renewWindow {
-			busy += c
-			s.Renew = append(s.Renew, n.ID)
-		}
-	}
-	s.Done = Rotating(r) && s.Left == 0
-	return s, nil
-}
-
-func connected(n *api.Node) int {
-	if n.Status.State == swarm.NodeStateReady {
-		return 1
-	}
-	return 0
-}
-
-// issuedBy returns the certificate that the node was last issued, if it is the
-// root's.
-func issuedBy(r *api.RootCA, root *Root, n *api.Node) *x509.Certificate {
-	if Rotating(r) && !bytes.Contains(n.Certificate.Cert, bytes.TrimSpace(r.CrossSigned)) {
-		return nil // most are not, and signatures take time
-	}
-	leaf, rest, err := parseChain(n.Certificate.Cert)
-	if err != nil {
-		return nil
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: root.pool, Intermediates: rest, CurrentTime: leaf.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		return nil
-	}
-	return leaf
-}
-
-// uses reports whether the node says that its certificate is of the root.
-func uses(root *Root, n *api.Node) bool {
-	tls := &n.Description.TLSInfo
-	return bytes.Equal(tls.CertIssuerPublicKey, root.PublicKey()) && bytes.Equal(tls.CertIssuerSubject, root.Subject())
-}
-
-// trusts reports whether a node that trusts the bundle trusts the root: one that
-// does not would be lost when others have nothing else to show.
-func trusts(root *Root, bundle string) bool {
-	certs, err := parseAuthorities([]byte(bundle))
-	return err == nil && slices.ContainsFunc(certs, root.certs[0].Equal)
+	return n, nil
 }

@@ -3,6 +3,7 @@ package ca_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ type machine struct {
 	keys   *ca.Keys
 	object *api.Node
 	up     bool
+	knows  int // how many rotations had ended when it last heard of the root
 }
 
 // swarmModel is a swarm as far as its root goes.
@@ -31,6 +33,7 @@ type swarmModel struct {
 	joined   int
 	brought  []*ca.Root // that users have at hand
 	checked  map[[2]string]bool
+	ended    int // rotations
 }
 
 func (s *swarmModel) must(err error) {
@@ -59,27 +62,57 @@ func newSwarmModel(t *rapid.T) *swarmModel {
 	return s
 }
 
-// keysOf is what a machine gets: a certificate of the present signer, checked
-// against what it trusts.
-func (s *swarmModel) keysOf(id string, trust *ca.Root) (*ca.Keys, []byte) {
+// issue: the machine gets a certificate of the present signer, checked against
+// what it trusts.
+func (s *swarmModel) issue(m *machine, trust *ca.Root) {
 	key, csr, err := ca.NewRequest()
 	s.must(err)
+	m.object.Certificate = api.Certificate{CSR: csr, State: api.CertificateIssued, Cert: s.sign(m, csr)}
+	m.keys, err = ca.NewKeys(trust, m.object.Certificate.Cert, key, s.now)
+	s.must(err)
+}
+
+func (s *swarmModel) sign(m *machine, csr []byte) []byte {
 	signer, err := ca.Signer(s.root)
 	s.must(err)
-	cert, err := signer.Issue(csr, ca.Identity{NodeID: id, Role: swarm.NodeRoleManager, Cluster: "c"}, 24*time.Hour, s.now)
+	cert, err := signer.Issue(csr, ca.Identity{NodeID: m.object.ID, Role: swarm.NodeRoleManager, Cluster: "c"}, 24*time.Hour, s.now)
 	s.must(err)
-	keys, err := ca.NewKeys(trust, cert, key, s.now)
+	return cert
+}
+
+// accepts reports whether the managers take the machine's calls.
+func (s *swarmModel) accepts(m *machine) bool {
+	managers, err := ca.ParseRoot(ca.Trusted(s.root), nil)
 	s.must(err)
-	return keys, cert
+	_, _, err = managers.Verify(m.keys.Cert, s.now)
+	return err == nil
+}
+
+// connect: the machine calls a manager, and when that does not know its
+// certificate any more, fetches the one that waits.
+func (s *swarmModel) connect(m *machine) {
+	if s.accepts(m) {
+		return
+	}
+	keys, err := m.keys.Waiting(m.object.Certificate.Cert, s.now)
+	s.must(err)
+	if keys == nil {
+		s.t.Fatalf("no certificate waits for %s", m.object.ID)
+	}
+	m.keys = keys
+	if !s.accepts(m) {
+		s.t.Fatalf("the managers don't accept the certificate that waited for %s", m.object.ID)
+	}
 }
 
 func (s *swarmModel) join() {
 	s.joined++
 	m := &machine{up: true, object: &api.Node{Certificate: api.Certificate{State: api.CertificateIssued}}}
 	m.object.ID = fmt.Sprint("node", s.joined)
+	m.object.CreatedAt, m.knows = s.now, s.ended
 	trust, err := ca.ParseRoot(s.root.Cert, nil) // what its token is for
 	s.must(err)
-	m.keys, m.object.Certificate.Cert = s.keysOf(m.object.ID, trust)
+	s.issue(m, trust)
 	s.machines = append(s.machines, m)
 }
 
@@ -90,20 +123,20 @@ func (s *swarmModel) hear(m *machine) {
 	if k, err := m.keys.WithRoot(root, s.now); err == nil {
 		m.keys = k
 	}
+	m.knows = s.ended
 }
 
 // renew: the machine does what it is asked to.
 func (s *swarmModel) renew(m *machine) {
 	if m.object.Certificate.State == api.CertificateRotate {
-		m.keys, m.object.Certificate.Cert = s.keysOf(m.object.ID, m.keys.Root)
-		m.object.Certificate.State = api.CertificateIssued
+		s.issue(m, m.keys.Root)
 	}
 }
 
 // report: the managers hear what the machine uses.
 func (s *swarmModel) report(m *machine) {
 	subject, key := m.keys.Issuer()
-	m.object.Status.State = swarm.NodeStateReady
+	m.object.Status.State, m.object.DownSince, m.object.Session.ID = swarm.NodeStateReady, time.Time{}, "s"
 	m.object.Description.TLSInfo = swarm.TLSInfo{TrustRoot: string(m.keys.Root.CertPEM()), CertIssuerSubject: subject, CertIssuerPublicKey: key}
 }
 
@@ -122,7 +155,19 @@ func (s *swarmModel) step() ca.Step {
 			}
 		}
 	}
+	desired, err := ca.ParseRoot(ca.Desired(s.root), nil)
+	s.must(err)
+	for _, id := range step.Absent {
+		for _, m := range s.machines {
+			if m.object.ID == id {
+				c := &m.object.Certificate
+				c.Cert, c.State, c.Waiting = s.sign(m, c.CSR), api.CertificateIssued, true
+				m.object.Description.TLSInfo = swarm.TLSInfo{TrustRoot: string(desired.CertPEM()), CertIssuerSubject: desired.Subject(), CertIssuerPublicKey: desired.PublicKey()}
+			}
+		}
+	}
 	if step.Done {
+		s.ended++
 		s.root, err = ca.Finish(s.root)
 		s.must(err)
 	}
@@ -144,30 +189,44 @@ func (s *swarmModel) update(c swarm.CAConfig) {
 }
 
 // everyoneTrustsEveryone is what no rotation may ever break, for machines that
-// are away either.
+// are away either: each trusts the certificate that each other has, or that waits
+// for it. A machine that was away for too many rotations is lost, and removed.
 func (s *swarmModel) everyoneTrustsEveryone() {
+	s.machines = slices.DeleteFunc(s.machines, func(m *machine) bool { return s.ended-m.knows > ca.Remembered })
 	for _, a := range s.machines {
 		for _, b := range s.machines {
-			pair := [2]string{string(a.keys.Root.CertPEM()), string(b.keys.Cert)}
-			if s.checked[pair] {
-				continue
-			}
-			s.checked[pair] = true
-			if _, _, err := a.keys.Root.Verify(b.keys.Cert, s.now); err != nil {
-				s.t.Fatalf("%s does not trust %s: %v", a.object.ID, b.object.ID, err)
+			if !s.trusts(a, b.keys.Cert) && !(b.object.Certificate.Waiting && s.trusts(a, b.object.Certificate.Cert)) {
+				s.t.Fatalf("%s does not trust %s", a.object.ID, b.object.ID)
 			}
 		}
 	}
 }
 
-func (s *swarmModel) pick() *machine { return rapid.SampledFrom(s.machines).Draw(s.t, "machine") }
+func (s *swarmModel) trusts(m *machine, cert []byte) bool {
+	pair := [2]string{string(m.keys.Root.CertPEM()), string(cert)}
+	ok, seen := s.checked[pair]
+	if !seen {
+		_, _, err := m.keys.Root.Verify(cert, s.now)
+		ok = err == nil
+		s.checked[pair] = ok
+	}
+	return ok
+}
+
+func (s *swarmModel) pick() *machine {
+	if len(s.machines) == 0 {
+		return nil
+	}
+	return rapid.SampledFrom(s.machines).Draw(s.t, "machine")
+}
 
 func TestRotationNeverShutsANodeOut(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := newSwarmModel(t)
 		up := func(do func(*machine)) func(*rapid.T) {
 			return func(t *rapid.T) {
-				if m := s.pick(); m.up {
+				if m := s.pick(); m != nil && m.up {
+					s.connect(m)
 					do(m)
 				}
 			}
@@ -189,11 +248,35 @@ func TestRotationNeverShutsANodeOut(t *testing.T) {
 				}
 			},
 			"down": func(*rapid.T) {
-				m := s.pick()
-				m.up, m.object.Status.State = false, swarm.NodeStateDown
+				if m := s.pick(); m != nil && m.up {
+					m.up, m.object.Status.State, m.object.DownSince = false, swarm.NodeStateDown, s.now
+				}
 			},
-			"back": func(*rapid.T) { s.pick().up = true },
+			"back": func(*rapid.T) {
+				if m := s.pick(); m != nil {
+					m.up = true
+				}
+			},
 			"time": func(*rapid.T) { s.now = s.now.Add(30 * time.Second) },
+			"rotate": func(*rapid.T) { // all the way, without who is away
+				s.forced++
+				s.update(swarm.CAConfig{ForceRotate: s.forced})
+				for range 10 {
+					for _, m := range s.machines {
+						if m.up {
+							s.connect(m)
+							s.hear(m)
+							s.renew(m)
+							s.report(m)
+						}
+					}
+					s.now = s.now.Add(10 * time.Second)
+					s.step()
+				}
+				if ca.Rotating(s.root) {
+					t.Fatal("the rotation waits for who is away")
+				}
+			},
 			"force": func(*rapid.T) {
 				s.forced++
 				s.update(swarm.CAConfig{ForceRotate: s.forced})
@@ -215,6 +298,7 @@ func (s *swarmModel) settles() {
 	for range 10 {
 		for _, m := range s.machines {
 			m.up = true
+			s.connect(m)
 			s.hear(m)
 			s.renew(m)
 			s.report(m)
@@ -233,69 +317,6 @@ func (s *swarmModel) settles() {
 		if got.TrustRoot != want.TrustRoot || !bytes.Equal(got.CertIssuerPublicKey, want.CertIssuerPublicKey) {
 			s.t.Fatalf("%s has another root than the swarm", m.object.ID)
 		}
-	}
-}
-
-func TestNextKeepsToItsWindow(t *testing.T) {
-	old, next := root(t), root(t)
-	cross, err := old.CrossSign(next, now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, _ := old.KeyPEM()
-	r, err := ca.Begin(&api.RootCA{Cert: old.CertPEM(), Key: key}, next, cross, now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	subject, public := issue(t, old, swarm.NodeRoleWorker).Issuer()
-	var nodes []*api.Node
-	for i := range 500 {
-		n := &api.Node{Certificate: api.Certificate{State: api.CertificateIssued}}
-		n.ID, n.Status.State = fmt.Sprint(i), swarm.NodeStateReady
-		n.Description.TLSInfo = swarm.TLSInfo{CertIssuerSubject: subject, CertIssuerPublicKey: public}
-		if i >= 400 {
-			n.Status.State = swarm.NodeStateDown
-		}
-		nodes = append(nodes, n)
-	}
-	step, err := ca.Next(r, nodes, now())
-	if err != nil || step.Left != 500 || len(step.Renew) != 100+128 || step.Done {
-		t.Fatalf("%d are asked, %d left, %v; want the 100 that are down and 128 others", len(step.Renew), step.Left, err)
-	}
-	for _, id := range step.Renew {
-		for _, n := range nodes {
-			if n.ID == id {
-				n.Certificate.State = api.CertificateRotate
-			}
-		}
-	}
-	if step, _ = ca.Next(r, nodes, now()); len(step.Renew) != 0 {
-		t.Errorf("%d more are asked before others are done", len(step.Renew))
-	}
-}
-
-// A node that lost the certificate it was issued is asked again, but not at once.
-func TestNextAsksAgain(t *testing.T) {
-	old, next := root(t), root(t)
-	cross, _ := old.CrossSign(next, now())
-	r, err := ca.Begin(&api.RootCA{Cert: old.CertPEM()}, next, cross, now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	subject, public := issue(t, old, swarm.NodeRoleWorker).Issuer()
-	n := &api.Node{Certificate: api.Certificate{State: api.CertificateIssued, Cert: append(issue(t, next, swarm.NodeRoleWorker).Cert, cross...)}}
-	n.ID, n.Status.State = "n", swarm.NodeStateReady
-	n.Description.TLSInfo = swarm.TLSInfo{CertIssuerSubject: subject, CertIssuerPublicKey: public}
-	step, _ := ca.Next(r, []*api.Node{n}, now())
-	if len(step.Renew) != 0 || !step.Again.Equal(now().Add(time.Minute)) {
-		t.Errorf("at once: %+v", step)
-	}
-	if step, _ = ca.Next(r, []*api.Node{n}, step.Again); len(step.Renew) != 1 {
-		t.Errorf("after a minute: %+v", step)
-	}
-	n.Status.State = swarm.NodeStateDown
-	if step, _ = ca.Next(r, []*api.Node{n}, step.Again.Add(time.Hour)); len(step.Renew) != 0 || step.Left != 1 {
-		t.Errorf("while it is down: %+v", step)
 	}
 }
 
@@ -372,33 +393,4 @@ func TestBeginChecksTheCrossSignedRoot(t *testing.T) {
 	wantInvalid(t, err, "unknown authority")
 	_, err = ca.Begin(r, next, []byte("x"), now())
 	wantInvalid(t, err, "one PEM certificate")
-}
-
-// The leader asks this after every change of a node while a rotation is under way.
-func BenchmarkNext(b *testing.B) {
-	old, next := root(b), root(b)
-	cross, _ := old.CrossSign(next, now())
-	r, err := ca.Begin(&api.RootCA{Cert: old.CertPEM()}, next, cross, now())
-	if err != nil {
-		b.Fatal(err)
-	}
-	nodes := make([]*api.Node, 10_000)
-	for i := range nodes {
-		k := issue(b, old, swarm.NodeRoleWorker)
-		if i%2 == 0 {
-			k = issue(b, next, swarm.NodeRoleWorker)
-		}
-		nodes[i] = &api.Node{Certificate: api.Certificate{State: api.CertificateIssued, Cert: k.Cert}}
-		if i%2 == 0 {
-			nodes[i].Certificate.Cert = append(k.Cert, cross...)
-		}
-		nodes[i].ID, nodes[i].Status.State = fmt.Sprint(i), swarm.NodeStateReady
-		subject, public := k.Issuer()
-		nodes[i].Description.TLSInfo = swarm.TLSInfo{TrustRoot: string(ca.Trusted(r)), CertIssuerSubject: subject, CertIssuerPublicKey: public}
-	}
-	for b.Loop() {
-		if _, err := ca.Next(r, nodes, now()); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

@@ -188,6 +188,7 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 // goOnAlone makes all other managers workers that are down: they are not members
 // of the log any more, and their tasks are replaced unless they come back.
 func goOnAlone(ctx context.Context, s *store.Store, id string, raftID uint64, addr string) error {
+	now := time.Now().UTC()
 	_, err := s.Update(ctx, func(tx *store.Tx) error {
 		for n := range store.List[*api.Node](tx) {
 			u := *store.Get[*api.Node](tx, n.ID)
@@ -198,7 +199,7 @@ func goOnAlone(ctx context.Context, s *store.Store, id string, raftID uint64, ad
 				u.Spec.Role, u.Role, u.RaftID, u.ManagerAddr = swarm.NodeRoleWorker, swarm.NodeRoleWorker, 0, ""
 				u.Status.State, u.Status.Message = swarm.NodeStateDown, "this manager was left behind when a new cluster was forced"
 				if u.DownSince.IsZero() {
-					u.DownSince = time.Now().UTC()
+					u.DownSince = now
 				}
 			default:
 				continue

@@ -30,11 +30,12 @@ import (
 // managerPart is what a manager has besides: the store on its log, the loops of
 // the leader, and the services for other nodes.
 type managerPart struct {
-	dir   string // <data-root>/swarm
-	state *membership
-	creds *rpc.Credentials
-	vault *vault
-	log   *slog.Logger
+	dir      string // <data-root>/swarm
+	state    *membership
+	creds    *rpc.Credentials
+	vault    *vault
+	log      *slog.Logger
+	recovery *recovery
 	// peers are the managers that the node knows of, to join through them.
 	peers func() []string
 
@@ -65,7 +66,7 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 		}
 	}
 	p := &managerPart{
-		dir: m.dir, state: m.membership(), creds: m.creds, vault: m.vault, log: m.log, genesis: cfg.genesis, forced: cfg.forced, peers: m.peers,
+		dir: m.dir, state: m.membership(), creds: m.creds, vault: m.vault, log: m.log, genesis: cfg.genesis, forced: cfg.forced, peers: m.peers, recovery: m.worker.recovery,
 		stranger: make(chan *grpc.ClientConn, 1), founded: make(chan struct{}), done: make(chan struct{}),
 	}
 	if p.store, err = store.New(store.Config{}); err != nil {
@@ -208,7 +209,7 @@ func (p *managerPart) run(ctx context.Context) error {
 		rest, ctx := errgroup.WithContext(ctx)
 		for _, part := range []part{
 			{"dispatcher", p.whenFounded(p.disp.Run)}, {"manager", p.manager.Run}, {"joining", p.joining},
-			{"membership", p.watchMembership}, {"settings", p.whenFounded(p.followSettings)}, {"files", p.whenFounded(p.keepLocked)},
+			{"membership", p.watchMembership}, {"settings", p.whenFounded(p.followSettings)}, {"files", p.whenFounded(p.keepLocked)}, {"recovery", p.askOthers},
 		} {
 			rest.Go(func() error { return named(part.name, part.run(ctx)) })
 		}

@@ -75,6 +75,7 @@ func openMember(cfg memberConfig) (*member, error) {
 	}
 	m.worker = &workerPart{
 		dir: cfg.dir, creds: m.creds, vault: vault, exec: cfg.exec, managers: m.managers, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
+		recovery: newRecovery(m.creds, vault, m.recovered, m.log),
 	}
 	if m.isManager() {
 		if m.manager, err = m.openManager(&cfg); err != nil {
@@ -231,6 +232,15 @@ func (m *member) wake() {
 	defer m.mu.Unlock()
 	close(m.changed)
 	m.changed = make(chan struct{})
+}
+
+// recovered notes that the node has a certificate that waited for it: what managers
+// said before does not count any more.
+func (m *member) recovered() {
+	m.mu.Lock()
+	m.node, m.root = nil, nil
+	m.mu.Unlock()
+	m.wake()
 }
 
 // noticed takes what a manager says.

@@ -1,9 +1,9 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -184,31 +184,121 @@ func TestForceNewClusterUnderAutolock(t *testing.T) {
 	nodes[0].until("it works", alive(1))
 }
 
-// A node that is away holds the rotation up until it is back, or removed.
-func TestRotationWaitsForAbsentNodes(t *testing.T) {
-	m := newTestNode(t, nil)
-	m.init()
-	back, gone := newTestNode(t, nil), newTestNode(t, nil)
-	back.join(m)
+// rotate begins a rotation and waits until it has ended.
+func (n *testNode) rotate() *swarm.Swarm {
+	n.t.Helper()
+	if err := n.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.CAConfig.ForceRotate++ }); err != nil {
+		n.t.Fatal(err)
+	}
+	return n.untilRotated()
+}
+
+// A rotation does not wait for nodes that are away: certificates wait for them,
+// and they are back by themselves.
+func TestRotationWithoutAbsentNodes(t *testing.T) {
+	nodes := managers(t, 3)
+	m, away := nodes[0], nodes[2]
+	hasty := func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Second }
+	if err := m.updateSwarm(dockerapi.SwarmUpdateFlags{}, hasty); err != nil {
+		t.Fatal(err)
+	}
+	key := m.autolock(true, dockerapi.SwarmUpdateFlags{})
+	away.lockedWith(m.kek())
+	worker, gone := newTestNode(t, nil), newTestNode(t, nil)
+	worker.join(m)
 	gone.join(m)
+	ids := []string{away.id(), worker.id()}
 	lost := gone.id()
-	dir := back.dir
-	back.end(nil)
+	managerDir, workerDir := away.kill(), worker.dir
+	worker.end(nil)
 	gone.end(nil)
-	if err := m.updateSwarm(dockerapi.SwarmUpdateFlags{}, func(s *swarm.Spec) { s.CAConfig.ForceRotate++ }); err != nil {
+	for _, id := range append(ids, lost) {
+		m.untilNode(id, is(swarm.NodeStateDown))
+	}
+	after := m.rotate()
+	for _, id := range ids {
+		if n := m.node(id); n.Status.State != swarm.NodeStateDown || !n.Certificate.Waiting {
+			t.Errorf("node %s: %s, %+v", id, n.Status.State, n.Certificate)
+		}
+	}
+	away.open(managerDir)
+	if err := away.SwarmUnlock(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}
-	m.untilNode(m.id(), func(n *api.Node) bool {
-		s, err := m.SwarmInspect(t.Context())
-		return err == nil && bytes.Equal(n.Description.TLSInfo.CertIssuerPublicKey, s.TLSInfo.CertIssuerPublicKey)
-	})
-	back.open(dir)
-	m.untilNode(back.id(), func(n *api.Node) bool { return n.Certificate.State == api.CertificateIssued })
-	if s, err := m.SwarmInspect(t.Context()); err != nil || !s.RootRotationInProgress {
-		t.Errorf("the rotation has ended without a node that may come back: %v", err)
+	worker.open(workerDir)
+	for _, id := range ids {
+		m.untilNode(id, func(n *api.Node) bool {
+			return n.Status.State == swarm.NodeStateReady && n.Description.TLSInfo.TrustRoot == after.TLSInfo.TrustRoot
+		})
 	}
-	if err := m.NodeRemove(t.Context(), lost, true); err != nil {
+	m.raftIs("it votes again", func(*managerPart) bool { return m.reachability(ids[0]) == "reachable" })
+	away.create(spec("web", 4))
+	m.until("four run", alive(4))
+	for _, n := range []*testNode{away, worker} {
+		if string(n.trusts().CertPEM()) != after.TLSInfo.TrustRoot {
+			t.Error("a node that was away trusts another root")
+		}
+	}
+	if names := away.onDisk("BEGIN PRIVATE KEY"); len(names) > 0 {
+		t.Errorf("a manager that was away has %q in the clear", names)
+	}
+}
+
+// Managers that were left behind have a quorum of the old swarm, with the old
+// root; they become workers of the new one, also after several rotations.
+func TestRotationWithoutThoseLeftBehind(t *testing.T) {
+	nodes := managers(t, 3)
+	m := nodes[0]
+	gone := []string{nodes[1].id(), nodes[2].id()}
+	dirs := []string{nodes[1].kill(), nodes[2].kill()}
+	if _, err := m.SwarmInit(t.Context(), &swarm.InitRequest{ForceNewCluster: true, ListenAddr: m.addr(), AdvertiseAddr: "127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
-	m.untilRotated()
+	m.voters(1)
+	m.rotate()
+	m.rotate()
+	for i, n := range nodes[1:] {
+		n.open(dirs[i])
+	}
+	for _, id := range gone {
+		m.untilNode(id, func(n *api.Node) bool {
+			return n.Status.State == swarm.NodeStateReady && n.Certificate.Role == swarm.NodeRoleWorker
+		})
+	}
+	m.voters(1)
+}
+
+// A node that can't come back is told why, and what to do.
+func TestNoWayBack(t *testing.T) {
+	m, other := newTestNode(t, nil), newTestNode(t, nil)
+	m.init()
+	other.init()
+	cur, err := other.current()
+	if cur == nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	r := cur.worker.recovery
+	_, err = r.recover(ctx, m.addr())
+	if !api.Is(err, api.PermissionDenied) || !strings.Contains(err.Error(), "rotated more than 3 times") || !strings.Contains(err.Error(), "docker node rm --force "+other.id()) {
+		t.Errorf("a manager of another root: %v", err)
+	}
+	if taken, err := r.recover(ctx, other.addr()); taken || err != nil {
+		t.Errorf("its own certificate: %v, %v", taken, err)
+	}
+	worker := newTestNode(t, nil)
+	worker.join(m)
+	left, err := worker.current()
+	if left == nil {
+		t.Fatal(err)
+	}
+	id := worker.id()
+	worker.end(nil)
+	if err := m.NodeRemove(t.Context(), id, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = left.worker.recovery.recover(ctx, m.addr()); !api.Is(err, api.NotFound) || !strings.Contains(err.Error(), "swarm leave --force") {
+		t.Errorf("removed: %v", err)
+	}
 }

@@ -31,14 +31,16 @@ type workerPart struct {
 	// another certificate. Both return at once.
 	notice  func(agent.Notice)
 	renewed func()
-	log     *slog.Logger
+	// recovery gets the node a certificate when managers don't take its own.
+	recovery *recovery
+	log      *slog.Logger
 }
 
 // run blocks until ctx ends (nil) or a part fails.
 func (w *workerPart) run(ctx context.Context) error {
 	a, err := agent.New(agent.Config{
 		Executor: w.exec, Managers: w.managers, Dial: w.dial, Dir: filepath.Join(w.dir, workerDir), Log: w.log.With("component", "agent"),
-		Notify: w.notice, TLSInfo: func() swarm.TLSInfo { return tlsInfo(w.creds.Keys()) },
+		Notify: w.notice, Failed: w.recovery.failed, TLSInfo: func() swarm.TLSInfo { return tlsInfo(w.creds.Keys()) },
 	})
 	if err != nil {
 		return err
@@ -52,6 +54,7 @@ func (w *workerPart) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return named("agent", a.Run(ctx)) })
 	g.Go(func() error { return named("certificate", r.run(ctx)) })
+	g.Go(func() error { return named("certificate recovery", w.recovery.run(ctx)) })
 	return g.Wait()
 }
 

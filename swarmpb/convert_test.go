@@ -198,7 +198,7 @@ func TestObjectsRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		node := &api.Node{}
 		fill(t, reflect.ValueOf(node).Elem())
-		node.Session, node.DownSince = api.NodeSession{}, time.Time{} // for managers only
+		node.Session, node.DownSince, node.Certificate.Waiting = api.NodeSession{}, time.Time{}, false // for managers only
 		same(t, wire(t, swarmpb.NewNode(node)).API(), node)
 		secret := &api.Secret{}
 		fill(t, reflect.ValueOf(secret).Elem())

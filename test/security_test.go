@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io/fs"
 	"math/big"
 	"os"
@@ -153,6 +154,38 @@ func userRoot(t *testing.T, dir string, life time.Duration) (certFile, keyFile s
 		}
 	}
 	return certFile, keyFile
+}
+
+// The stock client's rotation ends without a node that is away; it comes back by
+// itself.
+func TestRootRotationWithoutANode(t *testing.T) {
+	n, addr := secureNode(t)
+	w := startedNode(t)
+	w.docker(t, "swarm", "join", "--token", n.docker(t, "swarm", "join-token", "-q", "worker"), "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:"+freePort(t), addr)
+	id := w.docker(t, "info", "-f", "{{.Swarm.NodeID}}")
+	is := func(want string) {
+		t.Helper()
+		await(t, "node "+id+" is "+want, func() error {
+			out, err := n.command("docker", "node", "inspect", id, "-f", "{{.Status.State}}")
+			if err == nil && strings.TrimSpace(out) != want {
+				err = errors.New("it is " + out)
+			}
+			return err
+		})
+	}
+	is("ready")
+	w.crash(t)
+	is("down")
+	n.docker(t, "swarm", "ca", "--rotate", "-q")
+	w.start(t)
+	is("ready")
+	n.docker(t, "service", "create", "-d", "--no-resolve-image", "--name", "there", "--constraint", "node.id=="+id, "app:1", "sleep")
+	w.image(t, "app:1", "")
+	w.awaitContainers(t, "there", 1)
+	onDisk, err := os.ReadFile(w.data + "/swarm/certificates/swarm-root-ca.crt")
+	if err != nil || strings.TrimSpace(string(onDisk)) != n.docker(t, "swarm", "ca") {
+		t.Errorf("the root on the disk of a node that was away is another: %v", err)
+	}
 }
 
 // unlock gives the key to the stock client.

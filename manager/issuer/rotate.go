@@ -93,6 +93,12 @@ func (i *Issuer) step(ctx context.Context) (time.Duration, error) {
 			return 0, err
 		}
 	}
+	for ids := range slices.Chunk(s.Absent, markChunk) {
+		i.cfg.Log.Info("certificates are signed for nodes that are away", "nodes", len(ids), "left", s.Left)
+		if err := i.signAbsent(ctx, c, ids); err != nil {
+			return 0, err
+		}
+	}
 	if s.Done {
 		if err := i.finish(ctx, c); err != nil {
 			return 0, err
@@ -123,6 +129,39 @@ func (i *Issuer) mark(ctx context.Context, ids []string) error {
 	return err
 }
 
+// signAbsent signs for nodes that are away, or has an external CA do that. One that
+// comes back meanwhile is left alone.
+func (i *Issuer) signAbsent(ctx context.Context, c *api.Cluster, ids []string) error {
+	_, err := i.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		c := store.Get[*api.Cluster](tx, c.ID)
+		if c == nil {
+			return nil
+		}
+		for _, id := range ids {
+			old := store.Get[*api.Node](tx, id)
+			if old == nil || !settled(old) || old.Status.State == swarm.NodeStateReady {
+				continue
+			}
+			n := *old
+			n.Certificate = api.Certificate{Role: waitingRole(old), CSR: old.Certificate.CSR, State: api.CertificateRenew, CN: id, Waiting: true}
+			if err := store.Put(tx, Sign(c, &n, time.Now())); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+// waitingRole is the role that a certificate is signed for without its node: never
+// more than the node has, and no manager's if it is none any more.
+func waitingRole(n *api.Node) swarm.NodeRole {
+	if n.Role == swarm.NodeRoleManager {
+		return n.Certificate.Role
+	}
+	return n.Role
+}
+
 // finish ends the rotation that c shows, unless the swarm is changed meanwhile.
 func (i *Issuer) finish(ctx context.Context, c *api.Cluster) error {
 	var digest string
@@ -139,7 +178,7 @@ func (i *Issuer) finish(ctx context.Context, c *api.Cluster) error {
 		return store.Put(tx, n)
 	})
 	if err == nil && digest != "" {
-		i.cfg.Log.Info("the root CA's rotation is done: all nodes have certificates of the new root", "digest", digest)
+		i.cfg.Log.Info("the root CA's rotation is done: every node has a certificate of the new root, or one that waits for it", "digest", digest)
 	}
 	return err
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
+
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/store"
@@ -26,13 +28,13 @@ func Sign(c *api.Cluster, n *api.Node, now time.Time) *api.Node {
 	}
 	root, err := ca.Signer(&c.RootCA)
 	if err != nil {
-		return settle(n, nil, err)
+		return settle(c, n, nil, err)
 	}
 	if !root.CanSign() {
 		return n
 	}
 	cert, err := root.Issue(n.Certificate.CSR, identity(c, n), c.Spec.CAConfig.NodeCertExpiry, now)
-	return settle(n, cert, err)
+	return settle(c, n, cert, err)
 }
 
 func identity(c *api.Cluster, n *api.Node) ca.Identity {
@@ -44,15 +46,26 @@ func external(c *api.Cluster) []string {
 	return ca.External(c.Spec.CAConfig.ExternalCAs, ca.Desired(&c.RootCA), c.RootCA.Cert)
 }
 
-// settle returns the node with the outcome of its request.
-func settle(n *api.Node, cert []byte, err error) *api.Node {
+// settle returns the node with the outcome of its request. A node that is away is
+// shown with the certificate that waits for it.
+func settle(c *api.Cluster, n *api.Node, cert []byte, err error) *api.Node {
 	s := *n
+	if err == nil && s.Certificate.Waiting {
+		s.Description.TLSInfo, err = shown(c)
+	}
 	if err != nil {
 		s.Certificate.State, s.Certificate.Err = api.CertificateFailed, err.Error()
 		return &s
 	}
 	s.Certificate.State, s.Certificate.Err, s.Certificate.Cert = api.CertificateIssued, "", cert
 	return &s
+}
+
+// shown is what is shown of a node that has, and trusts, what the swarm desires.
+func shown(c *api.Cluster) (swarm.TLSInfo, error) {
+	info, err := ca.TLSInfo(&c.RootCA)
+	info.TrustRoot = string(ca.Desired(&c.RootCA))
+	return info, err
 }
 
 // Run signs, for one leadership epoch, the requests that wait in the store. It
@@ -216,11 +229,11 @@ func (i *Issuer) signOne(ctx context.Context, id string) (again bool, err error)
 			return true, nil
 		}
 		asked := n
-		sign = func(_ *api.Cluster, n *api.Node) *api.Node {
+		sign = func(c *api.Cluster, n *api.Node) *api.Node {
 			if string(n.Certificate.CSR) != string(asked.Certificate.CSR) || n.Certificate.Role != asked.Certificate.Role {
 				return n // it asks for something else by now
 			}
-			return settle(n, cert, err)
+			return settle(c, n, cert, err)
 		}
 	}
 	return i.write(ctx, id, sign)
