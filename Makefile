@@ -9,6 +9,8 @@ VERSION ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null | sed 's
 LDFLAGS := -s -w -X github.com/docker/cli/cli/version.Version=$(VERSION)
 SEED    ?= $(shell date +%s)
 MINUTES ?= 10
+# About 200 simulated swarms a minute, on two cores.
+SIM_SEEDS ?= $(shell echo $$(($(MINUTES) * 200)))
 
 export PATH := $(CURDIR)/build/bin:$(PATH)
 
@@ -39,8 +41,9 @@ bench: all ## side by side with dockerd, where it is installed
 	@demo/build-images build/images web
 	@go run ./test/bench
 
-soak: all ## random faults on a real node: SEED=n MINUTES=m
+soak: all ## random faults in a simulated swarm and on a real node: SEED=n MINUTES=m SIM_SEEDS=k
 	@demo/build-images build/images web
+	SIM_SEED=$(SEED) SIM_SEEDS=$(SIM_SEEDS) go test -count 1 -timeout $$(($(SIM_SEEDS) / 60 + 10))m ./sim
 	SOAK_SEED=$(SEED) SOAK_MINUTES=$(MINUTES) go test -count 1 -timeout $$(($(MINUTES) + 10))m -v -run '^TestSoak$$' ./test
 
 fuzz: ## every decoder, FUZZTIME each

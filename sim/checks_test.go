@@ -258,13 +258,16 @@ func (k *checks) opened(node, session string) {
 
 // told checks what an agent is told: only its newest session may speak to it, and
 // it begins with what the managers had agreed on when it was opened.
-func (k *checks) told(node, session string, m *swarmpb.AssignmentsMessage) {
+func (k *checks) told(node, session string, m *swarmpb.AssignmentsMessage, written bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if now := k.sessions[node]; now != session {
 		k.failf("the agent of %s is told assignments by session %s; its session is %s", node, session, now)
 	}
 	began := k.registered[session]
+	if began == 0 && !written {
+		k.failf("the agent of %s is told assignments by session %s, which is not written", node, session)
+	}
 	if m.GetType() != swarmpb.AssignmentsMessage_COMPLETE || began == 0 {
 		return
 	}

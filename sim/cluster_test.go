@@ -254,6 +254,9 @@ func (c *cluster) unsettled() string {
 			if t.DesiredState == swarm.TaskStateRunning && t.Status.State == swarm.TaskStateRunning {
 				n++
 				want[t.ID] = true
+				if node := store.Get[*api.Node](first, t.NodeID); node.Spec.Availability == swarm.NodeAvailabilityDrain {
+					return fmt.Sprintf("%s: task %s is to run on %s, which is drained", s.Spec.Name, t.ID, t.NodeID)
+				}
 			} else if !api.Final(t.Status.State) {
 				return fmt.Sprintf("%s: task %s on %s is %s and shall be %s", s.Spec.Name, t.ID, t.NodeID, t.Status.State, t.DesiredState)
 			}

@@ -16,7 +16,9 @@ import (
 
 	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec/exectest"
+	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/raftnode/disktest"
+	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
@@ -242,14 +244,13 @@ func (h *host) stream(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientCo
 	if err != nil {
 		return nil, err
 	}
-	return &overheard{ClientStream: s, checks: h.c.checks, node: h.id}, nil
+	return &overheard{ClientStream: s, host: h}, nil
 }
 
 // overheard is a stream whose messages are checked.
 type overheard struct {
 	grpc.ClientStream
-	checks  *checks
-	node    string
+	host    *host
 	session string // of assignments
 }
 
@@ -268,11 +269,23 @@ func (s *overheard) RecvMsg(m any) error {
 	}
 	switch m := m.(type) {
 	case *swarmpb.SessionMessage:
-		s.checks.opened(s.node, m.GetSessionId())
+		s.host.c.checks.opened(s.host.id, m.GetSessionId())
 	case *swarmpb.AssignmentsMessage:
-		s.checks.told(s.node, s.session, m)
+		s.host.c.checks.told(s.host.id, s.session, m, s.host.written(s.session))
 	}
 	return nil
+}
+
+// written reports whether some manager has it that this session is the host's.
+func (h *host) written(session string) bool {
+	for _, o := range h.c.hosts {
+		if m := o.managing(); m != nil {
+			if n := store.Get[*api.Node](m.store.View(), h.id); n != nil && n.Session.ID == session {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // end ends the daemon: as on SIGTERM, or by kill -9.

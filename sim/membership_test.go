@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -119,8 +120,8 @@ func (m *manager) stranger(ctx context.Context) bool {
 	return false
 }
 
-// changeRole has a user promote a host, or demote it, at a manager.
-func (c *cluster) changeRole(ctx context.Context, h *host, role swarm.NodeRole) {
+// tell has a user change a node's spec at some manager.
+func (c *cluster) tell(ctx context.Context, h *host, what string, change func(*swarm.NodeSpec)) {
 	m := c.manager(c.rng)
 	if m == nil {
 		return
@@ -136,12 +137,9 @@ func (c *cluster) changeRole(ctx context.Context, h *host, role swarm.NodeRole) 
 			c.failf("inspect %s at %s: %v", h.id, m.host.id, err)
 			return
 		}
-		n.Spec.Role = role
-		if err := m.control.NodeUpdate(ctx, n.ID, n.Version.Index, &n.Spec); err != nil {
-			c.events.add("to make " + h.id + " a " + string(role) + ": " + err.Error())
-			return
-		}
-		c.events.add(h.id + " is to be a " + string(role))
+		change(&n.Spec)
+		err = m.control.NodeUpdate(ctx, n.ID, n.Version.Index, &n.Spec)
+		c.events.add(fmt.Sprintf("%s %s at %s: %v", what, h.id, m.host.id, err))
 	})
 }
 
@@ -151,6 +149,8 @@ func (c *cluster) misplaced(view *store.View) string {
 		n := store.Get[*api.Node](view, h.id)
 		is := h.managing()
 		switch {
+		case n == nil:
+			return "the managers don't know " + h.id + " yet"
 		case n.Role != n.Spec.Role:
 			return h.id + " is a " + string(n.Role) + " and shall be a " + string(n.Spec.Role)
 		case n.Status.State != swarm.NodeStateReady:

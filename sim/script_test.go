@@ -83,8 +83,20 @@ func (c *cluster) faults(ctx context.Context) []fault {
 			pause(ctx, 500*time.Millisecond)
 			h.powerOff()
 		}},
-		{"promote", func(h *host) { c.changeRole(ctx, h, swarm.NodeRoleManager) }},
-		{"demote", func(h *host) { c.changeRole(ctx, h, swarm.NodeRoleWorker) }},
+		{"promote", func(h *host) {
+			c.tell(ctx, h, "promote", func(n *swarm.NodeSpec) { n.Role = swarm.NodeRoleManager })
+		}},
+		{"demote", func(h *host) {
+			c.tell(ctx, h, "demote", func(n *swarm.NodeSpec) { n.Role = swarm.NodeRoleWorker })
+		}},
+		{"drain", func(h *host) {
+			if h != c.hosts[0] { // somebody must do the work
+				c.tell(ctx, h, "drain", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityDrain })
+			}
+		}},
+		{"activate", func(h *host) {
+			c.tell(ctx, h, "activate", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityActive })
+		}},
 		{"power off everywhere, at", func(*host) {
 			for _, h := range c.hosts {
 				h.powerOff()

@@ -11,7 +11,7 @@ import (
 // TestSeeds runs seeds that are always the same; with SIM_SEEDS=n so many others,
 // from SIM_SEED on.
 func TestSeeds(t *testing.T) {
-	first, count := number(t, "SIM_SEED", 1), number(t, "SIM_SEEDS", 12)
+	first, count := number(t, "SIM_SEED", 1), number(t, "SIM_SEEDS", 30)
 	for seed := first; seed < first+count; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
