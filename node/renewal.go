@@ -57,11 +57,12 @@ func (r *renewal) run(ctx context.Context) error {
 	at := ca.RenewAt(r.creds.Keys().Leaf(), rand.Float64())
 	var pause time.Duration
 	var rotated *api.Node // the last rotate that was done
+	owed := false         // what was asked for failed
 	for {
 		w, changed := r.wanted()
 		r.trust(w.root)
 		role := r.creds.Keys().Identity().Role
-		now := w.role != "" && w.role != role || w.rotate != nil && w.rotate != rotated
+		now := owed || w.role != "" && w.role != role || w.rotate != nil && w.rotate != rotated
 		wait := max(time.Until(at), 0)
 		if now {
 			wait = pause
@@ -83,11 +84,12 @@ func (r *renewal) run(ctx context.Context) error {
 			r.log.Error("this node's certificate could not be renewed; will try again", "expires", leaf.NotAfter, "err", err)
 			pause = min(max(2*pause, minRenewPause), renewRetry)
 			at = time.Now().Add(renewRetry/2 + rand.N(renewRetry/2))
+			owed = now // the managers may think that it was done, and not ask again soon
 			continue
 		}
 		keys := r.creds.Keys()
 		r.log.Info("this node's certificate was renewed", "role", keys.Identity().Role, "expires", keys.Leaf().NotAfter)
-		at, pause, rotated = ca.RenewAt(keys.Leaf(), rand.Float64()), 0, w.rotate
+		at, pause, rotated, owed = ca.RenewAt(keys.Leaf(), rand.Float64()), 0, w.rotate, false
 		if w.role != "" && keys.Identity().Role != w.role {
 			pause = minRenewPause // the managers have changed their minds meanwhile
 		}

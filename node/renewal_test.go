@@ -177,6 +177,14 @@ func TestRenewalWhenAsked(t *testing.T) {
 		if tries := len(r.took()); tries < 3 || tries > 8 {
 			t.Errorf("%d tries in ten seconds", tries)
 		}
+		// A manager that died had issued one, and its successor asks no more.
+		r.say(wish{role: swarm.NodeRoleWorker})
+		r.took()
+		r.set(func() { r.fail = false })
+		pass(10 * time.Second)
+		r.asked(1, "when a manager answers, though nobody asks any more")
+		r.set(func() { r.fail = true })
+		r.say(wish{role: swarm.NodeRoleWorker, rotate: &api.Node{}})
 		pass(time.Hour)
 		r.took()
 		r.set(func() { r.fail = false })

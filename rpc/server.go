@@ -27,6 +27,10 @@ const (
 	maxHeaders       = 64 << 10
 	keepaliveIdle    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
+	// silenceTimeout is longer than the dispatcher takes a broken connection for a
+	// node's death: the transport also applies it to what was sent and is not
+	// acknowledged (TCP_USER_TIMEOUT), and that is silence, not death.
+	silenceTimeout   = 15 * time.Second
 	handshakeTimeout = 10 * time.Second
 )
 
@@ -58,7 +62,7 @@ func NewServer(cfg ServerConfig) *grpc.Server {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: silenceTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
