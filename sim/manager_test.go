@@ -49,9 +49,6 @@ type manager struct {
 	first   bool          // the swarm begins here
 	founded chan struct{} // closed when this manager knows the swarm
 	once    sync.Once
-	stop    context.CancelFunc
-	done    chan struct{}
-	err     error  // run's, once done
 	led     uint64 // the last term in which it led; guarded by checks.mu
 }
 
