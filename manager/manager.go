@@ -127,7 +127,8 @@ func (m *Manager) leads(term uint64) bool {
 // all have ended. nil: it leads no more, or ctx ended.
 func (m *Manager) epoch(ctx context.Context, term uint64) error {
 	m.cfg.Log.Info("this manager leads the swarm", "term", term)
-	ctx, end := context.WithCancel(ctx)
+	// A loop that has not yet noticed that its time is over writes nothing more.
+	ctx, end := context.WithCancel(raftnode.InTerm(ctx, term))
 	defer end()
 	g, ctx := errgroup.WithContext(ctx)
 	running := newRunning(m.loops)

@@ -199,3 +199,41 @@ func TestForceNewClusterNeedsALog(t *testing.T) {
 		t.Errorf("forced without a log: %v", err)
 	}
 }
+
+// What is to be written in one term is not written in another: not by a member
+// that never led, nor by one that was overthrown while it waited.
+func TestProposalInTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, 9, nil)
+		old := c.leader()
+		ctx := InTerm(t.Context(), old.Status().Term)
+		if _, err := old.Propose(ctx, []byte("a")); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range c.members {
+			if m == old {
+				continue
+			}
+			if _, err := m.Propose(ctx, []byte("follower")); !api.Is(err, api.NotLeader) {
+				t.Errorf("through a follower: %v", err)
+			}
+		}
+		c.net.partition(old.cfg.ID)
+		lost := make(chan error, 1)
+		go func() { _, err := old.Propose(ctx, []byte("lost")); lost <- err }()
+		delete(c.members, old.cfg.ID)
+		c.leader().propose(t, "b")
+		c.members[old.cfg.ID] = old
+		c.net.partition()
+		if err := <-lost; !api.Is(err, api.NotLeader) {
+			t.Errorf("of a leader that was overthrown: %v", err)
+		}
+		if _, err := old.Propose(ctx, []byte("late")); !api.Is(err, api.NotLeader) {
+			t.Errorf("after its term: %v", err)
+		}
+		c.converge()
+		if got := old.list.all(); !slices.Equal(got, []string{"a", "b"}) {
+			t.Errorf("the log has %q", got)
+		}
+	})
+}

@@ -17,6 +17,7 @@ import (
 // request is something for Run to do: one of data, change, read and do is set.
 type request struct {
 	seq    uint64
+	term   uint64 // the only one in which data may be put in the log; 0: any
 	data   []byte
 	change *raftpb.ConfChange
 	read   bool
@@ -40,10 +41,11 @@ func (n *Node) Propose(ctx context.Context, data []byte) (uint64, error) {
 	entry := make([]byte, proposalHeader, proposalHeader+len(data))
 	binary.BigEndian.PutUint64(entry, n.cfg.ID)
 	entry = append(entry, data...)
+	term, _ := ctx.Value(termKey{}).(uint64)
 	for p := newPatience(n); ; {
 		seq := n.seq.Add(1)
 		binary.BigEndian.PutUint64(entry[8:], seq)
-		index, err := n.propose(ctx, &request{seq: seq, data: entry}, p)
+		index, err := n.propose(ctx, &request{seq: seq, data: entry, term: term}, p)
 		if !errors.Is(err, errAgain) {
 			return index, err
 		}
@@ -53,6 +55,15 @@ func (n *Node) Propose(ctx context.Context, data []byte) (uint64, error) {
 		entry = slices.Clone(entry) // raft may still have the old one
 	}
 }
+
+// InTerm returns a context in which Propose puts data in the log only while this
+// member leads in the term, and never through another leader: NotLeader then. So
+// what a leader's loops write can't come after what those of its successor wrote.
+func InTerm(ctx context.Context, term uint64) context.Context {
+	return context.WithValue(ctx, termKey{}, term)
+}
+
+type termKey struct{}
 
 // errAgain is in the chain of an error after which the request is certainly not
 // in the log and never will be, and may do better if it is tried again.
@@ -68,7 +79,7 @@ func (a again) Unwrap() error { return a.error }
 // propose tries once: with whoever leads.
 func (n *Node) propose(ctx context.Context, r *request, p *patience) (uint64, error) {
 	st := n.Status()
-	if st.Leader == 0 || st.Leader == n.cfg.ID || n.cfg.Transport == nil {
+	if st.Leader == 0 || st.Leader == n.cfg.ID || n.cfg.Transport == nil || r.term != 0 {
 		return n.call(ctx, *r)
 	}
 	leader := Member{ID: st.Leader}
@@ -122,8 +133,8 @@ func (n *Node) Accept(ctx context.Context, term uint64, entry []byte) error {
 		return api.Errorf(api.Invalid, "a raft entry of %d bytes was proposed; from %d to %d are allowed", len(entry), proposalHeader, maxEntry)
 	}
 	return n.do(ctx, func() error {
-		if s := n.raw.BasicStatus(); s.RaftState != raft.StateLeader || s.Term != term {
-			return api.Errorf(api.NotLeader, "this manager does not lead in term %d (it is in %d); nothing was changed", term, s.Term)
+		if !n.leadsIn(term) {
+			return api.Errorf(api.NotLeader, "this manager does not lead in term %d (it is in %d); nothing was changed", term, n.raw.BasicStatus().Term)
 		}
 		id := [proposalHeader]byte(entry)
 		if !n.recent.add(id) {
@@ -139,6 +150,12 @@ func (n *Node) Accept(ctx context.Context, term uint64, entry []byte) error {
 		}
 		return nil
 	})
+}
+
+// leadsIn is for Run's goroutine.
+func (n *Node) leadsIn(term uint64) bool {
+	s := n.raw.BasicStatus()
+	return s.RaftState == raft.StateLeader && s.Term == term
 }
 
 // recent remembers the newest of many entries. The zero value is ready.
@@ -254,6 +271,9 @@ func (n *Node) request(ctx context.Context, r request) error {
 		if err == nil {
 			n.changes = append(n.changes, r.seq)
 		}
+	case r.term != 0 && !n.leadsIn(r.term):
+		r.reply <- outcome{err: api.Errorf(api.NotLeader, "this manager does not lead in term %d any more; nothing was changed", r.term)}
+		return nil
 	default:
 		err = n.raw.Propose(r.data)
 	}

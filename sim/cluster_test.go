@@ -95,7 +95,7 @@ func (c *cluster) failf(format string, args ...any) {
 	c.failed()
 }
 
-// simulate runs one seed. It returns what was broken; empty: nothing.
+// simulate runs one seed.
 func simulate(t *testing.T, seed uint64) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, seed)
