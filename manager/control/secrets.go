@@ -33,7 +33,7 @@ func validateObject(kind string, a *swarm.Annotations, size, limit int, templati
 	case size > limit:
 		return invalid("%s data too large: must be larger than 0 and less than or equal to %d bytes, not %d", kind, limit, size)
 	}
-	return validateLabels(a.Labels)
+	return validateDataLabels(a.Labels)
 }
 
 // users lists the services that use something, for a refusal to remove it.
@@ -109,7 +109,7 @@ func (c *Control) SecretUpdate(ctx context.Context, name string, version uint64,
 		if spec.Name != s.Spec.Name || spec.Data != nil && string(spec.Data) != string(s.Spec.Data) {
 			return invalid("only updates to Labels are allowed")
 		}
-		if err := validateLabels(spec.Labels); err != nil {
+		if err := validateDataLabels(spec.Labels); err != nil {
 			return err
 		}
 		n := *s
@@ -178,7 +178,7 @@ func (c *Control) ConfigUpdate(ctx context.Context, name string, version uint64,
 		if spec.Name != o.Spec.Name || spec.Data != nil && string(spec.Data) != string(o.Spec.Data) {
 			return invalid("only updates to Labels are allowed")
 		}
-		if err := validateLabels(spec.Labels); err != nil {
+		if err := validateDataLabels(spec.Labels); err != nil {
 			return err
 		}
 		n := *o
@@ -201,4 +201,12 @@ func (c *Control) ConfigRemove(ctx context.Context, name string) error {
 		return store.Delete[*api.Config](tx, o.ID)
 	})
 	return err
+}
+
+// validateDataLabels checks a secret's or config's labels.
+func validateDataLabels(labels map[string]string) error {
+	if err := validateLabels(labels); err != nil {
+		return err
+	}
+	return api.CheckDataLabels(labels)
 }

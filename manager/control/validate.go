@@ -34,6 +34,9 @@ func ValidateService(s *swarm.ServiceSpec) error {
 	if err := validateLabels(s.Labels); err != nil {
 		return err
 	}
+	if _, err := api.ParsePolicy(s.Labels); err != nil {
+		return err
+	}
 	if err := validateMode(&s.Mode); err != nil {
 		return err
 	}
