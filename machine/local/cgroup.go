@@ -82,12 +82,18 @@ func inheritCpuset(dir string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // another controller, or one that version 2 did not delegate
 		}
-		if err != nil || strings.TrimSpace(string(own)) != "" {
+		if err != nil {
 			return err
 		}
+		if strings.TrimSpace(string(own)) != "" {
+			continue // the other may be empty yet: somebody else is at it too
+		}
 		parent, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file))
-		if err != nil || strings.TrimSpace(string(parent)) == "" {
+		if err != nil {
 			return err
+		}
+		if strings.TrimSpace(string(parent)) == "" {
+			return fmt.Errorf("cgroup %s has no %s to pass on", filepath.Dir(dir), file)
 		}
 		if err := os.WriteFile(filepath.Join(dir, file), parent, 0); err != nil {
 			return err

@@ -96,3 +96,24 @@ func TestGroupFolders(t *testing.T) {
 		t.Error("the parent is left")
 	}
 }
+
+// Of several machines made at once, one may find the parent that another has
+// only half filled.
+func TestHalfFilledCpuset(t *testing.T) {
+	dir := t.TempDir()
+	group := filepath.Join(dir, "machines")
+	if err := os.Mkdir(group, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for path, is := range map[string]string{"cpuset.cpus": "0-1\n", "cpuset.mems": "0\n", "machines/cpuset.cpus": "0-1\n", "machines/cpuset.mems": "\n"} {
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(is), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := inheritCpuset(group); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(group, "cpuset.mems")); err != nil || string(got) != "0\n" {
+		t.Errorf("cpuset.mems is %q, %v", got, err)
+	}
+}
