@@ -125,7 +125,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.worker.wait()
 	defer stop()
 	if err := a.worker.load(ctx); err != nil {
-		return fmt.Errorf("agent: %w", err)
+		return fmt.Errorf("take up tasks: %w", err)
 	}
 	delay, tries := firstBackoff, 0
 	for ctx.Err() == nil {
@@ -134,7 +134,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		}
 		if api.Is(err, api.NotFound) {
-			return fmt.Errorf("agent: %w", err)
+			return err
 		}
 		if began {
 			delay, tries = firstBackoff, 0

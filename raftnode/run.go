@@ -130,7 +130,7 @@ func (n *Node) end(cancel func(), err error, panicked any) error {
 
 func (n *Node) stopped() error {
 	if err := n.Status().Err; err != nil {
-		return api.Errorf(api.Unavailable, "the raft log is closed: %w", err)
+		return api.Errorf(api.Unavailable, "this manager has stopped: its raft log failed: %w", err)
 	}
-	return api.Errorf(api.Unavailable, "the raft log is closed: the manager is stopping")
+	return api.Errorf(api.Unavailable, "this manager is stopping, or is a manager no more: ask another one")
 }
