@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -115,7 +116,7 @@ func Error(err error) error {
 			class, answered = api.Class(d.Class), true
 		}
 	}
-	return api.Errorf(class, "%w", &remote{text: st.Message(), cause: contextCause(st.Code()), answered: answered})
+	return api.Errorf(class, "%w", &remote{text: plain(st.Message()), cause: contextCause(st.Code()), answered: answered})
 }
 
 // Answered reports whether a manager answered with this error; false when the
@@ -136,6 +137,18 @@ type remote struct {
 func (r *remote) Error() string { return r.text }
 
 func (r *remote) Unwrap() error { return r.cause }
+
+// plain takes gRPC's own wrapping off the text of a connection that failed.
+func plain(text string) string {
+	inner, ok := strings.CutPrefix(text, "connection error: desc = ")
+	if !ok {
+		return text
+	}
+	if inner, err := strconv.Unquote(inner); err == nil {
+		return "no connection: " + strings.TrimPrefix(strings.TrimPrefix(inner, "transport: "), "Error while dialing: ")
+	}
+	return text
+}
 
 func contextCause(c codes.Code) error {
 	switch c {

@@ -55,3 +55,16 @@ func TestAccess(t *testing.T) {
 		}
 	}
 }
+
+func TestPlainText(t *testing.T) {
+	for text, want := range map[string]string{
+		`connection error: desc = "transport: Error while dialing: dial tcp 192.0.2.1:2377: connect: connection refused"`: "no connection: dial tcp 192.0.2.1:2377: connect: connection refused",
+		`connection error: desc = "error reading server preface: EOF"`:                                                    "no connection: error reading server preface: EOF",
+		`connection error: desc = cut "off`:                                                                               `connection error: desc = cut "off`,
+		"no such node":                                                                                                    "no such node",
+	} {
+		if err := Error(status.Error(codes.Unavailable, text)); err.Error() != want {
+			t.Errorf("%s: %q, want %q", text, err, want)
+		}
+	}
+}
