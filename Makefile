@@ -37,9 +37,11 @@ test: all check ## static checks, unit and end-to-end tests; needs root, or SHOR
 check: deps ## static checks
 	@scripts/check
 
-bench: all ## side by side with dockerd, where it is installed
+bench: all ## side by side with dockerd: the installed one, else Debian's
 	@demo/build-images build/images web
-	@go run ./test/bench
+	@go build -o build/bench ./test/bench
+	@if command -v dockerd >/dev/null; then build/bench; else scripts/fetch-dockerd build/dockerd && \
+		PATH=$$PATH:$(CURDIR)/build/dockerd/bin LD_LIBRARY_PATH=$(CURDIR)/build/dockerd/lib build/bench; fi
 
 soak: all ## random faults in a simulated swarm and on a real node: SEED=n MINUTES=m SIM_SEEDS=k
 	@demo/build-images build/images web
