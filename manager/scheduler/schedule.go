@@ -45,7 +45,7 @@ func (s *State) Schedule(tasks []*api.Task, now time.Time) []Placement {
 
 // check is for a task that can run on one node only.
 func (s *State) check(t *api.Task) Placement {
-	g := newGroup(t)
+	g := s.newGroup(t)
 	n := s.nodes[t.NodeID]
 	if n == nil {
 		return Placement{Task: t, Why: "no suitable node (its node is gone)"}
@@ -53,7 +53,7 @@ func (s *State) check(t *api.Task) Placement {
 	if f := g.refusal(n); f != passed {
 		var r refusals
 		r[f]++
-		return Placement{Task: t, Why: r.String()}
+		return Placement{Task: t, Why: r.explain(g)}
 	}
 	return s.assign(g, n, t)
 }
@@ -69,7 +69,7 @@ func (s *State) assign(g *group, n *node, t *api.Task) Placement {
 
 // group places tasks that are alike.
 func (s *State) group(out []Placement, tasks []*api.Task, now time.Time) []Placement {
-	g := newGroup(tasks[0])
+	g := s.newGroup(tasks[0])
 	if len(g.spread) == 0 {
 		first := s.fresh(g, len(tasks), now)
 		for i, n := range first {
@@ -85,7 +85,7 @@ func (s *State) group(out []Placement, tasks []*api.Task, now time.Time) []Place
 	for i, t := range tasks {
 		n := tree.best(g, refused)
 		if n == nil {
-			why = refused.String()
+			why = refused.explain(g)
 			tasks = tasks[i:]
 			break
 		}

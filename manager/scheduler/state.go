@@ -17,11 +17,16 @@ type State struct {
 	loads loads
 	// strays counts the tasks on nodes that are not known.
 	strays map[string]int
+	// names has the ids of services that have tasks on nodes, by name in lower
+	// case; spread, on how many nodes each has some.
+	names  map[string][]string
+	spread map[string]*presence
+	news   bool // a service has come to a node where it was not
 }
 
 // New returns an empty state.
 func New() *State {
-	return &State{nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}}
+	return &State{nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}, names: map[string][]string{}, spread: map[string]*presence{}}
 }
 
 // SetNode adds a node, or takes its new version. It reports whether the node
@@ -36,7 +41,7 @@ func (s *State) SetNode(n *api.Node) (better bool) {
 	if s.strays[n.ID] > 0 {
 		for _, t := range s.tasks {
 			if t.NodeID == n.ID {
-				m.count(t, 1)
+				s.take(m, t, 1)
 				m.tasks++
 			}
 		}
@@ -52,6 +57,9 @@ func (s *State) RemoveNode(id string) {
 	if n := s.nodes[id]; n != nil {
 		s.loads.remove(n)
 		delete(s.nodes, id)
+		for service := range n.services {
+			s.vanish(service)
+		}
 		if n.tasks > 0 {
 			s.strays[id] = n.tasks
 		}
@@ -86,7 +94,7 @@ func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 func (s *State) count(t *api.Task, sign int) *node {
 	n := s.nodes[t.NodeID]
 	if n != nil {
-		n.count(t, sign)
+		s.take(n, t, sign)
 		s.loads.move(n, sign)
 		return n
 	}
@@ -94,6 +102,18 @@ func (s *State) count(t *api.Task, sign int) *node {
 		delete(s.strays, t.NodeID)
 	}
 	return nil
+}
+
+// take counts a task on a node, and the services that have some there.
+func (s *State) take(n *node, t *api.Task, sign int) {
+	before := n.services[t.ServiceID]
+	n.count(t, sign)
+	switch {
+	case sign > 0 && before == 0:
+		s.appear(t.ServiceID, t.Spec.ServiceName)
+	case sign < 0 && before == 1:
+		s.vanish(t.ServiceID)
+	}
 }
 
 func failed(t *api.Task) bool {
