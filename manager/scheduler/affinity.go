@@ -47,7 +47,7 @@ func (g *group) apart(n *node) int {
 func (g *group) liking(n *node) int {
 	likes := 0
 	for i := range g.rules {
-		if r := &g.rules[i]; r.Soft && g.met(r, n) {
+		if r := &g.rules[i]; r.Soft && r.here(n) != r.Apart {
 			likes++
 		}
 	}

@@ -114,5 +114,5 @@ func Fits(r store.Reader, t *api.Task, nodeID string) string {
 	}
 	c := *t
 	c.NodeID, c.Status = nodeID, swarm.TaskStatus{}
-	return s.check(&c).Why
+	return s.check(&c, time.Time{}).Why
 }

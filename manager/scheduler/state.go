@@ -21,19 +21,30 @@ type State struct {
 	// case; spread, on how many nodes each has some.
 	names  map[string][]string
 	spread map[string]*presence
-	news   bool // a service has come to a node where it was not
+	// priorities counts tasks by priority, without those of 0; promises is room kept
+	// for pending tasks, by their ids; barren are groups for which nobody lower makes room,
+	// with their priorities.
+	priorities map[int]int
+	promises   map[string]*promise
+	barren     map[string]int
+	news       bool // a service has come to a node where it was not
 }
 
 // New returns an empty state.
 func New() *State {
-	return &State{nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}, names: map[string][]string{}, spread: map[string]*presence{}}
+	return &State{
+		nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}, names: map[string][]string{},
+		spread: map[string]*presence{}, priorities: map[int]int{}, promises: map[string]*promise{}, barren: map[string]int{},
+	}
 }
 
 // SetNode adds a node, or takes its new version. It reports whether the node
 // may now take tasks that it did not take before.
 func (s *State) SetNode(n *api.Node) (better bool) {
 	if have := s.nodes[n.ID]; have != nil {
-		better = changed(have.Node, n)
+		if better = changed(have.Node, n); better {
+			clear(s.barren)
+		}
 		have.Node = n
 		return better
 	}
@@ -45,10 +56,17 @@ func (s *State) SetNode(n *api.Node) (better bool) {
 				m.tasks++
 			}
 		}
+		for _, p := range s.promises {
+			if p.task.NodeID == n.ID {
+				s.take(m, p.task, 1)
+				m.tasks++
+			}
+		}
 		delete(s.strays, n.ID)
 	}
 	s.nodes[n.ID] = m
 	s.loads.add(m)
+	clear(s.barren)
 	return true
 }
 
@@ -71,22 +89,44 @@ func (s *State) RemoveNode(id string) {
 // reports whether there is more room now.
 func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 	old := s.tasks[id]
+	if len(s.promises) > 0 && (t == nil || t.Status.State != swarm.TaskStatePending || leaving(t)) {
+		better = s.unpromise(id)
+	}
 	holds := t != nil && t.NodeID != "" && !api.Final(t.Status.State) && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned)
 	if old != nil && (!holds || old.NodeID != t.NodeID) {
 		if n := s.count(old, -1); n != nil && t != nil && failed(t) {
 			n.fail(groupKey(t), now)
 		}
-		delete(s.tasks, id)
+		s.drop(old)
 		old, better = nil, true
 	}
 	if !holds {
 		return better
 	}
-	s.tasks[id] = t
 	if old == nil {
-		s.count(t, 1)
+		s.hold(t)
+	} else {
+		s.tasks[id] = t
 	}
 	return better
+}
+
+// hold has a task take its room, drop has it given back. The room itself is
+// counted apart where it matters which node it was.
+func (s *State) hold(t *api.Task) {
+	s.tasks[t.ID] = t
+	s.countPriority(t, 1)
+	s.count(t, 1)
+}
+
+func (s *State) drop(t *api.Task) {
+	delete(s.tasks, t.ID)
+	s.countPriority(t, -1)
+	for k, p := range s.barren {
+		if p <= t.Spec.Priority() {
+			delete(s.barren, k)
+		}
+	}
 }
 
 // count counts a task in (sign 1) or out (sign -1), and returns its node if
