@@ -111,20 +111,25 @@ func (p *plan) toldToLeave(t *api.Task) bool {
 // explain gives the tasks that the plan ends, though nothing is wrong with them,
 // the reason.
 func (p *plan) explain() {
-	for _, t := range p.Tasks {
-		if p.out.Desired[t.ID] != swarm.TaskStateShutdown || t.Evicted != "" || api.Final(t.Status.State) {
-			continue
-		}
-		if why := p.why(t); why != "" {
-			if p.out.Evicted == nil {
-				p.out.Evicted = map[string]string{}
+	if len(p.out.Desired) == 0 {
+		return
+	}
+	for _, s := range p.slots {
+		for _, t := range s.tasks {
+			if p.out.Desired[t.ID] != swarm.TaskStateShutdown || t.Evicted != "" || api.Final(t.Status.State) {
+				continue
 			}
-			p.out.Evicted[t.ID] = why
+			if why := p.why(s, t); why != "" {
+				if p.out.Evicted == nil {
+					p.out.Evicted = map[string]string{}
+				}
+				p.out.Evicted[t.ID] = why
+			}
 		}
 	}
 }
 
-func (p *plan) why(t *api.Task) string {
+func (p *plan) why(s *slot, t *api.Task) string {
 	n := p.Nodes[t.NodeID]
 	switch {
 	case n == nil || n.Status.State == swarm.NodeStateDown || n.Spec.Availability == swarm.NodeAvailabilityDrain:
@@ -133,8 +138,13 @@ func (p *plan) why(t *api.Task) string {
 		return whyMoved
 	case p.Evict != nil && p.Evict(t.ID) != "":
 		return p.Evict(t.ID)
-	case !p.stale(t) && !api.MatchAll(p.constraintsOf(p.spec), n):
+	case p.stale(t):
+		return ""
+	case !api.MatchAll(p.constraintsOf(p.spec), n):
 		return whyConstraints
+	}
+	if live := p.live(s); live != nil && live.MovedFrom == t.NodeID {
+		return whyMoved
 	}
 	return ""
 }

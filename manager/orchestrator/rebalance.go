@@ -25,6 +25,7 @@ type balancer struct {
 	*plan
 	spread []string           // keys of the service's preferences
 	on     map[string][]*slot // by node
+	ending map[string]int     // tasks that have yet to end, by node: the scheduler sees them, too
 	nodes  []*api.Node        // that have tasks of the service, or may take some
 	most   int                // replicas on a node; 0: any
 	wake   time.Time          // when the first slot has rested that might have been moved
@@ -51,9 +52,14 @@ func (p *plan) rebalance() {
 		return
 	}
 	config := updateConfig(&p.Service.Spec, false)
-	b := &balancer{plan: p, on: map[string][]*slot{}}
+	b := &balancer{plan: p, on: map[string][]*slot{}, ending: map[string]int{}}
 	for _, s := range p.slots {
 		t := p.live(s)
+		for _, o := range slices.Concat(s.tasks, s.leaving) {
+			if o != t && !ended(o) {
+				b.ending[o.NodeID]++
+			}
+		}
 		switch {
 		case t == nil:
 			continue
@@ -111,6 +117,7 @@ type share struct {
 	value string
 	nodes []*api.Node
 	tasks int
+	more  int // that have yet to end
 }
 
 func (b *balancer) shares(nodes []*api.Node, spread []string) []*share {
@@ -129,6 +136,7 @@ func (b *balancer) shares(nodes []*api.Node, spread []string) []*share {
 		}
 		s.nodes = append(s.nodes, n)
 		s.tasks += len(b.on[n.ID])
+		s.more += b.ending[n.ID]
 	}
 	slices.SortFunc(out, func(x, y *share) int { return cmp.Or(cmp.Compare(x.tasks, y.tasks), strings.Compare(x.value, y.value)) })
 	return out
@@ -142,6 +150,9 @@ func (b *balancer) move(nodes []*api.Node, spread []string) *slot {
 		for _, to := range shares[:i] {
 			if shares[i].tasks-to.tasks < unbalanced {
 				break
+			}
+			if shares[i].tasks-to.tasks-to.more < unbalanced {
+				continue
 			}
 			if s := b.between(shares[i].nodes, to.nodes); s != nil {
 				return s
@@ -162,10 +173,11 @@ func (b *balancer) move(nodes []*api.Node, spread []string) *slot {
 // between moves a task from the fullest of some nodes to the emptiest of others
 // that takes it.
 func (b *balancer) between(from, to []*api.Node) *slot {
-	byTasks := func(x, y *api.Node) int { return cmp.Compare(len(b.on[x.ID]), len(b.on[y.ID])) }
 	from, to = slices.Clone(from), slices.Clone(to)
-	slices.SortStableFunc(from, func(x, y *api.Node) int { return byTasks(y, x) })
-	slices.SortStableFunc(to, byTasks)
+	slices.SortStableFunc(from, func(x, y *api.Node) int { return cmp.Compare(len(b.on[y.ID]), len(b.on[x.ID])) })
+	slices.SortStableFunc(to, func(x, y *api.Node) int {
+		return cmp.Compare(len(b.on[x.ID])+b.ending[x.ID], len(b.on[y.ID])+b.ending[y.ID])
+	})
 	for _, f := range from {
 		at, s := b.movable(f.ID)
 		if s == nil {
