@@ -17,6 +17,7 @@ import (
 type promise struct {
 	task    *api.Task // as it will be there; generic resources as numbers
 	victims []*api.Task
+	number  uint64 // the order in which promises were made
 }
 
 // countPriority keeps the number of tasks by priority, without those of 0.
@@ -87,10 +88,10 @@ func (s *State) preempt(g *group, tasks []*api.Task, now time.Time, only *node) 
 	if _, ok := s.barren[g.key]; ok && only == nil {
 		return nil, tasks
 	}
-	below := s.below(g, only)
+	below, going := s.below(g, only), s.going()
 	var plans []*eviction
 	for n, lower := range below {
-		if e := g.eviction(n, lower, now); e != nil {
+		if e := g.eviction(n, lower, going, now); e != nil {
 			plans = append(plans, e)
 		}
 	}
@@ -105,8 +106,10 @@ func (s *State) preempt(g *group, tasks []*api.Task, now time.Time, only *node) 
 		out = append(out, s.promise(g, best, t))
 		n := best.node
 		plans = slices.DeleteFunc(plans, func(e *eviction) bool { return e == best })
-		below[n] = slices.DeleteFunc(below[n], func(v *api.Task) bool { return slices.Contains(best.all, v) })
-		if e := g.eviction(n, below[n], now); e != nil {
+		for _, v := range best.victims {
+			going[v.ID] = true
+		}
+		if e := g.eviction(n, below[n], going, now); e != nil {
 			plans = append(plans, e)
 		}
 	}
@@ -117,16 +120,10 @@ func (s *State) preempt(g *group, tasks []*api.Task, now time.Time, only *node) 
 // stay: the highest first, of these the small ones, so that few have to go, and
 // the oldest.
 func (s *State) below(g *group, only *node) map[*node][]*api.Task {
-	promised := map[string]bool{}
-	for _, p := range s.promises {
-		for _, v := range p.victims {
-			promised[v.ID] = true
-		}
-	}
 	out := map[*node][]*api.Task{}
-	for id, t := range s.tasks {
+	for _, t := range s.tasks {
 		n := s.nodes[t.NodeID]
-		if n == nil || only != nil && n != only || t.ServiceID == g.service || promised[id] || t.Spec.Priority() >= g.priority {
+		if n == nil || only != nil && n != only || t.ServiceID == g.service || t.Spec.Priority() >= g.priority {
 			continue
 		}
 		out[n] = append(out[n], t)
@@ -140,10 +137,21 @@ func (s *State) below(g *group, only *node) map[*node][]*api.Task {
 	return out
 }
 
+// going are the tasks that have been asked, or are about to be, to leave for others.
+func (s *State) going() map[string]bool {
+	out := map[string]bool{}
+	for _, p := range s.promises {
+		for _, v := range p.victims {
+			out[v.ID] = true
+		}
+	}
+	return out
+}
+
 // eviction says which of the node's lower tasks have to go for one of the group;
 // nil if all of them are not enough, or the group may not be there. Where the
 // group keeps failing nobody has to go for it.
-func (g *group) eviction(n *node, lower []*api.Task, now time.Time) *eviction {
+func (g *group) eviction(n *node, lower []*api.Task, going map[string]bool, now time.Time) *eviction {
 	if len(lower) == 0 || g.unsuited(n) || n.failing(g.key, now) {
 		return nil
 	}
@@ -156,7 +164,7 @@ func (g *group) eviction(n *node, lower []*api.Task, now time.Time) *eviction {
 		n.count(t, 1)
 		switch {
 		case !enough:
-		case leaving(t):
+		case leaving(t) || going[t.ID]:
 			e.all = append(e.all, t)
 			n.count(t, -1)
 		case !g.room(n):
@@ -192,7 +200,8 @@ func (n *node) size(t *api.Task) float64 {
 func (s *State) promise(g *group, e *eviction, t *api.Task) Placement {
 	c := *t
 	c.NodeID, c.GenericResources = e.node.ID, g.reserve.GenericResources
-	p := &promise{task: &c, victims: e.all}
+	s.promised++
+	p := &promise{task: &c, victims: e.all, number: s.promised}
 	s.promises[t.ID] = p
 	s.count(&c, 1)
 	return s.waits(t, p)
@@ -237,7 +246,7 @@ func (s *State) redeem(t *api.Task) (p Placement, ok bool) {
 	if n == nil || g.unsuited(n) {
 		return p, false
 	}
-	if g.room(n) {
+	if s.roomBefore(pr, g, n) {
 		return s.assign(g, n, t), true
 	}
 	if !slices.ContainsFunc(pr.victims, func(v *api.Task) bool { return s.tasks[v.ID] != nil }) {
@@ -246,6 +255,23 @@ func (s *State) redeem(t *api.Task) (p Placement, ok bool) {
 	s.promises[t.ID] = pr
 	s.count(pr.task, 1)
 	return s.waits(t, pr), true
+}
+
+// roomBefore reports whether there is room now for what was promised, leaving aside
+// the promises that were made later: these count on others to leave.
+func (s *State) roomBefore(pr *promise, g *group, n *node) bool {
+	var later []*api.Task
+	for _, p := range s.promises {
+		if p.task.NodeID == n.ID && p.number > pr.number {
+			later = append(later, p.task)
+			n.count(p.task, -1)
+		}
+	}
+	room := g.room(n)
+	for _, t := range later {
+		n.count(t, 1)
+	}
+	return room
 }
 
 // unpromise gives up the room that is kept for a task.

@@ -27,7 +27,8 @@ type State struct {
 	priorities map[int]int
 	promises   map[string]*promise
 	barren     map[string]int
-	news       bool // a service has come to a node where it was not
+	promised   uint64 // promises made
+	news       bool   // a service has come to a node where it was not
 }
 
 // New returns an empty state.
