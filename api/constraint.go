@@ -181,14 +181,14 @@ func MatchAll(cs []Constraint, n *Node) bool {
 }
 
 // Match reports whether a node meets the constraint. Values are compared
-// without regard to case; a label that is not there is "". A node whose address
-// is not known meets no constraint on it.
+// without regard to case; a label that is not there is "", and an address that is
+// not known is none and in no network.
 func (c *Constraint) Match(n *Node) bool {
 	have := c.attribute.of(n)
 	switch c.attribute.kind {
 	case addressAttribute:
 		a, err := netip.ParseAddr(have)
-		return err == nil && c.prefix.Contains(a.Unmap()) != c.Not
+		return (err == nil && c.prefix.Contains(a.Unmap())) != c.Not
 	case archAttribute:
 		return strings.EqualFold(have, architecture(c.Value)) != c.Not
 	}

@@ -52,9 +52,10 @@ func TestConstraints(t *testing.T) {
 		}
 	}
 	n.Status.Addr = ""
-	cs, _ := ParseConstraints([]string{"node.ip!=10.0.0.1"})
-	if MatchAll(cs, n) {
-		t.Error("a node of unknown address meets a constraint on it")
+	for expr, want := range map[string]bool{"node.ip!=10.0.0.1": true, "node.ip!=10.0.0.0/8": true, "node.ip==10.0.0.1": false, "node.ip==0.0.0.0/0": false} {
+		if cs, _ := ParseConstraints([]string{expr}); MatchAll(cs, n) != want {
+			t.Errorf("%s is %v of a node whose address is not known", expr, !want)
+		}
 	}
 }
 

@@ -149,6 +149,13 @@ type Task struct {
 	GenericResources []swarm.GenericResource
 	JobIteration     *swarm.Version
 	Volumes          []swarm.VolumeAttachment
+	// Evicted says why the task has to leave its node though nothing is wrong with
+	// it; empty if it may stay. Written by the scheduler (another took its room)
+	// and by the orchestrator; it then is to shut down, and is replaced.
+	Evicted string `json:",omitzero"`
+	// MovedFrom is the node that the one before it in its slot was on, if the task
+	// was made to balance the service. Written by the orchestrator.
+	MovedFrom string `json:",omitzero"`
 }
 
 // TaskSpec is all that tasks of one version of a service have in common.

@@ -146,7 +146,30 @@ func ParsePolicy(labels map[string]string) (Policy, error) {
 			return Policy{}, Errorf(Invalid, "label %s: %v", k, err)
 		}
 	}
+	if p.Rebalance && (p.Strategy != Spread || slices.ContainsFunc(p.Affinity, func(a Affinity) bool { return a.Soft })) {
+		return Policy{}, Errorf(Invalid, "label %s: true goes only with strategy %s and without affinities that are preferences: they would undo its moves",
+			RebalanceLabel, Spread)
+	}
 	return p, nil
+}
+
+// Labels that are looked at one by one, where it would cost too much to parse all.
+const (
+	RebalanceLabel = PolicyPrefix + "schedule.rebalance"
+	AffinityLabel  = PolicyPrefix + "schedule.affinity"
+	PriorityLabel  = PolicyPrefix + "schedule.priority"
+)
+
+// Priority is that of the service when the spec was made.
+func (s *TaskSpec) Priority() int {
+	if len(s.ServiceLabels) == 0 {
+		return 0
+	}
+	p := 0
+	if v, ok := s.ServiceLabels[PriorityLabel]; ok && integer(&p, v, -maxPriority, maxPriority) != nil {
+		return 0 // never: it was checked when the service was written
+	}
+	return p
 }
 
 // VersionOfLabel marks a secret or config as a newer version of the one that it

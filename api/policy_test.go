@@ -16,7 +16,7 @@ func TestPolicyDefaults(t *testing.T) {
 
 func TestPolicyLabels(t *testing.T) {
 	p, err := ParsePolicy(map[string]string{
-		"legion.schedule.strategy": "binpack", "legion.schedule.affinity": "service==db, service!=~batch", "legion.schedule.rebalance": "true",
+		"legion.schedule.strategy": "binpack", "legion.schedule.affinity": "service==db, service!=~batch", "legion.schedule.rebalance": "false",
 		"legion.schedule.priority": "-7", "legion.update.canary": "2", "legion.update.promote": "health", "legion.history": "3",
 		"legion.rotate": "1", "legion.stopped": "true", "legion.ready.test": "curl -f localhost", "legion.ready.interval": "2s",
 		"legion.ready.timeout": "1s", "legion.ready.start-period": "0s", "legion.ready.retries": "5",
@@ -25,12 +25,34 @@ func TestPolicyLabels(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Policy{
-		Strategy: BinPack, Affinity: []Affinity{{Service: "db"}, {Service: "batch", Apart: true, Soft: true}}, Rebalance: true, Priority: -7,
+		Strategy: BinPack, Affinity: []Affinity{{Service: "db"}, {Service: "batch", Apart: true, Soft: true}}, Priority: -7,
 		Canary: 2, Promote: PromoteHealth, History: 3, Rotate: true, Stopped: true,
 		Ready: Readiness{Test: "curl -f localhost", Interval: 2 * time.Second, Timeout: time.Second, Retries: 5},
 	}
 	if !reflect.DeepEqual(p, want) {
 		t.Errorf("have %+v\nwant %+v", p, want)
+	}
+}
+
+// What a scheduler would undo is not balanced in the first place.
+func TestPolicyRebalance(t *testing.T) {
+	for label, ok := range map[string]bool{
+		"legion.schedule.strategy=spread": true, "legion.schedule.strategy=random": false, "legion.schedule.strategy=binpack": false,
+		"legion.schedule.affinity=service!=db": true, "legion.schedule.affinity=service==~db": false,
+	} {
+		k, v, _ := strings.Cut(label, "=")
+		p, err := ParsePolicy(map[string]string{RebalanceLabel: "true", k: v})
+		if (err == nil) != ok || p.Rebalance != ok || err != nil && !strings.Contains(err.Error(), RebalanceLabel) {
+			t.Errorf("with %s: %v", label, err)
+		}
+	}
+}
+
+func TestPriority(t *testing.T) {
+	for label, want := range map[string]int{"": 0, "7": 7, "-1000": -1000, "nope": 0} {
+		if got := (&TaskSpec{ServiceLabels: map[string]string{PriorityLabel: label}}).Priority(); got != want {
+			t.Errorf("%q: %d", label, got)
+		}
 	}
 }
 

@@ -61,7 +61,7 @@ func New(cfg Config) *Manager {
 	return &Manager{cfg: cfg, loops: append([]Loop{
 		{"allocator", (&allocator.Loop{Store: cfg.Store, Log: log("allocator")}).Run},
 		{"scheduler", (&scheduler.Loop{Store: cfg.Store, Log: log("scheduler")}).Run},
-		{"orchestrator", (&orchestrator.Loop{Store: cfg.Store, Log: log("orchestrator")}).Run},
+		{"orchestrator", (&orchestrator.Loop{Store: cfg.Store, Log: log("orchestrator"), Fits: scheduler.Fits}).Run},
 	}, cfg.Loops...)}
 }
 

@@ -27,6 +27,8 @@ type taskRest struct {
 	GenericResources []swarm.GenericResource  `json:",omitempty"`
 	JobIteration     *swarm.Version           `json:",omitempty"`
 	Volumes          []swarm.VolumeAttachment `json:",omitempty"`
+	Evicted          string                   `json:",omitempty"`
+	MovedFrom        string                   `json:",omitempty"`
 }
 
 func appendTask(b []byte, t *api.Task) ([]byte, error) {
@@ -59,8 +61,8 @@ func appendTask(b []byte, t *api.Task) ([]byte, error) {
 			return nil, err
 		}
 	}
-	rest := taskRest{t.Ports, t.Status.PortStatus.Ports, t.GenericResources, t.JobIteration, t.Volumes}
-	if len(rest.Ports)+len(rest.PortStatus)+len(rest.GenericResources)+len(rest.Volumes) == 0 && rest.JobIteration == nil {
+	rest := taskRest{t.Ports, t.Status.PortStatus.Ports, t.GenericResources, t.JobIteration, t.Volumes, t.Evicted, t.MovedFrom}
+	if len(rest.Ports)+len(rest.PortStatus)+len(rest.GenericResources)+len(rest.Volumes)+len(rest.Evicted)+len(rest.MovedFrom) == 0 && rest.JobIteration == nil {
 		return append(b, 0), nil
 	}
 	j, err := json.Marshal(rest)
@@ -136,6 +138,7 @@ func decodeTask(body []byte, in *intern) (*api.Task, error) {
 		}
 		t.Ports, t.Status.PortStatus.Ports, t.GenericResources = rest.Ports, rest.PortStatus, rest.GenericResources
 		t.JobIteration, t.Volumes = rest.JobIteration, rest.Volumes
+		t.Evicted, t.MovedFrom = rest.Evicted, rest.MovedFrom
 	}
 	return t, d.end()
 }

@@ -34,6 +34,9 @@ func Task(r store.Reader, t *api.Task) swarm.Task {
 		Status: t.Status, DesiredState: t.DesiredState, GenericResources: t.GenericResources, JobIteration: t.JobIteration,
 		Volumes: t.Volumes,
 	}
+	if t.Evicted != "" && out.Status.Err == "" {
+		out.Status.Err = t.Evicted // the node only knows that it was told to end
+	}
 	out.Labels = map[string]string{}
 	if out.Volumes == nil {
 		out.Volumes = []swarm.VolumeAttachment{}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -28,6 +29,9 @@ const (
 type Loop struct {
 	Store *store.Store
 	Log   *slog.Logger
+	// Fits says why a node has no place for a task, "" if it has. Services that
+	// rebalance ask it. May be nil: all nodes have.
+	Fits func(r store.Reader, t *api.Task, node string) string
 }
 
 // Run plans all services, then those that something has changed for. It blocks
@@ -48,16 +52,22 @@ type session struct {
 	agenda *agenda
 	nodes  map[string]*api.Node
 	ran    map[string]time.Time // since when tasks that have failed were running
+	evict  map[string]string    // tasks that their nodes have no room for, and why
+	shrunk map[string]bool      // nodes whose resources have changed
 }
 
 func (l *Loop) follow(ctx context.Context) error {
 	view, w := l.Store.Watch(store.KindService, store.KindTask, store.KindNode, store.KindCluster)
 	defer w.Close()
-	s := &session{Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{}, ran: map[string]time.Time{}}
+	s := &session{
+		Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{}, ran: map[string]time.Time{},
+		evict: map[string]string{}, shrunk: map[string]bool{},
+	}
 	for n := range store.List[*api.Node](view) {
 		s.nodes[n.ID] = n
 	}
 	s.all(view)
+	s.enforce(view, "")
 	for {
 		for batch := s.agenda.take(maxServices); len(batch) > 0; batch = s.agenda.take(maxServices) {
 			if err := s.plan(ctx, batch, maxChanges); err != nil {
@@ -126,6 +136,7 @@ func (s *session) noteTask(was, is *api.Task) {
 	switch {
 	case is == nil:
 		delete(s.ran, was.ID)
+		delete(s.evict, was.ID)
 		s.agenda.add(was.ServiceID)
 	case was == nil || s.matters(was, is):
 		s.agenda.add(is.ServiceID)
@@ -139,11 +150,14 @@ func (s *session) noteTask(was, is *api.Task) {
 // task's steps do not matter, and there are many.
 func (s *session) matters(was, is *api.Task) bool {
 	running := api.Rank(swarm.TaskStateRunning)
-	if was.DesiredState != is.DesiredState || was.Status.State != is.Status.State && api.Rank(is.Status.State) >= running {
+	if was.Evicted != is.Evicted || was.DesiredState != is.DesiredState || was.Status.State != is.Status.State && api.Rank(is.Status.State) >= running {
 		return true
 	}
 	if was.NodeID == is.NodeID {
 		return false
+	}
+	if s.shrunk[is.NodeID] {
+		s.enforce(s.Store.View(), is.NodeID)
 	}
 	n := s.nodes[is.NodeID] // it may have gone while the task was put there
 	return n == nil || n.Status.State == swarm.NodeStateDown || n.Spec.Availability != swarm.NodeAvailabilityActive
@@ -152,6 +166,7 @@ func (s *session) matters(was, is *api.Task) bool {
 func (s *session) noteNode(id string, was, is *api.Node) {
 	if is == nil {
 		delete(s.nodes, id)
+		delete(s.shrunk, id)
 	} else {
 		s.nodes[id] = is
 		if was != nil && sameForPlans(was, is) {
@@ -159,11 +174,15 @@ func (s *session) noteNode(id string, was, is *api.Node) {
 		}
 	}
 	view := s.Store.View()
+	if was != nil && is != nil && !reflect.DeepEqual(was.Description.Resources, is.Description.Resources) {
+		s.shrunk[id] = true
+		s.enforce(view, id)
+	}
 	for t := range store.List[*api.Task](view, store.ByNode(id)) {
 		s.agenda.add(t.ServiceID)
 	}
 	for o := range store.List[*api.Service](view) {
-		if o.Spec.Mode.Global != nil {
+		if o.Spec.Mode.Global != nil || o.Spec.Labels[api.RebalanceLabel] != "" {
 			s.agenda.add(o.ID)
 		}
 	}
@@ -173,7 +192,8 @@ func (s *session) noteNode(id string, was, is *api.Node) {
 func sameForPlans(a, b *api.Node) bool {
 	return a.Spec.Availability == b.Spec.Availability && a.Status.State == b.Status.State && a.Status.Addr == b.Status.Addr &&
 		a.Role == b.Role && maps.Equal(a.Spec.Labels, b.Spec.Labels) && maps.Equal(a.Description.Engine.Labels, b.Description.Engine.Labels) &&
-		a.Description.Hostname == b.Description.Hostname && a.Description.Platform == b.Description.Platform
+		a.Description.Hostname == b.Description.Hostname && a.Description.Platform == b.Description.Platform &&
+		reflect.DeepEqual(a.Description.Resources, b.Description.Resources)
 }
 
 // plan plans services in one transaction. Those that there is no room for come
@@ -225,6 +245,10 @@ func (s *session) input(tx *store.Tx, service string, now time.Time) Input {
 	in := Input{
 		Service: store.Get[*api.Service](tx, service), Nodes: s.nodes, Now: now, NewID: api.NewID, History: defaultHistory,
 		RanSince: func(id string) time.Time { return s.ran[id] },
+		Evict:    func(id string) string { return s.evict[id] },
+	}
+	if s.Fits != nil {
+		in.Fits = func(t *api.Task, node string) bool { return s.Fits(s.Store.View(), t, node) == "" }
 	}
 	for c := range store.List[*api.Cluster](tx) {
 		in.History = history(c)
@@ -248,6 +272,9 @@ func write(tx *store.Tx, in *Input, out *Output) error {
 		if desired, ok := out.Desired[t.ID]; ok {
 			c := *t
 			c.DesiredState = desired
+			if why := out.Evicted[t.ID]; why != "" {
+				c.Evicted = why
+			}
 			if err := store.Put(tx, &c); err != nil {
 				return err
 			}

@@ -28,6 +28,12 @@ type Input struct {
 	RanSince func(taskID string) time.Time
 	// MaxChanges bounds the plan; what is left is for the next one. 0: no bound.
 	MaxChanges int
+	// Evict says why a task has to leave its node, which has no room for it any
+	// more; empty if it may stay. May be nil: all may.
+	Evict func(taskID string) string
+	// Fits reports whether a node has a place for another task like this one. May
+	// be nil: all have.
+	Fits func(t *api.Task, node string) bool
 }
 
 // Output is what should change.
@@ -42,6 +48,8 @@ type Output struct {
 	Update *api.Service
 	// Again is when to plan again though nothing has changed; zero: never.
 	Again time.Time
+	// Evicted says why tasks are ended that would do well where they are, by id.
+	Evicted map[string]string
 }
 
 // plan is a Plan under way.
@@ -52,6 +60,7 @@ type plan struct {
 	slots       []*slot
 	differences map[uint64]difference // of older spec versions
 	constraints map[*api.TaskSpec][]api.Constraint
+	moved       map[string]bool // tasks that others were made for elsewhere
 }
 
 // Plan says what to do about a service's tasks.
@@ -70,10 +79,13 @@ func Plan(in Input) Output {
 	if p.spec.Global {
 		p.global()
 	} else {
+		p.abandon()
 		p.replicated()
 	}
 	p.tidy()
 	p.update()
+	p.rebalance()
+	p.explain()
 	p.release()
 	p.reapRemoved()
 	p.reapHistory()

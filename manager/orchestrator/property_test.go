@@ -21,8 +21,9 @@ func TestInvariants(t *testing.T) {
 		w := newWorld(t)
 		c := &chaos{world: w, rt: rt, lost: map[string]bool{}, startFirst: rapid.Bool().Draw(rt, "start first")}
 		for i := range rapid.IntRange(1, 3).Draw(rt, "nodes") {
-			w.node(fmt.Sprint("n", i), nil)
+			w.node(fmt.Sprint("n", i), nil).Description.Resources.MemoryBytes = 8 << 30
 		}
+		balanced := rapid.Bool().Draw(rt, "rebalance")
 		w.setService("web", func(s *swarm.ServiceSpec) {
 			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(rapid.IntRange(0, 4).Draw(rt, "replicas")))}
 			s.TaskTemplate.RestartPolicy.Delay = new(time.Duration(rapid.IntRange(0, 2).Draw(rt, "delay")) * time.Second)
@@ -31,7 +32,18 @@ func TestInvariants(t *testing.T) {
 			if c.startFirst {
 				s.UpdateConfig.Order, s.RollbackConfig.Order = "start-first", "start-first"
 			}
+			w.set(s, "memory", "1")
+			if balanced {
+				w.set(s, "rebalance", "true")
+			}
 		})
+		if rapid.Bool().Draw(rt, "high") {
+			w.setService("high", func(s *swarm.ServiceSpec) {
+				s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(1))}
+				w.set(s, "memory", "2")
+				w.set(s, "priority", "10")
+			})
+		}
 		w.setService("all", func(s *swarm.ServiceSpec) { s.Mode.Global = &swarm.GlobalService{} })
 		w.settle()
 		for range 150 {
@@ -77,6 +89,7 @@ func (c *chaos) step() {
 		c.setNode(id, func(n *api.Node) {
 			n.Status.State = rapid.SampledFrom([]swarm.NodeState{"ready", "down"}).Draw(c.rt, "state")
 			n.Spec.Availability = rapid.SampledFrom([]swarm.NodeAvailability{"active", "pause", "drain"}).Draw(c.rt, "availability")
+			n.Description.Resources.MemoryBytes = int64(rapid.IntRange(1, 8).Draw(c.rt, "memory")) << 30
 		})
 	case 'e':
 		running := slices.DeleteFunc(c.sorted(), func(t *api.Task) bool { return t.Status.State != swarm.TaskStateRunning })
@@ -120,6 +133,7 @@ func (c *chaos) rest() {
 	for id := range c.nodes {
 		c.setNode(id, func(n *api.Node) {
 			n.Status.State, n.Spec.Availability = swarm.NodeStateReady, swarm.NodeAvailabilityActive
+			n.Description.Resources.MemoryBytes = 8 << 30
 		})
 	}
 	if st := c.services["web"].UpdateStatus; st != nil && st.State == swarm.UpdateStatePaused {
@@ -144,6 +158,7 @@ func (c *chaos) rest() {
 		}
 	}
 	want := int(*c.services["web"].Spec.Mode.Replicated.Replicas)
+	c.balanced()
 	if got["web"] != want || got["all"] != len(c.nodes) {
 		c.dump()
 		c.rt.Fatalf("running %v, want web %d, all %d", got, want, len(c.nodes))
@@ -152,6 +167,28 @@ func (c *chaos) rest() {
 		out := orchestrator.Plan(c.input(id))
 		if len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil {
 			c.rt.Fatalf("%s never comes to rest: %+v", id, out)
+		}
+	}
+}
+
+// balanced checks that a service which asks for it is even, half an hour later.
+func (c *chaos) balanced() {
+	if s := c.services["web"]; s.Spec.Labels[api.RebalanceLabel] == "" || paused(s) || s.UpdateStatus != nil && s.UpdateStatus.State == swarm.UpdateStateUpdating {
+		return
+	}
+	c.pass(30 * time.Minute)
+	on := map[string]int{}
+	for _, t := range c.tasks {
+		if t.ServiceID == "web" && t.Status.State == swarm.TaskStateRunning && t.DesiredState == swarm.TaskStateRunning {
+			on[t.NodeID]++
+		}
+	}
+	for _, a := range sorted(c.nodes) {
+		for _, b := range sorted(c.nodes) {
+			if on[a]-on[b] > 1 {
+				c.dump()
+				c.rt.Fatalf("unbalanced: %v", on)
+			}
 		}
 	}
 }

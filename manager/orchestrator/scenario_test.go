@@ -80,6 +80,16 @@ func (w *world) command(args []string) {
 		w.node(args[1], pairs(args[2:]))
 	case "label": // label NODE LABEL=VALUE…
 		w.setNode(args[1], func(n *api.Node) { n.Spec.Labels = pairs(args[2:]) })
+	case "memory": // memory NODE GIGABYTES
+		w.setNode(args[1], func(n *api.Node) { n.Description.Resources.MemoryBytes = int64(w.number(args[2])) << 30 })
+	case "gpus": // gpus NODE NAME…
+		w.setNode(args[1], func(n *api.Node) {
+			n.Description.Resources.GenericResources = nil
+			for _, g := range args[2:] {
+				n.Description.Resources.GenericResources = append(n.Description.Resources.GenericResources,
+					swarm.GenericResource{NamedResourceSpec: &swarm.NamedGenericResource{Kind: "gpu", Value: g}})
+			}
+		})
 	case "drain", "pause", "activate": // drain NODE
 		availability := map[string]swarm.NodeAvailability{"drain": "drain", "pause": "pause", "activate": "active"}[args[0]]
 		w.setNode(args[1], func(n *api.Node) { n.Spec.Availability = availability })
@@ -167,6 +177,21 @@ func (w *world) set(s *swarm.ServiceSpec, key, value string) {
 		s.TaskTemplate.ForceUpdate++
 	case "constraint":
 		s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{value}}
+	case "memory", "gpu":
+		r := &swarm.Resources{}
+		if key == "memory" {
+			r.MemoryBytes = int64(w.number(value)) << 30
+		} else {
+			r.GenericResources = []swarm.GenericResource{{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "gpu", Value: int64(w.number(value))}}}
+		}
+		s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: r}
+	case "strategy", "affinity", "rebalance", "priority":
+		if s.Labels == nil {
+			s.Labels = map[string]string{}
+		}
+		s.Labels["legion.schedule."+key] = strings.ReplaceAll(value, ":", "==")
+	case "spread":
+		s.TaskTemplate.Placement = &swarm.Placement{Preferences: []swarm.PlacementPreference{{Spread: &swarm.SpreadOver{SpreadDescriptor: value}}}}
 	case "label":
 		s.Labels = map[string]string{"label": value}
 	case "condition":

@@ -90,7 +90,7 @@ func (p *plan) tidy() {
 	for _, s := range p.slots {
 		live := p.live(s)
 		for _, t := range s.tasks {
-			if t == live || !p.wanted(t) {
+			if t == live || !p.wanted(t) || p.standIn(live, t) {
 				continue
 			}
 			if p.full() {
@@ -128,12 +128,12 @@ func (p *plan) lost(t *api.Task) bool {
 }
 
 // evicted reports whether the task may not stay on its node: it is down, being
-// drained, or meets the constraints no more.
+// drained, meets the constraints no more, or its room is another's.
 func (p *plan) evicted(t *api.Task) bool {
 	if t.NodeID == "" {
 		return false
 	}
-	if p.lost(t) || p.Nodes[t.NodeID].Spec.Availability == swarm.NodeAvailabilityDrain {
+	if p.toldToLeave(t) || p.lost(t) || p.Nodes[t.NodeID].Spec.Availability == swarm.NodeAvailabilityDrain {
 		return true
 	}
 	spec := p.spec

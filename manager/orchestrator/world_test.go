@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -80,6 +81,7 @@ func (w *world) setService(name string, fn func(s *swarm.ServiceSpec)) {
 	u, b := *s.Spec.UpdateConfig, *s.Spec.RollbackConfig
 	s.Spec.TaskTemplate.ContainerSpec, s.Spec.TaskTemplate.RestartPolicy, s.Spec.TaskTemplate.Placement = &c, &r, &p
 	s.Spec.UpdateConfig, s.Spec.RollbackConfig = &u, &b
+	s.Spec.Labels = maps.Clone(s.Spec.Labels)
 	fn(&s.Spec)
 	w.index++
 	if !s.TaskSpec().Equal(old.TaskSpec()) {
@@ -141,7 +143,7 @@ func (w *world) plan() (changed bool) {
 func (w *world) input(service string) orchestrator.Input {
 	in := orchestrator.Input{
 		Service: w.services[service], Nodes: w.nodes, Now: w.now, History: w.history,
-		RanSince: func(id string) time.Time { return w.ran[id] },
+		RanSince: func(id string) time.Time { return w.ran[id] }, Evict: w.evict(), Fits: w.fits,
 	}
 	n := 0
 	in.NewID = func() string { n++; return fmt.Sprintf("new%d", n) }
@@ -157,8 +159,9 @@ func (w *world) input(service string) orchestrator.Input {
 // a letter for each one in the slot.
 func (w *world) apply(out *orchestrator.Output) bool {
 	for _, id := range sorted(out.Desired) {
-		w.log("%s: %s is to be %s", w.clock(), id, out.Desired[id])
-		w.change(id, func(t *api.Task) { t.DesiredState = out.Desired[id] })
+		why := out.Evicted[id]
+		w.log("%s: %s is to be %s%s", w.clock(), id, out.Desired[id], strings.TrimSuffix(": "+why, ": "))
+		w.change(id, func(t *api.Task) { t.DesiredState, t.Evicted = out.Desired[id], cmp.Or(t.Evicted, why) })
 	}
 	for _, t := range out.Create {
 		c := *t
@@ -234,15 +237,51 @@ func (w *world) place() (changed bool) {
 	for _, p := range state.Schedule(pending, w.now) {
 		if p.NodeID != "" {
 			w.log("%s: %s assigned to %s", w.clock(), p.Task.ID, p.NodeID)
-			w.change(p.Task.ID, func(t *api.Task) { t.NodeID, t.Status.State = p.NodeID, swarm.TaskStateAssigned })
+			w.change(p.Task.ID, func(t *api.Task) {
+				t.NodeID, t.GenericResources, t.Status = p.NodeID, p.Resources, swarm.TaskStatus{State: swarm.TaskStateAssigned, Timestamp: w.now}
+			})
 			changed = true
-		} else if p.Task.Status.Err != p.Why {
+			continue
+		}
+		for _, v := range p.Evict {
+			w.log("%s: %s has to leave for %s", w.clock(), v.ID, p.Task.ID)
+			w.change(v.ID, func(t *api.Task) { t.Evicted = "preempted" })
+			changed = true
+		}
+		if p.Task.Status.Err != p.Why {
 			w.log("%s: %s pending: %s", w.clock(), p.Task.ID, p.Why)
 			w.change(p.Task.ID, func(t *api.Task) { t.Status.State, t.Status.Err = swarm.TaskStatePending, p.Why })
 			changed = true
 		}
 	}
 	return changed
+}
+
+// evict is what nodes have no room for.
+func (w *world) evict() func(string) string {
+	out := map[string]string{}
+	by := map[string][]*api.Task{}
+	for _, t := range w.tasks {
+		if !api.Final(t.Status.State) && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
+			by[t.NodeID] = append(by[t.NodeID], t)
+		}
+	}
+	for id, n := range w.nodes {
+		maps.Copy(out, orchestrator.Enforce(n, by[id]))
+	}
+	return func(id string) string { return out[id] }
+}
+
+// fits asks the scheduler about one more task.
+func (w *world) fits(t *api.Task, node string) bool {
+	state := scheduler.New()
+	state.SetNode(w.nodes[node])
+	for _, o := range w.tasks {
+		state.SetTask(o.ID, o, w.now)
+	}
+	c := *t
+	c.ID, c.NodeID, c.Status = "another", node, swarm.TaskStatus{}
+	return state.Schedule([]*api.Task{&c}, w.now)[0].NodeID != ""
 }
 
 // run is what nodes do for their tasks: for each its next step.

@@ -25,12 +25,16 @@ const (
 	platform
 	hostPorts
 	maxReplicas
-	filters      // how many there are
-	passed  = -1 // by all
+	affinity // and on: the group's rules, by number
+	filters  = affinity + maxRules
+	passed   = -1 // by all
 )
 
+// maxRules bounds the affinities that are told apart when refusals are counted.
+const maxRules = 16
+
 // explain says, in Docker's words, on how many nodes the filter refused a task.
-func (f filter) explain(nodes int) string {
+func (g *group) explain(f filter, nodes int) string {
 	on := fmt.Sprintf("%d nodes", nodes)
 	if nodes == 1 {
 		on = "1 node"
@@ -48,15 +52,17 @@ func (f filter) explain(nodes int) string {
 		return "unsupported platform on " + on
 	case hostPorts:
 		return "host-mode port already in use on " + on
-	default:
+	case maxReplicas:
 		return "max replicas per node limit exceed on " + on
+	default:
+		return g.rules[f-affinity].explain(on)
 	}
 }
 
 // refusals counts the nodes that each filter turned away.
 type refusals [filters]int
 
-func (r *refusals) String() string {
+func (r *refusals) explain(g *group) string {
 	order := make([]filter, 0, filters)
 	for f := range filters {
 		if r[f] > 0 {
@@ -66,7 +72,7 @@ func (r *refusals) String() string {
 	slices.SortStableFunc(order, func(a, b filter) int { return r[b] - r[a] })
 	why := make([]string, 0, len(order))
 	for _, f := range order {
-		why = append(why, f.explain(r[f]))
+		why = append(why, g.explain(f, r[f]))
 	}
 	if len(why) == 0 {
 		return "no suitable node (the swarm has no nodes)"
@@ -86,12 +92,19 @@ type group struct {
 	maxReplicas int
 	spread      []string // keys of node attributes, outermost first
 	claims      bool     // generic resources
+
+	// By the labels of ours.
+	state    *State
+	name     string // the service's, in lower case
+	rules    []rule
+	strategy api.Strategy
+	priority int
 }
 
 type plugin struct{ kind, name string }
 
-func newGroup(t *api.Task) *group {
-	g := &group{spec: t.Spec, key: groupKey(t), service: t.ServiceID}
+func (s *State) newGroup(t *api.Task) *group {
+	g := &group{state: s, spec: t.Spec, key: groupKey(t), service: t.ServiceID}
 	if g.service == "" {
 		g.service = t.ID // nothing else is of its kind
 	}
@@ -114,6 +127,9 @@ func newGroup(t *api.Task) *group {
 		}
 	}
 	g.drivers = needs(&t.Spec.TaskSpec)
+	policy, _ := api.ParsePolicy(t.Spec.ServiceLabels) // checked when the service was written
+	g.strategy, g.priority, g.name = policy.Strategy, policy.Priority, strings.ToLower(t.Spec.ServiceName)
+	g.rules = s.rulesOf(g, policy.Affinity)
 	return g
 }
 
@@ -151,6 +167,11 @@ func (g *group) refusal(n *node) filter {
 		return hostPorts
 	case g.maxReplicas > 0 && n.services[g.service] >= g.maxReplicas:
 		return maxReplicas
+	}
+	if len(g.rules) > 0 {
+		if i := g.apart(n); i >= 0 {
+			return affinity + filter(i)
+		}
 	}
 	return passed
 }

@@ -51,6 +51,8 @@ type session struct {
 	fresh map[string]*api.Task
 	// waiting tasks found no node.
 	waiting map[string]Placement
+	// affine is set once a task has waited that depends on where others are.
+	affine bool
 }
 
 // follow runs until the watch fails, and waits for its writers.
@@ -90,8 +92,9 @@ func (s *session) load(view *store.View) {
 	slices.SortFunc(s.queue, older)
 }
 
+// older sorts tasks in the order in which they are scheduled.
 func older(a, b *api.Task) int {
-	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
+	return cmp.Or(cmp.Compare(b.Spec.Priority(), a.Spec.Priority()), a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
 }
 
 func (s *session) change(c *store.Change, now time.Time) {
@@ -154,13 +157,35 @@ func (s *session) schedule(ctx context.Context, g *errgroup.Group) {
 		for i := range placements {
 			if p := &placements[i]; p.NodeID == "" {
 				s.waiting[p.Task.ID] = *p
+				s.affine = s.affine || p.Task.Spec.ServiceLabels[api.AffinityLabel] != ""
 			}
 		}
-		placements = slices.DeleteFunc(placements, func(p Placement) bool { return p.NodeID == "" && p.Task.Status.Err == p.Why })
+		s.another()
+		placements = slices.DeleteFunc(placements, func(p Placement) bool {
+			return p.NodeID == "" && p.Task.Status.Err == p.Why && len(p.Evict) == 0
+		})
 		if len(placements) > 0 {
 			g.Go(func() error { return s.write(ctx, placements, now) })
 		}
 	}
+}
+
+// another has tasks that wait for another service scheduled again if one has come
+// to a node.
+func (s *session) another() {
+	if !s.affine || !s.state.news {
+		return
+	}
+	s.state.news = false
+	n := len(s.queue)
+	for id, p := range s.waiting {
+		if _, ok := p.Task.Spec.ServiceLabels[api.AffinityLabel]; ok {
+			s.fresh[id] = p.Task
+			s.queue = append(s.queue, p.Task)
+			delete(s.waiting, id)
+		}
+	}
+	slices.SortFunc(s.queue[n:], older)
 }
 
 // take returns the next tasks to schedule.
@@ -204,11 +229,21 @@ func (l *Loop) write(ctx context.Context, placements []Placement, now time.Time)
 // what was scheduled: then the watch will say so, and the state is mended.
 func place(tx *store.Tx, p *Placement, now time.Time) error {
 	cur := store.Get[*api.Task](tx, p.Task.ID)
-	if cur == nil || cur.Version != p.Task.Version {
+	if cur == nil {
+		return nil
+	}
+	if cur.NodeID == p.Task.NodeID && !leaving(cur) {
+		if err := evict(tx, p); err != nil {
+			return err
+		}
+	}
+	if cur.Version != p.Task.Version {
 		return nil
 	}
 	t := *cur
 	switch {
+	case p.NodeID == "" && t.Status.Err == p.Why:
+		return nil
 	case p.NodeID == "":
 		t.Status = swarm.TaskStatus{State: swarm.TaskStatePending, Timestamp: now, Message: "pending task scheduling", Err: p.Why}
 	case t.NodeID != "":
@@ -219,4 +254,21 @@ func place(tx *store.Tx, p *Placement, now time.Time) error {
 		t.Status = swarm.TaskStatus{State: swarm.TaskStateAssigned, Timestamp: now, Message: "scheduler assigned task to node"}
 	}
 	return store.Put(tx, &t)
+}
+
+// evict marks those that have to leave for the placement's task; the orchestrator
+// ends them.
+func evict(tx *store.Tx, p *Placement) error {
+	for _, v := range p.Evict {
+		cur := store.Get[*api.Task](tx, v.ID)
+		if cur == nil || leaving(cur) || api.Final(cur.Status.State) {
+			continue
+		}
+		t := *cur
+		t.Evicted = evictedBy(p.Task)
+		if err := store.Put(tx, &t); err != nil {
+			return err
+		}
+	}
+	return nil
 }

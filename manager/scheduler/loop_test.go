@@ -150,3 +150,60 @@ func TestLoopExplainsTheNewerVersion(t *testing.T) {
 		t.Errorf("the loop's own explanation is scheduled again: %v", batch)
 	}
 }
+
+func wanted(ts []*api.Task) []*api.Task {
+	for _, task := range ts {
+		task.DesiredState, task.Status.State = swarm.TaskStateRunning, swarm.TaskStatePending
+	}
+	return ts
+}
+
+// Who has to leave is told so, by name; the room is then the one's who asked for it.
+func TestLoopPreempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		port := func(sp *api.TaskSpec) {
+			sp.Endpoint = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{PublishedPort: 80, PublishMode: "host"}}}
+		}
+		s := filled(t, 1, wanted(tasks("low", 1, port)))
+		defer loop(t, s)()
+		high := wanted(labelled("high", 1, map[string]string{"priority": "7"}, port))[0]
+		update(t, s, func(tx *store.Tx) error { return store.Create(tx, high) })
+		synctest.Wait()
+		low := get(s, "low0")
+		if low.Evicted != "preempted by high.1, of priority 7" {
+			t.Errorf("%+v", low)
+		}
+		if err := get(s, "high0").Status.Err; err != "waiting for room on node "+benchNode(0).ID+": 1 task of lower priority must leave" {
+			t.Error(err)
+		}
+		again := wanted(tasks("low", 2, port))[1]
+		update(t, s, func(tx *store.Tx) error {
+			c := *low
+			c.Status.State = swarm.TaskStateShutdown
+			if err := store.Put(tx, &c); err != nil {
+				return err
+			}
+			return store.Create(tx, again)
+		})
+		synctest.Wait()
+		if get(s, "high0").NodeID == "" || get(s, again.ID).Status.Err != "no suitable node (host-mode port already in use on 1 node)" {
+			t.Errorf("%+v %+v", get(s, "high0").Status, get(s, again.ID).Status)
+		}
+	})
+}
+
+// A task that waits for another service is placed when that has come.
+func TestLoopFollowsAffinity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := filled(t, 2, wanted(labelled("web", 1, map[string]string{"affinity": "service==db"}, nil)))
+		defer loop(t, s)()
+		if err := get(s, "web0").Status.Err; err != "no suitable node (affinity to service db not satisfied on 2 nodes)" {
+			t.Error(err)
+		}
+		update(t, s, func(tx *store.Tx) error { return store.Create(tx, wanted(tasks("db", 1, nil))[0]) })
+		synctest.Wait()
+		if db, web := get(s, "db0"), get(s, "web0"); web.NodeID == "" || web.NodeID != db.NodeID {
+			t.Errorf("web is on %q, db on %q", web.NodeID, db.NodeID)
+		}
+	})
+}

@@ -1,6 +1,8 @@
 package scheduler
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -16,19 +18,28 @@ type Placement struct {
 	NodeID    string
 	Resources []swarm.GenericResource
 	Why       string
+	// Evict are tasks of lower priority that have to leave before the task finds
+	// room.
+	Evict []*api.Task
 }
 
 // Schedule places tasks, each on the best of the state's nodes, and counts them
 // there. Tasks with a NodeID (of global services) are only checked. Tasks of one
 // service and spec are placed together, in the order given; groups in the order
-// of their first tasks.
+// of their first tasks, those of higher priority before others.
 func (s *State) Schedule(tasks []*api.Task, now time.Time) []Placement {
 	out := make([]Placement, 0, len(tasks))
 	groups := map[string][]*api.Task{}
 	var order []string
 	for _, t := range tasks {
+		if len(s.promises) > 0 {
+			if p, ok := s.redeem(t); ok {
+				out = append(out, p)
+				continue
+			}
+		}
 		if t.NodeID != "" {
-			out = append(out, s.check(t))
+			out = append(out, s.check(t, now))
 			continue
 		}
 		k := groupKey(t)
@@ -37,6 +48,9 @@ func (s *State) Schedule(tasks []*api.Task, now time.Time) []Placement {
 		}
 		groups[k] = append(groups[k], t)
 	}
+	slices.SortStableFunc(order, func(a, b string) int {
+		return cmp.Compare(groups[b][0].Spec.Priority(), groups[a][0].Spec.Priority())
+	})
 	for _, k := range order {
 		out = s.group(out, groups[k], now)
 	}
@@ -44,16 +58,21 @@ func (s *State) Schedule(tasks []*api.Task, now time.Time) []Placement {
 }
 
 // check is for a task that can run on one node only.
-func (s *State) check(t *api.Task) Placement {
-	g := newGroup(t)
+func (s *State) check(t *api.Task, now time.Time) Placement {
+	g := s.newGroup(t)
 	n := s.nodes[t.NodeID]
 	if n == nil {
 		return Placement{Task: t, Why: "no suitable node (its node is gone)"}
 	}
 	if f := g.refusal(n); f != passed {
+		if f == resources || f == hostPorts {
+			if out, _ := s.preempt(g, []*api.Task{t}, now, n); len(out) > 0 {
+				return out[0]
+			}
+		}
 		var r refusals
 		r[f]++
-		return Placement{Task: t, Why: r.String()}
+		return Placement{Task: t, Why: r.explain(g)}
 	}
 	return s.assign(g, n, t)
 }
@@ -62,15 +81,14 @@ func (s *State) assign(g *group, n *node, t *api.Task) Placement {
 	p := Placement{Task: t, NodeID: n.ID, Resources: g.claim(n)}
 	c := *t
 	c.NodeID, c.GenericResources = n.ID, p.Resources
-	s.tasks[t.ID] = &c
-	s.count(&c, 1)
+	s.hold(&c)
 	return p
 }
 
 // group places tasks that are alike.
 func (s *State) group(out []Placement, tasks []*api.Task, now time.Time) []Placement {
-	g := newGroup(tasks[0])
-	if len(g.spread) == 0 {
+	g := s.newGroup(tasks[0])
+	if g.plain() {
 		first := s.fresh(g, len(tasks), now)
 		for i, n := range first {
 			out = append(out, s.assign(g, n, tasks[i]))
@@ -85,17 +103,23 @@ func (s *State) group(out []Placement, tasks []*api.Task, now time.Time) []Place
 	for i, t := range tasks {
 		n := tree.best(g, refused)
 		if n == nil {
-			why = refused.String()
+			why = refused.explain(g)
 			tasks = tasks[i:]
 			break
 		}
 		out = append(out, s.assign(g, n.node, t))
-		n.placed()
+		n.placed(g)
 	}
-	if why != "" {
-		for _, t := range tasks {
-			out = append(out, Placement{Task: t, Why: why})
-		}
+	if why == "" {
+		return out
+	}
+	if refused[resources]+refused[hostPorts] > 0 {
+		var made []Placement
+		made, tasks = s.preempt(g, tasks, now, nil)
+		out = append(out, made...)
+	}
+	for _, t := range tasks {
+		out = append(out, Placement{Task: t, Why: why})
 	}
 	return out
 }

@@ -17,18 +17,35 @@ type State struct {
 	loads loads
 	// strays counts the tasks on nodes that are not known.
 	strays map[string]int
+	// names has the ids of services that have tasks on nodes, by name in lower
+	// case; spread, on how many nodes each has some.
+	names  map[string][]string
+	spread map[string]*presence
+	// priorities counts tasks by priority, without those of 0; promises is room kept
+	// for pending tasks, by their ids; barren are groups for which nobody lower makes room,
+	// with their priorities.
+	priorities map[int]int
+	promises   map[string]*promise
+	barren     map[string]int
+	promised   uint64 // promises made
+	news       bool   // a service has come to a node where it was not
 }
 
 // New returns an empty state.
 func New() *State {
-	return &State{nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}}
+	return &State{
+		nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}, names: map[string][]string{},
+		spread: map[string]*presence{}, priorities: map[int]int{}, promises: map[string]*promise{}, barren: map[string]int{},
+	}
 }
 
 // SetNode adds a node, or takes its new version. It reports whether the node
 // may now take tasks that it did not take before.
 func (s *State) SetNode(n *api.Node) (better bool) {
 	if have := s.nodes[n.ID]; have != nil {
-		better = changed(have.Node, n)
+		if better = changed(have.Node, n); better {
+			clear(s.barren)
+		}
 		have.Node = n
 		return better
 	}
@@ -36,7 +53,13 @@ func (s *State) SetNode(n *api.Node) (better bool) {
 	if s.strays[n.ID] > 0 {
 		for _, t := range s.tasks {
 			if t.NodeID == n.ID {
-				m.count(t, 1)
+				s.take(m, t, 1)
+				m.tasks++
+			}
+		}
+		for _, p := range s.promises {
+			if p.task.NodeID == n.ID {
+				s.take(m, p.task, 1)
 				m.tasks++
 			}
 		}
@@ -44,6 +67,7 @@ func (s *State) SetNode(n *api.Node) (better bool) {
 	}
 	s.nodes[n.ID] = m
 	s.loads.add(m)
+	clear(s.barren)
 	return true
 }
 
@@ -52,6 +76,9 @@ func (s *State) RemoveNode(id string) {
 	if n := s.nodes[id]; n != nil {
 		s.loads.remove(n)
 		delete(s.nodes, id)
+		for service := range n.services {
+			s.vanish(service)
+		}
 		if n.tasks > 0 {
 			s.strays[id] = n.tasks
 		}
@@ -63,22 +90,44 @@ func (s *State) RemoveNode(id string) {
 // reports whether there is more room now.
 func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 	old := s.tasks[id]
+	if len(s.promises) > 0 && (t == nil || t.Status.State != swarm.TaskStatePending || leaving(t)) {
+		better = s.unpromise(id)
+	}
 	holds := t != nil && t.NodeID != "" && !api.Final(t.Status.State) && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned)
 	if old != nil && (!holds || old.NodeID != t.NodeID) {
 		if n := s.count(old, -1); n != nil && t != nil && failed(t) {
 			n.fail(groupKey(t), now)
 		}
-		delete(s.tasks, id)
+		s.drop(old)
 		old, better = nil, true
 	}
 	if !holds {
 		return better
 	}
-	s.tasks[id] = t
 	if old == nil {
-		s.count(t, 1)
+		s.hold(t)
+	} else {
+		s.tasks[id] = t
 	}
 	return better
+}
+
+// hold has a task take its room, drop has it given back. The room itself is
+// counted apart where it matters which node it was.
+func (s *State) hold(t *api.Task) {
+	s.tasks[t.ID] = t
+	s.countPriority(t, 1)
+	s.count(t, 1)
+}
+
+func (s *State) drop(t *api.Task) {
+	delete(s.tasks, t.ID)
+	s.countPriority(t, -1)
+	for k, p := range s.barren {
+		if p <= t.Spec.Priority() {
+			delete(s.barren, k)
+		}
+	}
 }
 
 // count counts a task in (sign 1) or out (sign -1), and returns its node if
@@ -86,7 +135,7 @@ func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 func (s *State) count(t *api.Task, sign int) *node {
 	n := s.nodes[t.NodeID]
 	if n != nil {
-		n.count(t, sign)
+		s.take(n, t, sign)
 		s.loads.move(n, sign)
 		return n
 	}
@@ -94,6 +143,18 @@ func (s *State) count(t *api.Task, sign int) *node {
 		delete(s.strays, t.NodeID)
 	}
 	return nil
+}
+
+// take counts a task on a node, and the services that have some there.
+func (s *State) take(n *node, t *api.Task, sign int) {
+	before := n.services[t.ServiceID]
+	n.count(t, sign)
+	switch {
+	case sign > 0 && before == 0:
+		s.appear(t.ServiceID, t.Spec.ServiceName)
+	case sign < 0 && before == 1:
+		s.vanish(t.ServiceID)
+	}
 }
 
 func failed(t *api.Task) bool {

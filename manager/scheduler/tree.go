@@ -13,22 +13,31 @@ import (
 type candidate struct {
 	*node
 	failing bool
-	mine    int // tasks of the service on it
+	mine    int     // tasks of the service on it
+	liking  int     // soft rules met
+	score   float64 // of strategies other than spread; the least comes first
 	path    []*branch
 }
 
-// before ranks candidates: nodes where the group does not keep failing, with
-// few of the service's tasks, with few tasks.
+// before ranks candidates: nodes where the group does not keep failing, that
+// meet most preferences, by the strategy, with few of the service's tasks, with
+// few tasks.
 func (c *candidate) before(o *candidate) bool {
-	if c.failing != o.failing {
+	switch {
+	case c.failing != o.failing:
 		return !c.failing
+	case c.liking != o.liking:
+		return c.liking > o.liking
+	case c.score != o.score:
+		return c.score < o.score
 	}
 	return cmp.Or(cmp.Compare(c.mine, o.mine), cmp.Compare(c.tasks, o.tasks), strings.Compare(c.ID, o.ID)) < 0
 }
 
 // placed counts a task on the candidate, which best has just returned.
-func (c *candidate) placed() {
+func (c *candidate) placed(g *group) {
 	c.mine++
+	g.rank(c)
 	for _, b := range c.path {
 		b.mine++
 	}
@@ -72,7 +81,9 @@ func (s *State) tree(g *group, now time.Time) (*branch, *refusals) {
 				}
 				continue
 			}
-			root.insert(g.spread, &candidate{node: n, failing: n.failing(g.key, now), mine: mine}, true)
+			c := &candidate{node: n, failing: n.failing(g.key, now), mine: mine}
+			g.rank(c)
+			root.insert(g.spread, c, true)
 		}
 	}
 	root.heapify()
