@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 
+	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
@@ -95,5 +96,29 @@ func TestImpossibleIDs(t *testing.T) {
 	}
 	if !validID("0123456789abcdefghijklmno") {
 		t.Error("a good id is refused")
+	}
+}
+
+// TestLoginsStayOffDisk: a task on disk shows that it has a registry login, and
+// waits for the managers to send it.
+func TestLoginsStayOffDisk(t *testing.T) {
+	spec := &api.TaskSpec{RegistryAuth: "c2VjcmV0", TaskSpec: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Image: "app:1"}}}
+	task := &api.Task{ID: "t1", Spec: spec}
+	m := swarmpb.NewTask(task, swarmpb.NewTaskSpec(spec), nil)
+	w := &worker{}
+	r := &runner{id: "t1", worker: w, task: task, message: m}
+	if r.withheld() {
+		t.Error("a login that is there is withheld")
+	}
+	kept := r.kept()
+	if kept.API().Spec.RegistryAuth != "" || m.API().Spec.RegistryAuth == "" {
+		t.Errorf("kept %v of %v", kept.GetSpec(), m.GetSpec())
+	}
+	r.message = kept
+	if !r.withheld() {
+		t.Error("from disk, it does not wait for its login")
+	}
+	if w.complete = true; r.withheld() {
+		t.Error("it waits though the managers have sent all")
 	}
 }

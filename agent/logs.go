@@ -7,8 +7,8 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -20,7 +20,6 @@ import (
 
 const (
 	maxSubscriptions = 256
-	maxFollowed      = 1024 // tasks that one subscription follows
 	maxLogBatch      = 512 << 10
 	maxLogLines      = 1000
 )
@@ -66,14 +65,14 @@ func (s *session) serveLogs(ctx context.Context) error {
 				if m.GetClose() {
 					continue
 				}
+				read := s.worker.logs
 				if len(open) >= maxSubscriptions {
-					s.cfg.Log.Warn("too many log subscriptions at once; one is refused", "limit", maxSubscriptions)
-					continue
+					read = refuseLogs
 				}
 				sub, stop := context.WithCancel(ctx)
 				open[m.GetId()] = stop
 				g.Go(func() error {
-					s.publish(sub, m)
+					s.publish(sub, m, read)
 					select {
 					case ended <- m.GetId():
 					case <-ctx.Done():
@@ -87,8 +86,20 @@ func (s *session) serveLogs(ctx context.Context) error {
 	return g.Wait()
 }
 
+type readLogs func(ctx context.Context, m *swarmpb.SubscriptionMessage, send func([]*swarmpb.LogMessage) error) error
+
+// refuseLogs tells a reader that there are too many.
+func refuseLogs(_ context.Context, _ *swarmpb.SubscriptionMessage, send func([]*swarmpb.LogMessage) error) error {
+	return send([]*swarmpb.LogMessage{logNote(nil, "too many read logs of this node at once: "+strconv.Itoa(maxSubscriptions))})
+}
+
+// logNote says why output is missing: what it is about is no output itself.
+func logNote(where *swarmpb.LogContext, why string) *swarmpb.LogMessage {
+	return &swarmpb.LogMessage{Context: where, Timestamp: timestamppb.Now(), Data: []byte(why), Stream: swarmpb.LogStream_LOG_STREAM_UNKNOWN}
+}
+
 // publish sends the logs of one subscription until they end, or ctx does.
-func (s *session) publish(ctx context.Context, m *swarmpb.SubscriptionMessage) {
+func (s *session) publish(ctx context.Context, m *swarmpb.SubscriptionMessage, read readLogs) {
 	stream, err := s.logs.PublishLogs(ctx)
 	if err != nil {
 		return
@@ -99,7 +110,7 @@ func (s *session) publish(ctx context.Context, m *swarmpb.SubscriptionMessage) {
 	// An empty first message ties the stream to the subscription even if there is
 	// nothing to send.
 	if err = send(nil); err == nil {
-		err = s.worker.logs(ctx, m, send)
+		err = read(ctx, m, send)
 	}
 	if err == nil {
 		err = stream.Send(&swarmpb.PublishLogsMessage{SubscriptionId: m.GetId(), Close: true})
@@ -108,35 +119,6 @@ func (s *session) publish(ctx context.Context, m *swarmpb.SubscriptionMessage) {
 	if err = first(err, closeErr); err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
 		s.cfg.Log.Debug("publishing logs", "subscription", m.GetId(), "err", err)
 	}
-}
-
-// logWatch is a subscription that follows tasks as they come.
-type logWatch struct {
-	selector *swarmpb.LogSelector
-
-	mu   sync.Mutex
-	seen map[string]bool
-	add  func(*runner)
-}
-
-// offer adds the task to the subscription if it is wanted and not there yet.
-func (l *logWatch) offer(r *runner) {
-	t, _ := r.snapshot()
-	if !selects(l.selector, t) {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.seen[r.id] && len(l.seen) < maxFollowed && l.add != nil {
-		l.seen[r.id] = true
-		l.add(r)
-	}
-}
-
-func (l *logWatch) stop() {
-	l.mu.Lock()
-	l.add = nil
-	l.mu.Unlock()
 }
 
 func selects(s *swarmpb.LogSelector, t *api.Task) bool {
@@ -164,7 +146,8 @@ func logOptions(o *swarmpb.LogSubscriptionOptions) exec.LogOptions {
 }
 
 // logs sends the logs of the tasks that the subscription selects. Without follow
-// they come in order of their time, with follow as they come.
+// they come in order of their time. With follow so does what there is, then
+// comes a batch of nothing, then what is new as it comes.
 func (w *worker) logs(ctx context.Context, m *swarmpb.SubscriptionMessage, send func([]*swarmpb.LogMessage) error) error {
 	options := logOptions(m.GetOptions())
 	out := &logBatcher{send: send}
@@ -174,7 +157,7 @@ func (w *worker) logs(ctx context.Context, m *swarmpb.SubscriptionMessage, send 
 	w.mu.Lock()
 	runners := slices.Collect(maps.Values(w.runners))
 	w.mu.Unlock()
-	var sources []func(context.Context, func(*swarmpb.LogMessage) error) error
+	var sources []logSource
 	for _, r := range runners {
 		if t, _ := r.snapshot(); selects(m.GetSelector(), t) {
 			sources = append(sources, func(ctx context.Context, emit func(*swarmpb.LogMessage) error) error {
@@ -188,41 +171,10 @@ func (w *worker) logs(ctx context.Context, m *swarmpb.SubscriptionMessage, send 
 	return out.flush()
 }
 
-func (w *worker) follow(ctx context.Context, selector *swarmpb.LogSelector, o exec.LogOptions, out *logBatcher) error {
-	g, ctx := errgroup.WithContext(ctx)
-	lines := make(chan *swarmpb.LogMessage, maxLogLines)
-	watch := &logWatch{selector: selector, seen: map[string]bool{}}
-	watch.add = func(r *runner) {
-		g.Go(func() error {
-			t, _ := r.snapshot()
-			return r.logs(ctx, t, o, func(m *swarmpb.LogMessage) error {
-				select {
-				case lines <- m:
-					return nil
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			})
-		})
-	}
-	w.mu.Lock()
-	w.watchers[watch] = struct{}{}
-	runners := slices.Collect(maps.Values(w.runners))
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		delete(w.watchers, watch)
-		w.mu.Unlock()
-	}()
-	g.Go(func() error { defer watch.stop(); return out.drain(ctx, lines) })
-	for _, r := range runners {
-		watch.offer(r)
-	}
-	return g.Wait()
-}
+type logSource = func(context.Context, func(*swarmpb.LogMessage) error) error
 
 // logs reads the task's output; with follow it waits for a container first. A
-// task without output is no error.
+// task without output is no error; that its output can't be read is a note.
 func (r *runner) logs(ctx context.Context, t *api.Task, o exec.LogOptions, emit func(*swarmpb.LogMessage) error) error {
 	where := &swarmpb.LogContext{ServiceId: t.ServiceID, NodeId: t.NodeID, TaskId: t.ID}
 	if o.Follow {
@@ -241,7 +193,7 @@ func (r *runner) logs(ctx context.Context, t *api.Task, o exec.LogOptions, emit 
 		return sink
 	}
 	if err != nil && ctx.Err() == nil {
-		r.log.Debug("reading the task's logs", "err", err)
+		return emit(logNote(where, err.Error()))
 	}
 	return ctx.Err()
 }

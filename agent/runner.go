@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
@@ -149,7 +150,7 @@ func (r *runner) run(ctx context.Context) {
 				r.worker.removed(r)
 				return
 			}
-		case op == exec.Rest, (op == exec.Prepare || op == exec.Start) && !r.worker.ready(t):
+		case op == exec.Rest, (op == exec.Prepare || op == exec.Start) && !r.worker.ready(t), op == exec.Prepare && r.withheld():
 			r.idle(ctx)
 		default:
 			if r.step(ctx, op) {
@@ -307,13 +308,33 @@ func (r *runner) kept() *swarmpb.Task {
 		return nil
 	}
 	return &swarmpb.Task{
-		Id: m.Id, Meta: m.Meta, Spec: m.Spec, SpecVersion: m.SpecVersion, ServiceId: m.ServiceId, Slot: m.Slot,
+		Id: m.Id, Meta: m.Meta, Spec: withoutLogin(m.Spec), SpecVersion: m.SpecVersion, ServiceId: m.ServiceId, Slot: m.Slot,
 		NodeId: m.NodeId, Annotations: m.Annotations, ServiceAnnotations: m.ServiceAnnotations,
 		Networks: m.Networks, Endpoint: m.Endpoint, LogDriver: m.LogDriver,
 		AssignedGenericResources: m.AssignedGenericResources, JobIteration: m.JobIteration,
 		Volumes: m.Volumes, Global: m.Global,
 		Status: swarmpb.NewTaskStatus(&t.Status), DesiredState: swarmpb.NewTaskState(t.DesiredState),
 	}
+}
+
+// withoutLogin is a spec as it may be on disk: that it had a registry login can be
+// seen, the login can't.
+func withoutLogin(s *swarmpb.TaskSpec) *swarmpb.TaskSpec {
+	if s.GetContainer().GetPullOptions().GetRegistryAuth() == "" {
+		return s
+	}
+	s = proto.Clone(s).(*swarmpb.TaskSpec)
+	s.GetContainer().PullOptions = &swarmpb.ContainerSpec_PullOptions{}
+	return s
+}
+
+// withheld reports whether the task comes from disk without its registry login,
+// which the managers have yet to send again.
+func (r *runner) withheld() bool {
+	r.mu.Lock()
+	o := r.message.GetSpec().GetContainer().GetPullOptions()
+	r.mu.Unlock()
+	return o != nil && o.GetRegistryAuth() == "" && !r.worker.told()
 }
 
 // clean removes what is left of an ended task. False when it has to be tried

@@ -100,9 +100,11 @@ func (w *worker) replace(ctx context.Context, changes []*swarmpb.AssignmentChang
 	w.mu.Lock()
 	keep := maps.Clone(w.runners)
 	w.secrets, w.configs = map[string]*api.Secret{}, map[string]*api.Config{}
-	w.complete = true
 	w.mu.Unlock()
 	w.change(changes)
+	w.mu.Lock()
+	w.complete = true
+	w.mu.Unlock()
 	for _, c := range changes {
 		if t := c.GetAssignment().GetTask(); t != nil {
 			delete(keep, t.GetId())
@@ -272,4 +274,11 @@ func (w *worker) ready(t *api.Task) bool {
 		}
 	}
 	return true
+}
+
+// told reports whether a manager has sent all that is assigned to this node.
+func (w *worker) told() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.complete
 }

@@ -175,6 +175,9 @@ type ServiceOptions struct {
 
 // TaskLog is a message of a task, for service and task logs.
 type TaskLog struct {
+	// Note is set when the line is about logs that are missing, not one of them.
+	// It is shown whichever streams were asked for.
+	Note bool
 	engine.LogMessage
 	NodeID, ServiceID, TaskID string
 }

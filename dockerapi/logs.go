@@ -87,10 +87,15 @@ func (l *logs) write(m engine.LogMessage, extra map[string]string) error {
 	return err
 }
 
-// end closes the stream; an error is told in it where the framing allows.
+// end closes the stream; an error is told in it, as a terminal's last line where
+// the stream is one.
 func (l *logs) end(err error) error {
-	if err != nil && l.mux != nil && l.c.ctx.Err() == nil {
+	switch {
+	case err == nil || l.c.ctx.Err() != nil:
+	case l.mux != nil:
 		_, _ = l.mux.write(frameSystem, []byte("Error grabbing logs: "+err.Error()+"\n"))
+	default:
+		_, _ = l.out.Write([]byte("Error grabbing logs: " + err.Error() + "\r\n"))
 	}
 	_ = l.out.Close() // never fails
 	return err
@@ -119,6 +124,14 @@ func appendAttrs(b []byte, attrs, extra map[string]string) []byte {
 // taskLog writes a message of a task. Who said it goes in the details, which
 // the docker CLI asks for and shows as NAME.SLOT@NODE.
 func (l *logs) taskLog(m TaskLog) error {
+	if m.Note {
+		if !l.o.Stderr {
+			m.Source = "stdout"
+		}
+		if m.TaskID == "" && l.details { // clients ask for the task's name
+			return nil
+		}
+	}
 	if !strings.HasSuffix(string(m.Line), "\n") && !m.Partial {
 		m.Line = append(slices.Clone(m.Line), '\n')
 	}

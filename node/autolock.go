@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
+
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/raftnode"
@@ -33,8 +35,8 @@ const (
 )
 
 // vault is what a member has on disk that is secret: its key, and the keys that
-// its log is encrypted with. Under autolock all of that is encrypted with the
-// swarm's unlock key. Safe for concurrent use.
+// a manager's log is always encrypted with. Under autolock all of that is
+// encrypted with the swarm's unlock key. Safe for concurrent use.
 type vault struct {
 	files ca.Files
 	creds *rpc.Credentials // its keys are those on disk
@@ -73,7 +75,8 @@ func keyring(keys [][]byte) (raftnode.Sealer, error) {
 	return raftnode.NewKeyring(keys[0], keys[1:]...)
 }
 
-// sealer is what the log on disk is encrypted with; nil: it is in the clear.
+// sealer is what the log on disk is encrypted with; nil for a node that is no
+// manager, and for a log that was begun in the clear, until lock has mended that.
 func (v *vault) sealer() (raftnode.Sealer, error) { return keyring(v.creds.Keys().LogKeys()) }
 
 // key returns what the files are encrypted with, and a channel that is closed
@@ -105,18 +108,15 @@ func (v *vault) take(keys *ca.Keys) error {
 func (v *vault) promote(keys *ca.Keys, kek []byte) error {
 	v.writing.Lock()
 	defer v.writing.Unlock()
-	if err := v.save(withFirstLogKey(keys, kek), kek); err != nil {
+	if err := v.save(withFirstLogKey(keys), kek); err != nil {
 		return err
 	}
 	v.setKey(kek)
 	return nil
 }
 
-// withFirstLogKey gives the keys of a new manager one for its log, under autolock.
-func withFirstLogKey(keys *ca.Keys, kek []byte) *ca.Keys {
-	if len(kek) == 0 {
-		return keys
-	}
+// withFirstLogKey gives the keys of a new manager one for its log.
+func withFirstLogKey(keys *ca.Keys) *ca.Keys {
 	return keys.WithLogKeys([][]byte{newLogKey()})
 }
 
@@ -164,9 +164,10 @@ func (v *vault) open() error {
 	return nil
 }
 
-// lock makes the files be encrypted with the key and the log with a new key of
-// its own, or with an empty key all be in the clear. It goes on with what a crash
-// left half-done. reseal encrypts the log anew.
+// lock makes the files be encrypted with the key, or be in the clear if it is
+// empty, and the log with a new key of its own. It goes on with what a crash left
+// half-done, and encrypts a log that was in the clear. reseal encrypts the log
+// anew.
 //
 // Every step leaves files with which the log can be read: new keys are on disk
 // before they are used, and old ones until they are used no more.
@@ -176,19 +177,16 @@ func (v *vault) lock(kek []byte, reseal func(raftnode.Sealer) error) error {
 	old, _ := v.key()
 	keys := v.creds.Keys().LogKeys()
 	same := slices.Equal(old, kek)
-	if same && len(keys) == min(len(kek), 1) {
+	if same && len(keys) == 1 {
 		return nil
 	}
-	if len(kek) > 0 && (len(keys) == 0 || !same && len(keys) < maxLogKeys) {
+	if len(keys) == 0 || !same && len(keys) < maxLogKeys {
 		keys = append([][]byte{newLogKey()}, keys...)
 	}
 	if err := v.save(v.creds.Keys().WithLogKeys(keys), kek); err != nil {
 		return err
 	}
 	sealer, err := keyring(keys)
-	if len(kek) == 0 {
-		sealer, keys = nil, nil
-	}
 	if err == nil {
 		err = reseal(sealer)
 	}
@@ -196,18 +194,22 @@ func (v *vault) lock(kek []byte, reseal func(raftnode.Sealer) error) error {
 		v.setKey(kek) // the files need it already
 		return err
 	}
-	if err := v.save(v.creds.Keys().WithLogKeys(keys[:min(len(keys), 1)]), kek); err != nil {
+	if err := v.save(v.creds.Keys().WithLogKeys(keys[:1]), kek); err != nil {
 		return err
 	}
 	v.setKey(kek)
 	return nil
 }
 
-// is reports whether all on disk is encrypted with the key, or in the clear if it
-// is empty, and if not returns a channel that is closed when something changed.
+// is reports whether the files are encrypted with the key, or in the clear if it
+// is empty, and a manager's log with its present key only, and if not returns a channel that is closed when something changed.
 func (v *vault) is(kek []byte) (bool, <-chan struct{}) {
 	have, changed := v.key()
-	return slices.Equal(have, kek) && len(v.creds.Keys().LogKeys()) == min(len(kek), 1), changed
+	keys, want := v.creds.Keys(), 0
+	if keys.Identity().Role == swarm.NodeRoleManager {
+		want = 1
+	}
+	return slices.Equal(have, kek) && len(keys.LogKeys()) == want, changed
 }
 
 // SwarmUnlock opens a locked manager's files and begins its membership.

@@ -96,8 +96,11 @@ func TestAutolock(t *testing.T) {
 	if err := n.SwarmUnlock(t.Context(), otherKey); !api.Is(err, api.Conflict) {
 		t.Errorf("unlock of what is not locked: %v", err)
 	}
-	if n.unlockKey() != "" || len(n.onDisk("conspicuous")) == 0 || len(n.onDisk("BEGIN PRIVATE KEY")) == 0 {
-		t.Fatal("without autolock there is no key, and files are in the clear")
+	if n.unlockKey() != "" || len(n.onDisk("BEGIN PRIVATE KEY")) == 0 {
+		t.Fatal("without autolock there is no key, and the node's own is in the clear")
+	}
+	if names := n.onDisk("conspicuous"); len(names) > 0 {
+		t.Errorf("without autolock the log is encrypted as well, but for %q", names)
 	}
 	first := n.autolock(true, dockerapi.SwarmUpdateFlags{})
 	if names := append(n.onDisk("conspicuous"), n.onDisk("BEGIN PRIVATE KEY")...); len(names) > 0 {
@@ -139,8 +142,42 @@ func TestAutolock(t *testing.T) {
 	if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "autolock is not turned on") {
 		t.Errorf("rotation without autolock: %v", err)
 	}
+	if names := n.onDisk("conspicuous"); len(names) > 0 || len(n.onDisk("BEGIN PRIVATE KEY")) == 0 {
+		t.Errorf("after autolock only the node's own key is in the clear, not %q", names)
+	}
 	n.reopen()
 	n.until("two run without unlock", alive(2))
+}
+
+// TestClearLogIsSealed: a log that was begun in the clear is encrypted by the
+// first start that finds it so.
+func TestClearLogIsSealed(t *testing.T) {
+	n := newTestNode(t, nil)
+	n.init()
+	n.create(spec("conspicuous", 1))
+	n.until("one runs", alive(1))
+	p, err := n.leading()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.raft.Reseal(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.vault.save(p.vault.creds.Keys().WithLogKeys(nil), nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.onDisk("conspicuous")) == 0 {
+		t.Fatal("the log is not in the clear")
+	}
+	n.reopen()
+	n.until("one runs again", alive(1))
+	if p, err = n.leading(); err != nil {
+		t.Fatal(err)
+	}
+	p.whenLocked(t.Context())
+	if names := n.onDisk("conspicuous"); len(names) > 0 {
+		t.Errorf("still in the clear: %q", names)
+	}
 }
 
 func TestInitWithAutolock(t *testing.T) {

@@ -125,7 +125,7 @@ func firstNode(ctx context.Context, c *api.Cluster, root *ca.Root, external *iss
 	if err != nil {
 		return nil, err
 	}
-	keys = withFirstLogKey(keys, c.UnlockKey)
+	keys = withFirstLogKey(keys)
 	n := issuer.NewNode(id.NodeID, swarm.NodeRoleManager, swarm.NodeAvailabilityActive, csr)
 	n.Certificate.State, n.Certificate.Cert = api.CertificateIssued, cert
 	return &genesis{cluster: c, node: n, keys: keys}, nil

@@ -72,8 +72,9 @@ func (s *swarmNode) take(ctx context.Context, state *membership, keys *ca.Keys, 
 		if cfg.kek, err = unlockKeyFrom(ctx, from, keys); err != nil {
 			return err
 		}
+		keys = withFirstLogKey(keys)
 	}
-	if err := keyFiles(s.dir).Save(withFirstLogKey(keys, cfg.kek), cfg.kek); err != nil {
+	if err := keyFiles(s.dir).Save(keys, cfg.kek); err != nil {
 		return undo(err)
 	}
 	m, err := openMember(cfg)

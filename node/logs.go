@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -40,15 +41,28 @@ func (c cluster) TaskLogs(ctx context.Context, id string, o engine.LogsOptions, 
 
 func terminal(s *swarm.TaskSpec) bool { return s.ContainerSpec != nil && s.ContainerSpec.TTY }
 
+// errPast ends following at a time that was asked for.
+var errPast = errors.New("the time asked for has come")
+
 func relay(ctx context.Context, d *dispatcher.Dispatcher, sel dispatcher.LogSelector, o engine.LogsOptions, fn func(dockerapi.TaskLog) error) error {
 	opts := dispatcher.LogOptions{Stdout: o.Stdout, Stderr: o.Stderr, Follow: o.Follow, Tail: o.Tail, Since: o.Since}
-	return d.Logs().Logs(ctx, sel, opts, func(m dispatcher.LogMessage) error {
+	read := ctx
+	if o.Follow && !o.Until.IsZero() {
+		var cancel context.CancelFunc
+		read, cancel = context.WithDeadlineCause(ctx, o.Until, errPast)
+		defer cancel()
+	}
+	err := d.Logs().Logs(read, sel, opts, func(m dispatcher.LogMessage) error {
 		if !o.Until.IsZero() && m.At.After(o.Until) {
 			return nil
 		}
 		return fn(dockerapi.TaskLog{
-			NodeID: m.NodeID, ServiceID: m.ServiceID, TaskID: m.TaskID,
+			NodeID: m.NodeID, ServiceID: m.ServiceID, TaskID: m.TaskID, Note: m.Note,
 			LogMessage: engine.LogMessage{Source: m.Stream, At: m.At, Line: m.Data, Attrs: m.Attrs},
 		})
 	})
+	if errors.Is(context.Cause(read), errPast) && ctx.Err() == nil {
+		return nil
+	}
+	return err
 }

@@ -1,11 +1,13 @@
 package node
 
 import (
-	"maps"
+	"cmp"
+	"reflect"
 	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
 )
@@ -26,23 +28,33 @@ func swarmEvent(before, after any, now time.Time) (events.Message, bool) {
 		m.Action = events.ActionUpdate
 	}
 	attrs := map[string]string{}
+	update := before != nil && after != nil
 	switch o := object.(type) {
 	case *api.Service:
 		m.Type, m.Actor.ID, attrs["name"] = events.ServiceEventType, o.ID, o.Spec.Name
-		if old, ok := before.(*api.Service); ok && after != nil && !serviceDiff(attrs, old, o) {
+		if update && !serviceDiff(attrs, before.(*api.Service), o) {
 			return m, false
 		}
 	case *api.Node:
-		m.Type, m.Actor.ID, attrs["name"] = events.NodeEventType, o.ID, o.Description.Hostname
-		if old, ok := before.(*api.Node); ok && after != nil && !nodeDiff(attrs, old, o) {
+		m.Type, m.Actor.ID, attrs["name"] = events.NodeEventType, o.ID, nodeName(o)
+		if update && !nodeDiff(attrs, before.(*api.Node), o) {
 			return m, false
 		}
 	case *api.Network:
 		m.Type, m.Actor.ID, attrs["name"] = events.NetworkEventType, o.ID, o.Spec.Name
+		if update && reflect.DeepEqual(before.(*api.Network).Spec, o.Spec) {
+			return m, false
+		}
 	case *api.Secret:
 		m.Type, m.Actor.ID, attrs["name"] = events.SecretEventType, o.ID, o.Spec.Name
+		if update && reflect.DeepEqual(before.(*api.Secret).Spec, o.Spec) {
+			return m, false
+		}
 	case *api.Config:
 		m.Type, m.Actor.ID, attrs["name"] = events.ConfigEventType, o.ID, o.Spec.Name
+		if update && reflect.DeepEqual(before.(*api.Config).Spec, o.Spec) {
+			return m, false
+		}
 	default:
 		return m, false
 	}
@@ -54,9 +66,17 @@ func swarmEvent(before, after any, now time.Time) (events.Message, bool) {
 // whether there is anything to tell: what the allocator adds is not.
 func serviceDiff(attrs map[string]string, old, cur *api.Service) bool {
 	diff(attrs, "image", image(old), image(cur))
-	diff(attrs, "replicas", replicas(old), replicas(cur))
-	diff(attrs, "updatestate", updateState(old), updateState(cur))
-	return len(attrs) > 1 || old.Version != cur.Version
+	if was, is := replicas(old), replicas(cur); was != "" && is != "" {
+		diff(attrs, "replicas", was, is)
+	}
+	was, is := updateState(old), updateState(cur)
+	if is != "" && was != is {
+		attrs["updatestate.new"] = is
+		if was != "" {
+			attrs["updatestate.old"] = was
+		}
+	}
+	return len(attrs) > 1 || iteration(old) != iteration(cur) || !reflect.DeepEqual(old.Spec, cur.Spec)
 }
 
 func image(s *api.Service) string {
@@ -80,13 +100,35 @@ func updateState(s *api.Service) string {
 	return string(s.UpdateStatus.State)
 }
 
-// nodeDiff notes what Docker tells of a node's update. Certificates and
-// addresses change without a word.
+func iteration(s *api.Service) uint64 {
+	if s.JobStatus == nil {
+		return 0
+	}
+	return s.JobStatus.JobIteration.Index
+}
+
+// nodeName is the name that a node was given, or its host's.
+func nodeName(n *api.Node) string { return cmp.Or(n.Spec.Name, n.Description.Hostname) }
+
+// nodeDiff notes what Docker tells of a node's update. Certificates, addresses
+// and sessions change without a word.
 func nodeDiff(attrs map[string]string, old, cur *api.Node) bool {
 	diff(attrs, "availability", string(old.Spec.Availability), string(cur.Spec.Availability))
-	diff(attrs, "role", string(old.Spec.Role), string(cur.Spec.Role))
+	diff(attrs, "role", string(old.Role), string(cur.Role))
 	diff(attrs, "state", string(old.Status.State), string(cur.Status.State))
-	return len(attrs) > 1 || !maps.Equal(old.Spec.Labels, cur.Spec.Labels)
+	return len(attrs) > 1 || !reflect.DeepEqual(old.Spec, cur.Spec) || !reflect.DeepEqual(old.Description, cur.Description)
+}
+
+// managerEvent says what Docker tells of a manager that leads or does not, or can
+// or can't be reached; false for nothing.
+func managerEvent(n *api.Node, old, cur swarm.ManagerStatus, now time.Time) (events.Message, bool) {
+	attrs := map[string]string{"name": nodeName(n)}
+	diff(attrs, "leader", strconv.FormatBool(old.Leader), strconv.FormatBool(cur.Leader))
+	diff(attrs, "reachability", string(old.Reachability), string(cur.Reachability))
+	return events.Message{
+		Type: events.NodeEventType, Action: events.ActionUpdate, Scope: scopeSwarm, Time: now.Unix(), TimeNano: now.UnixNano(),
+		Actor: events.Actor{ID: n.ID, Attributes: attrs},
+	}, len(attrs) > 1
 }
 
 func diff(attrs map[string]string, key, old, cur string) {

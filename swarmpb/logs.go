@@ -1,6 +1,7 @@
 package swarmpb
 
 import (
+	"container/heap"
 	"context"
 
 	"golang.org/x/sync/errgroup"
@@ -32,32 +33,54 @@ func MergeLogs(ctx context.Context, sources []func(context.Context, func(*LogMes
 }
 
 func merge(ctx context.Context, heads []chan *LogMessage, emit func(*LogMessage) error) error {
-	next := make([]*LogMessage, len(heads))
-	for i := range heads {
-		next[i] = <-heads[i]
+	next := make(oldestFirst, 0, len(heads))
+	for i, lines := range heads {
+		if m := <-lines; m != nil {
+			next = append(next, head{m, i, lines})
+		}
 	}
-	for ctx.Err() == nil {
-		oldest := -1
-		for i, m := range next {
-			if m != nil && (oldest < 0 || before(m, next[oldest])) {
-				oldest = i
-			}
-		}
-		if oldest < 0 {
-			return nil
-		}
-		if err := emit(next[oldest]); err != nil {
+	heap.Init(&next)
+	for len(next) > 0 && ctx.Err() == nil {
+		if err := emit(next[0].m); err != nil {
 			return err
 		}
-		next[oldest] = <-heads[oldest]
+		if next[0].m = <-next[0].more; next[0].m != nil {
+			heap.Fix(&next, 0)
+		} else {
+			heap.Pop(&next)
+		}
 	}
 	return ctx.Err()
 }
 
-func before(a, b *LogMessage) bool {
-	x, y := a.GetTimestamp(), b.GetTimestamp()
+// head is the next message of a source.
+type head struct {
+	m      *LogMessage
+	source int
+	more   <-chan *LogMessage
+}
+
+// oldestFirst is a heap; of messages of one time, the first source's is first.
+type oldestFirst []head
+
+func (h oldestFirst) Len() int      { return len(h) }
+func (h oldestFirst) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *oldestFirst) Push(x any)   { *h = append(*h, x.(head)) }
+
+func (h *oldestFirst) Pop() any {
+	last := (*h)[len(*h)-1]
+	(*h)[len(*h)-1] = head{}
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+func (h oldestFirst) Less(i, j int) bool {
+	x, y := h[i].m.GetTimestamp(), h[j].m.GetTimestamp()
 	if x.GetSeconds() != y.GetSeconds() {
 		return x.GetSeconds() < y.GetSeconds()
 	}
-	return x.GetNanos() < y.GetNanos()
+	if x.GetNanos() != y.GetNanos() {
+		return x.GetNanos() < y.GetNanos()
+	}
+	return h[i].source < h[j].source
 }

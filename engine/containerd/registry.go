@@ -246,6 +246,9 @@ func (s *session) remoteError(err error, what string) error {
 	if errors.As(err, &certErr) {
 		return api.Errorf(api.Unavailable, "the registry %s has a certificate that nobody vouches for: %w; add its authority under %s, or the registry to --insecure-registry", reference.Domain(s.ref), err, s.certHint())
 	}
+	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
+		return api.Errorf(api.Unavailable, "the registry %s speaks plain HTTP, which only loopback addresses and those of --insecure-registry may: %w", reference.Domain(s.ref), err)
+	}
 	if errors.As(err, &opErr) || errors.As(err, &netErr) {
 		return api.Errorf(api.Unavailable, "cannot reach the registry %s: %w", reference.Domain(s.ref), err)
 	}

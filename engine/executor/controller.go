@@ -2,8 +2,6 @@ package executor
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"slices"
 	"strconv"
@@ -12,7 +10,6 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
-	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/agent/exec"
@@ -23,6 +20,7 @@ import (
 // controller runs one task.
 type controller struct {
 	task *api.Task
+	auth string // the task's registry login; only run's goroutine has it
 
 	e      *Executor
 	engine *engine.Engine
@@ -69,35 +67,15 @@ func (c *controller) pull(ctx context.Context, image string) error {
 	if err == nil || !api.Is(err, api.NotFound) {
 		return err
 	}
-	auth, err := decodeAuth(c.task.Spec.RegistryAuth)
+	auth, err := decodeAuth(c.auth)
 	if err != nil {
 		return exec.Rejected(err)
 	}
-	if err := c.engine.ImagePull(ctx, image, engine.PullOptions{Auth: auth}, nil); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return api.Errorf(api.NotFound, "No such image: %s: it is not on this node, and could not be pulled: %w", image, err)
+	err = c.engine.ImagePull(ctx, image, engine.PullOptions{Auth: auth}, nil)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
 	}
-	return nil
-}
-
-// decodeAuth reads what came in an X-Registry-Auth header.
-func decodeAuth(s string) (*registry.AuthConfig, error) {
-	if s == "" {
-		return nil, nil
-	}
-	b, err := base64.URLEncoding.DecodeString(s)
-	if err != nil {
-		if b, err = base64.StdEncoding.DecodeString(s); err != nil {
-			return nil, api.Errorf(api.Invalid, "the registry login of the service is not base64: %w", err)
-		}
-	}
-	a := &registry.AuthConfig{}
-	if err := json.Unmarshal(b, a); err != nil {
-		return nil, api.Errorf(api.Invalid, "the registry login of the service is malformed: %w", err)
-	}
-	return a, nil
+	return pullError(image, auth, err)
 }
 
 // missing is the error for a container that was removed behind our back.
@@ -227,8 +205,12 @@ func (c *controller) Remove(ctx context.Context) error {
 }
 
 // Update implements exec.Controller. What a container is made from does not
-// change: a new version of a service has new tasks.
-func (c *controller) Update(context.Context, *api.Task) error { return nil }
+// change: a new version of a service has new tasks. But a task that was kept on
+// disk comes without its registry login, which the managers send again.
+func (c *controller) Update(_ context.Context, t *api.Task) error {
+	c.auth = t.Spec.RegistryAuth
+	return nil
+}
 
 // Status implements exec.Controller.
 func (c *controller) Status(ctx context.Context) (*swarm.ContainerStatus, *swarm.PortStatus, error) {

@@ -103,7 +103,7 @@ func (e *Executor) Controller(t *api.Task, deps exec.Dependencies) (exec.Control
 	if t.ID == "" {
 		return nil, api.Errorf(api.Invalid, "executor: the task has no id")
 	}
-	return &controller{e: e, engine: e.cfg.Engine, task: t, deps: deps, made: make(chan struct{})}, nil
+	return &controller{e: e, engine: e.cfg.Engine, task: t, auth: t.Spec.RegistryAuth, deps: deps, made: make(chan struct{})}, nil
 }
 
 // Adopted implements exec.Executor.

@@ -2,11 +2,10 @@ package dispatcher
 
 import (
 	"context"
-	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,9 +22,9 @@ const (
 	maxLogReaders = 512
 	// answerTimeout is how long a connected node may take to begin.
 	answerTimeout = 5 * time.Second
-	// followWindow is how long followed lines are held to put them in order.
-	followWindow = 20 * time.Millisecond
-	maxHeld      = 2000
+	// historyPatience is how long a follower's past waits for a node that has more
+	// to send before others' lines go first.
+	historyPatience = time.Second
 )
 
 // LogSelector selects the tasks that match any of its ids.
@@ -37,15 +36,16 @@ type LogOptions struct {
 	Follow         bool
 	Tail           int // lines a task; negative: all
 	Since          time.Time
-	// Missing is told of each node whose logs can't be had, once, and why; nil:
-	// nobody is. It is called from one goroutine at a time.
-	Missing func(nodeID, why string)
 
-	only string // the only node that counts; empty: all do
+	only string // for another manager: the only node that counts; empty: all do
+	// caughtUp, with only and Follow, is told when all that there was was passed on.
+	caughtUp func() error
 }
 
-// LogMessage is a piece of a task's output.
+// LogMessage is a piece of a task's output, or a note: Data then says which
+// output is missing, or is read again, and is no output itself.
 type LogMessage struct {
+	Note                      bool
 	ServiceID, NodeID, TaskID string
 	Stream                    string // "stdout" or "stderr"
 	At                        time.Time
@@ -74,11 +74,12 @@ func newLogBroker(cfg Config) *LogBroker {
 }
 
 // Logs calls fn for each message of the tasks that the selector selects, in
-// order of time: exactly without follow, within a small window with. It returns
-// when all is read, or with ctx; with follow, only with ctx. It never waits for
-// a node that is not there: the error then, of class Unavailable, says which
-// nodes are missing and why, after all else was passed on. An error of fn ends
-// it.
+// order of time: exactly without follow; with follow what there is so too, as far
+// as nodes send it in time, and what comes within a small window. It returns when
+// all is read, or with ctx; with follow, only with ctx. It never waits for a node
+// that is not there. Without follow, an error of class Unavailable then says
+// which nodes, or tasks, are missing and why, after all else was passed on; with
+// follow, notes do. An error of fn ends it.
 func (b *LogBroker) Logs(ctx context.Context, sel LogSelector, o LogOptions, fn func(LogMessage) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -103,9 +104,18 @@ type subscription struct {
 	relays   sync.WaitGroup
 
 	mu      sync.Mutex
-	feeds   map[string]*feed // by node
-	missing map[string]string
-	added   func(*feed) // with follow: reads a new feed
+	feeds   map[string]*feed    // by node
+	missing map[string]*absence // by node
+	mute    map[string]string   // why a task's output can't be read, by task; "" for all of a node
+	notes   []LogMessage        // with follow: for the reader
+	added   func(*feed)         // with follow: reads a new feed
+}
+
+// absence is why a node's logs can't be had.
+type absence struct {
+	why  string
+	at   time.Time
+	told bool // the follower knows
 }
 
 // feed is what one node sends for a subscription.
@@ -113,7 +123,7 @@ type feed struct {
 	node    string
 	via     string                   // the other manager that it comes through; empty: none
 	begun   chan struct{}            // closed when the node begins to send
-	lines   chan *swarmpb.LogMessage // from the node
+	lines   chan *swarmpb.LogMessage // from the node; nil among them: with follow, all that there was was sent
 	ended   chan struct{}            // closed when the node has sent all, or is gone
 	options *swarmpb.LogSubscriptionOptions
 
@@ -154,7 +164,8 @@ func (f *feed) end(why string) {
 
 func (b *LogBroker) subscribe(sel LogSelector, o LogOptions) (*subscription, error) {
 	s := &subscription{
-		b: b, id: api.NewID(), selector: sel, options: o, feeds: map[string]*feed{}, missing: map[string]string{},
+		b: b, id: api.NewID(), selector: sel, options: o, feeds: map[string]*feed{},
+		missing: map[string]*absence{}, mute: map[string]string{},
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -183,8 +194,8 @@ func (b *LogBroker) unsubscribe(s *subscription) {
 }
 
 // ask makes a feed for the node, or notes why there is none. It returns nil when
-// the node has one already.
-func (s *subscription) ask(node string, since time.Time) *feed {
+// the node has one already. One that had one goes on after what came through it.
+func (s *subscription) ask(node string) *feed {
 	b := s.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -193,6 +204,10 @@ func (s *subscription) ask(node string, since time.Time) *feed {
 	s.mu.Unlock()
 	if old != nil && !old.finished() {
 		return nil
+	}
+	since := s.options.Since
+	if last := old.reached(); !last.IsZero() {
+		since = last.Add(1)
 	}
 	l := b.listeners[node]
 	via := b.elsewhere(node)
@@ -214,8 +229,22 @@ func (s *subscription) ask(node string, since time.Time) *feed {
 
 func (s *subscription) keep(f *feed) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.feeds[f.node] = f
-	s.mu.Unlock()
+	if a := s.missing[f.node]; a != nil && a.told {
+		s.note(LogMessage{NodeID: f.node, Data: []byte("are read again")})
+	}
+	delete(s.missing, f.node)
+}
+
+// reached returns the time of the last message; f may be nil.
+func (f *feed) reached() time.Time {
+	if f == nil {
+		return time.Time{}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
 }
 
 func (f *feed) finished() bool {
@@ -224,61 +253,43 @@ func (f *feed) finished() bool {
 	return f.over
 }
 
-// miss notes that a node's logs can't be had.
-func (s *subscription) miss(node, why string) {
-	s.mu.Lock()
-	_, known := s.missing[node]
-	s.missing[node] = why
-	s.mu.Unlock()
-	if !known && s.options.Missing != nil {
-		s.options.Missing(node, why)
-	}
-}
-
-func (s *subscription) incomplete() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.missing) == 0 {
-		return nil
-	}
-	view := s.b.store.View()
-	var reasons []string
-	for _, id := range slices.Sorted(maps.Keys(s.missing)) {
-		name := id
-		if n := store.Get[*api.Node](view, id); n != nil && n.Description.Hostname != "" {
-			name = n.Description.Hostname + " (" + id + ")"
-		}
-		reasons = append(reasons, fmt.Sprintf("node %s: %s", name, s.missing[id]))
-	}
-	return api.Errorf(api.Unavailable, "incomplete logs: some could not be retrieved: %s", strings.Join(reasons, "; "))
-}
-
-// pass hands the feed's messages to emit until it ends. It returns nil also when
-// the node is lost on the way, which is noted.
-func (s *subscription) pass(ctx context.Context, f *feed, emit func(*swarmpb.LogMessage) error) error {
+// pass hands the feed's messages to emit until it ends; nil for the end of what
+// there was, with follow. It returns nil also when the node is lost on the way,
+// which is noted. With patience, it returns errSlow when the node takes longer.
+func (s *subscription) pass(ctx context.Context, f *feed, patience time.Duration, emit func(*swarmpb.LogMessage) error) error {
 	late := time.NewTimer(answerTimeout)
 	defer late.Stop()
 	begun := f.begun
+	slow := time.NewTimer(patience)
+	defer slow.Stop()
+	if patience == 0 {
+		slow.Stop()
+	}
 	for {
+		if patience > 0 {
+			slow.Reset(patience)
+		}
 		select {
 		case <-begun:
 			late.Stop()
 			begun = nil
 		case <-late.C:
 			f.end("it does not answer")
+		case <-slow.C:
+			return errSlow
 		case m := <-f.lines:
-			if err := emit(m); err != nil {
+			if err := s.passOne(f, m, emit); err != nil {
 				return err
 			}
-			f.mu.Lock()
-			f.last = m.GetTimestamp().AsTime()
-			f.mu.Unlock()
 		case <-f.ended:
 			f.mu.Lock()
 			why := f.why
 			f.mu.Unlock()
 			if why != "" {
 				s.miss(f.node, why)
+				if s.options.only != "" && s.options.Follow { // whoever relays it asks again
+					return s.incomplete()
+				}
 			}
 			return nil
 		case <-ctx.Done():
@@ -287,29 +298,58 @@ func (s *subscription) pass(ctx context.Context, f *feed, emit func(*swarmpb.Log
 	}
 }
 
+func (s *subscription) passOne(f *feed, m *swarmpb.LogMessage, emit func(*swarmpb.LogMessage) error) error {
+	switch {
+	case m == nil && !s.options.Follow: // nothing that a node has to say here
+		return nil
+	case m != nil && m.GetStream() == swarmpb.LogStream_LOG_STREAM_UNKNOWN && s.options.only == "":
+		s.silent(m)
+		return nil
+	}
+	if err := emit(m); err != nil {
+		return err
+	}
+	if at := m.GetTimestamp(); at != nil {
+		f.mu.Lock()
+		f.last = at.AsTime()
+		f.mu.Unlock()
+	}
+	return nil
+}
+
 // nodesOf lists the nodes that have tasks that the selector selects.
 func (s *subscription) nodesOf(view *store.View) []string {
 	if s.options.only != "" {
 		return []string{s.options.only}
 	}
 	nodes := map[string]bool{}
-	add := func(t *api.Task) {
-		if t != nil && t.NodeID != "" && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) {
+	for t := range s.tasks(view) {
+		if t.NodeID != "" && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) {
 			nodes[t.NodeID] = true
 		}
-	}
-	for _, id := range s.selector.ServiceIDs {
-		for t := range store.List[*api.Task](view, store.ByService(id)) {
-			add(t)
-		}
-	}
-	for _, id := range s.selector.TaskIDs {
-		add(store.Get[*api.Task](view, id))
 	}
 	for _, id := range s.selector.NodeIDs {
 		nodes[id] = true
 	}
 	return slices.Sorted(maps.Keys(nodes))
+}
+
+// tasks are those that the selector names, and those of services that it names.
+func (s *subscription) tasks(view *store.View) iter.Seq[*api.Task] {
+	return func(yield func(*api.Task) bool) {
+		for _, id := range s.selector.ServiceIDs {
+			for t := range store.List[*api.Task](view, store.ByService(id)) {
+				if !yield(t) {
+					return
+				}
+			}
+		}
+		for _, id := range s.selector.TaskIDs {
+			if t := store.Get[*api.Task](view, id); t != nil && !yield(t) {
+				return
+			}
+		}
+	}
 }
 
 func (s *subscription) selects(t *api.Task) bool {
@@ -321,9 +361,9 @@ func (s *subscription) selects(t *api.Task) bool {
 func (s *subscription) readAll(ctx context.Context, fn func(LogMessage) error) error {
 	var sources []func(context.Context, func(*swarmpb.LogMessage) error) error
 	for _, node := range s.nodesOf(s.b.store.View()) {
-		if f := s.ask(node, s.options.Since); f != nil {
+		if f := s.ask(node); f != nil {
 			sources = append(sources, func(ctx context.Context, emit func(*swarmpb.LogMessage) error) error {
-				return s.pass(ctx, f, emit)
+				return s.pass(ctx, f, 0, emit)
 			})
 		}
 	}

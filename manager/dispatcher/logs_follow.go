@@ -14,14 +14,33 @@ import (
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
+const (
+	// followWindow is how long followed lines are held to put them in order.
+	followWindow = 20 * time.Millisecond
+	maxHeld      = 2000
+	maxHeldBytes = 1 << 20
+	// noteInterval is how often it is looked whether there is a note to tell.
+	noteInterval = time.Second
+)
+
+// errCaughtUp ends the reading of what there was.
+var errCaughtUp = errors.New("all that there was was read")
+
 // follow reads what is there and what comes, from nodes that have tasks now and
 // from those that get some, until ctx ends.
 func (s *subscription) follow(ctx context.Context, fn func(LogMessage) error) error {
+	present, err := s.past(ctx, fn)
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	lines := make(chan *swarmpb.LogMessage)
 	read := func(f *feed) {
 		g.Go(func() error {
-			return s.pass(ctx, f, func(m *swarmpb.LogMessage) error {
+			return s.pass(ctx, f, 0, func(m *swarmpb.LogMessage) error {
+				if m == nil {
+					return nil
+				}
 				select {
 				case lines <- m:
 					return nil
@@ -30,6 +49,9 @@ func (s *subscription) follow(ctx context.Context, fn func(LogMessage) error) er
 				}
 			})
 		})
+	}
+	for _, f := range present {
+		read(f)
 	}
 	s.mu.Lock()
 	s.added = read
@@ -41,23 +63,60 @@ func (s *subscription) follow(ctx context.Context, fn func(LogMessage) error) er
 			s.added = nil
 			s.mu.Unlock()
 		}()
-		return drain(ctx, lines, fn)
+		return s.drain(ctx, lines, fn)
 	})
 	return g.Wait()
+}
+
+// past reads what there is, in order of time. A node that takes too long is not
+// waited for. It returns what is to be read on.
+func (s *subscription) past(ctx context.Context, fn func(LogMessage) error) ([]*feed, error) {
+	var present []*feed
+	for _, node := range s.nodesOf(s.b.store.View()) {
+		if f := s.ask(node); f != nil {
+			present = append(present, f)
+		}
+	}
+	if s.options.only != "" && len(present) == 0 {
+		return nil, s.incomplete()
+	}
+	var sources []func(context.Context, func(*swarmpb.LogMessage) error) error
+	for _, f := range present {
+		sources = append(sources, func(ctx context.Context, emit func(*swarmpb.LogMessage) error) error {
+			err := s.pass(ctx, f, historyPatience, func(m *swarmpb.LogMessage) error {
+				if m == nil {
+					return errCaughtUp
+				}
+				return emit(m)
+			})
+			if errors.Is(err, errCaughtUp) || errors.Is(err, errSlow) {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := swarmpb.MergeLogs(ctx, sources, func(m *swarmpb.LogMessage) error { return fn(apiLog(m)) }); err != nil {
+		return nil, err
+	}
+	if s.options.caughtUp != nil {
+		if err := s.options.caughtUp(); err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(present, (*feed).finished), nil
 }
 
 // watchTasks asks the nodes that have tasks of the subscription, and those that
 // get some.
 func (s *subscription) watchTasks(ctx context.Context, read func(*feed)) error {
-	since := s.options.Since
 	for {
 		view, w := s.b.store.Watch(store.KindTask)
 		for _, node := range s.nodesOf(view) {
-			if f := s.ask(node, since); f != nil {
+			if f := s.ask(node); f != nil {
 				read(f)
 			}
 		}
-		err := s.watchFrom(ctx, w, since, read)
+		err := s.watchFrom(ctx, w, read)
 		w.Close()
 		if !errors.Is(err, store.ErrOverflow) {
 			return err
@@ -65,7 +124,7 @@ func (s *subscription) watchTasks(ctx context.Context, read func(*feed)) error {
 	}
 }
 
-func (s *subscription) watchFrom(ctx context.Context, w *store.Watcher, since time.Time, read func(*feed)) error {
+func (s *subscription) watchFrom(ctx context.Context, w *store.Watcher, read func(*feed)) error {
 	for {
 		changes, err := w.Next(ctx)
 		if err != nil {
@@ -76,7 +135,7 @@ func (s *subscription) watchFrom(ctx context.Context, w *store.Watcher, since ti
 			if t == nil || api.Final(t.Status.State) || !s.selects(t) {
 				continue
 			}
-			if f := s.ask(t.NodeID, since); f != nil {
+			if f := s.ask(t.NodeID); f != nil {
 				read(f)
 			}
 		}
@@ -90,20 +149,11 @@ func (s *subscription) back(node string) {
 	_, lost := s.missing[node]
 	f := s.feeds[node]
 	added := s.added
-	delete(s.missing, node)
 	s.mu.Unlock()
 	if added == nil || !lost && f == nil {
 		return
 	}
-	since := s.options.Since
-	if f != nil {
-		f.mu.Lock()
-		if !f.last.IsZero() {
-			since = f.last.Add(1)
-		}
-		f.mu.Unlock()
-	}
-	if f := s.ask(node, since); f != nil {
+	if f := s.ask(node); f != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.added != nil {
@@ -112,36 +162,48 @@ func (s *subscription) back(node string) {
 	}
 }
 
-// drain passes lines on, those that come close to each other in order of time.
-func drain(ctx context.Context, lines <-chan *swarmpb.LogMessage, fn func(LogMessage) error) error {
+// drain passes lines on, those that come close to each other in order of time,
+// and notes.
+func (s *subscription) drain(ctx context.Context, lines <-chan *swarmpb.LogMessage, fn func(LogMessage) error) error {
 	window := time.NewTimer(followWindow)
 	defer window.Stop()
+	look := time.NewTicker(noteInterval)
+	defer look.Stop()
 	for {
 		var held []LogMessage
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case now := <-look.C:
+			held = s.told(now)
 		case m := <-lines:
-			held = append(held, apiLog(m))
+			held = gather(ctx, m, lines, window)
 		}
-		window.Reset(followWindow)
-		for open := true; open && len(held) < maxHeld; {
-			select {
-			case m := <-lines:
-				held = append(held, apiLog(m))
-			case <-window.C:
-				open = false
-			case <-ctx.Done():
-				open = false
-			}
-		}
-		slices.SortStableFunc(held, func(a, b LogMessage) int { return a.At.Compare(b.At) })
 		for _, m := range held {
 			if err := fn(m); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// gather returns the line and those that come in the window after it, in order of
+// time.
+func gather(ctx context.Context, m *swarmpb.LogMessage, lines <-chan *swarmpb.LogMessage, window *time.Timer) []LogMessage {
+	held, size := []LogMessage{apiLog(m)}, len(m.GetData())
+	window.Reset(followWindow)
+	for open := true; open && len(held) < maxHeld && size < maxHeldBytes; {
+		select {
+		case m := <-lines:
+			held, size = append(held, apiLog(m)), size+len(m.GetData())
+		case <-window.C:
+			open = false
+		case <-ctx.Done():
+			open = false
+		}
+	}
+	slices.SortStableFunc(held, func(a, b LogMessage) int { return a.At.Compare(b.At) })
+	return held
 }
 
 func apiLog(m *swarmpb.LogMessage) LogMessage {
@@ -152,8 +214,12 @@ func apiLog(m *swarmpb.LogMessage) LogMessage {
 	if m.GetTimestamp().IsValid() {
 		out.At = m.GetTimestamp().AsTime()
 	}
-	if m.GetStream() == swarmpb.LogStream_LOG_STREAM_STDERR {
+	switch m.GetStream() {
+	case swarmpb.LogStream_LOG_STREAM_STDERR:
 		out.Stream = "stderr"
+	case swarmpb.LogStream_LOG_STREAM_UNKNOWN:
+		out.Note = true
+	case swarmpb.LogStream_LOG_STREAM_STDOUT:
 	}
 	for _, a := range m.GetAttrs() {
 		if out.Attrs == nil {

@@ -77,7 +77,7 @@ func (s *subscription) fetch(ctx context.Context, f *feed, addr string) error {
 		if err != nil {
 			return err
 		}
-		if err := pour(ctx, f, f.node, m.GetMessages()); err != nil {
+		if err := pour(ctx, f, m.GetMessages()); err != nil {
 			return err
 		}
 	}

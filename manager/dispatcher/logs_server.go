@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
@@ -162,12 +163,17 @@ func (s *brokerServer) PublishLogs(stream swarmpb.LogBroker_PublishLogsServer) e
 	}
 	id := m.GetSubscriptionId()
 	defer f.end("it stopped sending before all was sent")
-	for {
+	own := s.b.ownTasks(node)
+	for first := true; ; first = false {
 		if m.GetSubscriptionId() != id {
 			return api.Errorf(api.Invalid, "a stream of logs is of one subscription")
 		}
-		if err := pour(stream.Context(), f, node, m.GetMessages()); err != nil {
-			return err
+		// The first batch of nothing only says which subscription it is.
+		messages := own(m.GetMessages())
+		if len(messages) > 0 || len(m.GetMessages()) == 0 && !first && !m.GetClose() {
+			if err := pour(stream.Context(), f, messages); err != nil {
+				return err
+			}
 		}
 		if m.GetClose() {
 			f.end("")
@@ -181,14 +187,45 @@ func (s *brokerServer) PublishLogs(stream swarmpb.LogBroker_PublishLogsServer) e
 	}
 }
 
-// pour hands messages to the reader, at the reader's pace. Which node they are
-// from is not the node's to say.
-func pour(ctx context.Context, f *feed, node string, messages []*swarmpb.LogMessage) error {
-	for _, m := range messages {
-		if m.Context == nil {
-			m.Context = &swarmpb.LogContext{}
+// ownTasks returns a filter for a node's messages: which node they are from is not
+// the node's to say, and they are of tasks that it has. What it tells of one that
+// is gone from the store is dropped: clients can't name it.
+func (b *LogBroker) ownTasks(node string) func([]*swarmpb.LogMessage) []*swarmpb.LogMessage {
+	known := map[string]*api.Task{}
+	return func(messages []*swarmpb.LogMessage) []*swarmpb.LogMessage {
+		out := messages[:0]
+		for _, m := range messages {
+			if m.Context == nil {
+				m.Context = &swarmpb.LogContext{}
+			}
+			m.Context.NodeId = node
+			id := m.Context.TaskId
+			if m.GetStream() == swarmpb.LogStream_LOG_STREAM_UNKNOWN && id == "" {
+				out = append(out, m)
+				continue
+			}
+			t := known[id]
+			if t == nil {
+				t = store.Get[*api.Task](b.store.View(), id)
+			}
+			if t == nil || t.NodeID != node {
+				continue
+			}
+			known[id] = t
+			m.Context.ServiceId = t.ServiceID
+			out = append(out, m)
 		}
-		m.Context.NodeId = node
+		return out
+	}
+}
+
+// pour hands messages to the reader, at the reader's pace; no messages are the
+// end of what there was.
+func pour(ctx context.Context, f *feed, messages []*swarmpb.LogMessage) error {
+	if len(messages) == 0 {
+		messages = []*swarmpb.LogMessage{nil}
+	}
+	for _, m := range messages {
 		select {
 		case f.lines <- m:
 		case <-f.ended:
@@ -223,6 +260,7 @@ func (s *logsServer) SubscribeLogs(req *swarmpb.SubscribeLogsRequest, stream swa
 	if options.only != "" {
 		s.b.await(stream.Context(), options.only)
 	}
+	options.caughtUp = func() error { return stream.Send(&swarmpb.SubscribeLogsMessage{}) }
 	selector := LogSelector{ServiceIDs: sel.GetServiceIds(), NodeIDs: sel.GetNodeIds(), TaskIDs: sel.GetTaskIds()}
 	if err := stream.SendHeader(nil); err != nil {
 		return err
@@ -240,7 +278,10 @@ func wireLog(m LogMessage) *swarmpb.LogMessage {
 	if !m.At.IsZero() {
 		out.Timestamp = timestamppb.New(m.At)
 	}
-	if m.Stream == "stderr" {
+	switch {
+	case m.Note:
+		out.Stream = swarmpb.LogStream_LOG_STREAM_UNKNOWN
+	case m.Stream == "stderr":
 		out.Stream = swarmpb.LogStream_LOG_STREAM_STDERR
 	}
 	for k, v := range m.Attrs {

@@ -132,6 +132,9 @@ func (c *controller) Logs(ctx context.Context, o exec.LogOptions, publish func(e
 	if k == nil {
 		return nil
 	}
+	if k.script.LogsErr != nil {
+		return k.script.LogsErr
+	}
 	at := 0
 	if o.Tail >= 0 {
 		c.fake.mu.Lock()

@@ -24,6 +24,8 @@ type Script struct {
 	Code  int
 	// Lines are what it prints to stdout when it starts.
 	Lines []string
+	// LogsErr is what reading its logs ends with; nil: they can be read.
+	LogsErr error
 }
 
 // Fake is an executor whose containers are values in memory. It stands for a
