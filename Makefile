@@ -14,7 +14,7 @@ SIM_SEEDS ?= $(shell echo $$(($(MINUTES) * 200)))
 
 export PATH := $(CURDIR)/build/bin:$(PATH)
 
-.PHONY: all deps bundle up down test check bench soak fuzz generate clean
+.PHONY: all deps bundle up down test check bench bench-scale soak fuzz generate clean
 
 all: deps bundle ## bin/legion, with the programs that travel in it
 	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -tags bundle -ldflags '$(LDFLAGS)' -o bin/legion ./cmd/legion
@@ -40,6 +40,10 @@ check: deps ## static checks
 bench: all ## side by side with dockerd, where it is installed
 	@demo/build-images build/images web
 	@go run ./test/bench
+
+bench-scale: ## a million tasks on ten thousand simulated agents, through three managers: SCALE=-tenth for less
+	@go build -o build/bin/scale ./test/scale
+	@build/bin/scale $(SCALE)
 
 soak: all ## random faults in a simulated swarm and on a real node: SEED=n MINUTES=m SIM_SEEDS=k
 	@demo/build-images build/images web
