@@ -21,10 +21,8 @@ func newSpecRow(t *api.Task, spec *api.TaskSpec) *specRow {
 	return &specRow{key: specKey(t), service: t.ServiceID, spec: spec}
 }
 
-type (
-	rowTree  = tree[idKey, any]
-	pairTree = tree[pairKey, struct{}]
-)
+// pairTree is an index.
+type pairTree = tree[pairKey, pairKey]
 
 // tables is all that there is. To copy it is to take a snapshot.
 //
@@ -32,13 +30,14 @@ type (
 // the rows, and of the others those whose keys change: with a task's status,
 // none.
 type tables struct {
-	rows  [kinds + 1]rowTree
-	specs tree[idKey, *specRow] // that tasks share, by key
+	tasks tree[idKey, taskItem]
+	rows  [kinds + 1]tree[idKey, rowItem] // all but tasks
+	specs tree[idKey, *specRow]           // that tasks share, by key
 
-	names [kinds + 1]pairTree     // folded name, id; no tasks
-	nodes pairTree                // of tasks: node, id
-	slots tree[slotKey, struct{}] // of tasks
-	uses  [2][usedKinds]pairTree  // what specs refer to: the target's id, then the user's
+	names [kinds + 1]pairTree    // folded name, id; no tasks
+	nodes pairTree               // of tasks: node, id
+	slots tree[slotKey, slotKey] // of tasks
+	uses  [2][usedKinds]pairTree // what specs refer to: the target's id, then the user's
 }
 
 // What uses is about.
@@ -55,23 +54,42 @@ const (
 )
 
 func (t *tables) get(k Kind, id string) any {
-	o, _ := t.rows[k].get(keyOf(id))
-	return o
+	if k == KindTask {
+		if it, ok := t.tasks.get(keyOf(id)); ok {
+			return it.task
+		}
+		return nil
+	}
+	it, _ := t.rows[k].get(keyOf(id))
+	return it.object
+}
+
+// count returns how many objects there are.
+func (t *tables) count(k Kind) int {
+	if k == KindTask {
+		return t.tasks.size
+	}
+	return t.rows[k].size
 }
 
 // put adds an object, or replaces the one with its id, which it returns.
 func (t *tables) put(e edit, k Kind, id string, o any) (old any) {
-	old, _ = t.rows[k].set(e, keyOf(id), o)
-	switch o := o.(type) {
-	case *api.Task:
-		was, _ := old.(*api.Task)
-		t.indexTask(e, was, o)
-		return old
-	case *api.Service:
+	key := keyOf(id)
+	if task, ok := o.(*api.Task); ok {
+		was, there := t.tasks.set(e, key, taskItem{key.head, task})
+		t.indexTask(e, was.task, task)
+		if !there {
+			return nil
+		}
+		return was.task
+	}
+	was, _ := t.rows[k].set(e, key, rowItem{key.head, o})
+	old = was.object
+	if s, ok := o.(*api.Service); ok {
 		if was, ok := old.(*api.Service); ok {
 			t.indexUses(e, byServices, id, &was.Spec.TaskTemplate, false)
 		}
-		t.indexUses(e, byServices, id, &o.Spec.TaskTemplate, true)
+		t.indexUses(e, byServices, id, &s.Spec.TaskTemplate, true)
 	}
 	t.indexName(e, k, id, nameOf(old), nameOf(o))
 	return old
@@ -79,19 +97,23 @@ func (t *tables) put(e edit, k Kind, id string, o any) (old any) {
 
 // remove deletes an object and returns it, or nil.
 func (t *tables) remove(e edit, k Kind, id string) (old any) {
-	old, ok := t.rows[k].remove(e, keyOf(id))
+	if k == KindTask {
+		was, ok := t.tasks.remove(e, keyOf(id))
+		if !ok {
+			return nil
+		}
+		t.indexTask(e, was.task, nil)
+		return was.task
+	}
+	was, ok := t.rows[k].remove(e, keyOf(id))
 	if !ok {
 		return nil
 	}
-	switch o := old.(type) {
-	case *api.Task:
-		t.indexTask(e, o, nil)
-		return old
-	case *api.Service:
-		t.indexUses(e, byServices, id, &o.Spec.TaskTemplate, false)
+	if s, ok := was.object.(*api.Service); ok {
+		t.indexUses(e, byServices, id, &s.Spec.TaskTemplate, false)
 	}
-	t.indexName(e, k, id, nameOf(old), "")
-	return old
+	t.indexName(e, k, id, nameOf(was.object), "")
+	return was.object
 }
 
 func (t *tables) indexName(e edit, k Kind, id, was, is string) {
@@ -102,7 +124,8 @@ func (t *tables) indexName(e edit, k Kind, id, was, is string) {
 		t.names[k].remove(e, pairKey{fold(was), id})
 	}
 	if is != "" {
-		t.names[k].set(e, pairKey{fold(is), id}, struct{}{})
+		key := pairKey{fold(is), id}
+		t.names[k].set(e, key, key)
 	}
 }
 
@@ -116,7 +139,8 @@ func (t *tables) indexTask(e edit, was, is *api.Task) {
 		t.nodes.remove(e, pairKey{was.NodeID, was.ID})
 	}
 	if is != nil && (was == nil || was.NodeID != is.NodeID) && is.NodeID != "" {
-		t.nodes.set(e, pairKey{is.NodeID, is.ID}, struct{}{})
+		key := pairKey{is.NodeID, is.ID}
+		t.nodes.set(e, key, key)
 	}
 	if was != nil && is != nil && was.ServiceID == is.ServiceID && was.Slot == is.Slot {
 		return
@@ -125,7 +149,8 @@ func (t *tables) indexTask(e edit, was, is *api.Task) {
 		t.slots.remove(e, slotKey{was.ServiceID, was.Slot, was.ID})
 	}
 	if is != nil {
-		t.slots.set(e, slotKey{is.ServiceID, is.Slot, is.ID}, struct{}{})
+		key := slotKey{is.ServiceID, is.Slot, is.ID}
+		t.slots.set(e, key, key)
 	}
 }
 
@@ -149,7 +174,7 @@ func (t *tables) removeSpec(e edit, key string) {
 func (t *tables) indexUses(e edit, user int, id string, spec *swarm.TaskSpec, add bool) {
 	for used, target := range targets(spec) {
 		if key := (pairKey{target, id}); add {
-			t.uses[user][used].set(e, key, struct{}{})
+			t.uses[user][used].set(e, key, key)
 		} else {
 			t.uses[user][used].remove(e, key)
 		}
@@ -209,8 +234,16 @@ func ByNamePrefix(p string) By {
 func ByIDPrefix(p string) By {
 	return By{key: p, index: func(t *tables, k Kind) iter.Seq[any] {
 		return func(yield func(any) bool) {
-			for key, o := range t.rows[k].from(keyOf(p)) {
-				if !strings.HasPrefix(key.id, p) || !yield(o) {
+			if k == KindTask {
+				for it := range t.tasks.from(keyOf(p)) {
+					if !strings.HasPrefix(it.task.ID, p) || !yield(it.task) {
+						return
+					}
+				}
+				return
+			}
+			for it := range t.rows[k].from(keyOf(p)) {
+				if !strings.HasPrefix(idOf(it.object), p) || !yield(it.object) {
 					return
 				}
 			}
@@ -266,8 +299,8 @@ func scan(key string, match func(t *api.Task) bool) By {
 			if k != KindTask {
 				return
 			}
-			for _, o := range t.rows[k].all() {
-				if match(o.(*api.Task)) && !yield(o) {
+			for it := range t.tasks.all() {
+				if match(it.task) && !yield(it.task) {
 					return
 				}
 			}

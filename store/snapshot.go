@@ -33,7 +33,7 @@ func (v *View) Snapshot(w io.Writer) error {
 	e := &snapshotWriter{w: bw}
 	e.raw([]byte(snapshotMagic))
 	e.raw(binary.AppendUvarint(nil, v.index))
-	for _, row := range v.tables.specs.all() {
+	for row := range v.tables.specs.all() {
 		body, err := json.Marshal(row.spec)
 		e.op(&op{code: opSpec, id: row.key, body: body}, err)
 	}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"iter"
+
+	"github.com/legion-swarm/legion/api"
 )
 
 // A tree is a persistent B-tree: to copy the struct is to take a snapshot.
@@ -12,13 +14,13 @@ import (
 // Nodes made under that number are changed in place, all others are copied
 // first. So a transaction of a thousand writes copies a node once, and
 // snapshots taken before or after it never see a half of it.
-type tree[K key[K], V any] struct {
-	root *branch[K, V]
+type tree[K any, T item[K]] struct {
+	root *branch[K, T]
 	size int
 }
 
-// key orders the items of a tree.
-type key[K any] interface{ cmp(K) int }
+// item is what a tree holds; it is ordered by its key, which it has within.
+type item[K any] interface{ cmp(K) int }
 
 // edit is a number under which nodes may be changed in place.
 type edit uint64
@@ -31,25 +33,19 @@ const (
 )
 
 // branch is a node of a tree. A leaf has no kids.
-type branch[K key[K], V any] struct {
+type branch[K any, T item[K]] struct {
 	edit  edit
 	n     int
-	kids  *[maxItems + 1]*branch[K, V]
-	items [maxItems]item[K, V]
-}
-
-// item has its value first: a value of no size at the end would take a word.
-type item[K, V any] struct {
-	val V
-	key K
+	kids  *[maxItems + 1]*branch[K, T]
+	items [maxItems]T
 }
 
 // find returns the index of the first item that is not before k.
-func (b *branch[K, V]) find(k K) (i int, found bool) {
+func (b *branch[K, T]) find(k K) (i int, found bool) {
 	lo, hi := 0, b.n
 	for lo < hi {
 		mid := int(uint(lo+hi) >> 1)
-		switch c := b.items[mid].key.cmp(k); {
+		switch c := b.items[mid].cmp(k); {
 		case c == 0:
 			return mid, true
 		case c < 0:
@@ -61,30 +57,30 @@ func (b *branch[K, V]) find(k K) (i int, found bool) {
 	return lo, false
 }
 
-func (t *tree[K, V]) get(k K) (v V, ok bool) {
+func (t *tree[K, T]) get(k K) (it T, ok bool) {
 	for b := t.root; b != nil; {
 		i, found := b.find(k)
 		if found {
-			return b.items[i].val, true
+			return b.items[i], true
 		}
 		if b.kids == nil {
 			break
 		}
 		b = b.kids[i]
 	}
-	return v, false
+	return it, false
 }
 
 // from iterates over the items that are not before k, in order.
-func (t *tree[K, V]) from(k K) iter.Seq2[K, V] {
-	return func(yield func(K, V) bool) {
+func (t *tree[K, T]) from(k K) iter.Seq[T] {
+	return func(yield func(T) bool) {
 		if t.root != nil {
 			t.root.from(k, yield)
 		}
 	}
 }
 
-func (b *branch[K, V]) from(k K, yield func(K, V) bool) bool {
+func (b *branch[K, T]) from(k K, yield func(T) bool) bool {
 	i, found := b.find(k)
 	if !found && b.kids != nil && !b.kids[i].from(k, yield) {
 		return false
@@ -93,9 +89,9 @@ func (b *branch[K, V]) from(k K, yield func(K, V) bool) bool {
 }
 
 // rest yields the items from i on, and what is between and after them.
-func (b *branch[K, V]) rest(i int, yield func(K, V) bool) bool {
+func (b *branch[K, T]) rest(i int, yield func(T) bool) bool {
 	for ; i < b.n; i++ {
-		if !yield(b.items[i].key, b.items[i].val) {
+		if !yield(b.items[i]) {
 			return false
 		}
 		if b.kids != nil && !b.kids[i+1].all(yield) {
@@ -106,15 +102,15 @@ func (b *branch[K, V]) rest(i int, yield func(K, V) bool) bool {
 }
 
 // all iterates over all items, in order.
-func (t *tree[K, V]) all() iter.Seq2[K, V] {
-	return func(yield func(K, V) bool) {
+func (t *tree[K, T]) all() iter.Seq[T] {
+	return func(yield func(T) bool) {
 		if t.root != nil {
 			t.root.all(yield)
 		}
 	}
 }
 
-func (b *branch[K, V]) all(yield func(K, V) bool) bool {
+func (b *branch[K, T]) all(yield func(T) bool) bool {
 	if b.kids != nil && !b.kids[0].all(yield) {
 		return false
 	}
@@ -122,34 +118,33 @@ func (b *branch[K, V]) all(yield func(K, V) bool) bool {
 }
 
 // own returns b, or a copy of it that may be changed under e.
-func (b *branch[K, V]) own(e edit) *branch[K, V] {
+func (b *branch[K, T]) own(e edit) *branch[K, T] {
 	if b.edit == e {
 		return b
 	}
-	c := &branch[K, V]{edit: e, n: b.n}
+	c := &branch[K, T]{edit: e, n: b.n}
 	copy(c.items[:b.n], b.items[:b.n])
 	if b.kids != nil {
-		c.kids = new([maxItems + 1]*branch[K, V])
+		c.kids = new([maxItems + 1]*branch[K, T])
 		copy(c.kids[:b.n+1], b.kids[:b.n+1])
 	}
 	return c
 }
 
-func (b *branch[K, V]) ownKid(i int, e edit) *branch[K, V] {
+func (b *branch[K, T]) ownKid(i int, e edit) *branch[K, T] {
 	b.kids[i] = b.kids[i].own(e)
 	return b.kids[i]
 }
 
-// set puts an item in, and returns the value that it replaces. The key of an
-// item that is there stays, so that equal keys share memory.
-func (t *tree[K, V]) set(e edit, k K, v V) (old V, replaced bool) {
+// set puts an item in, whose key is k, and returns the one that it replaces.
+func (t *tree[K, T]) set(e edit, k K, it T) (old T, replaced bool) {
 	if t.root == nil {
-		t.root = &branch[K, V]{edit: e}
+		t.root = &branch[K, T]{edit: e}
 	}
 	b := t.root.own(e)
 	t.root = b
 	if b.n == maxItems {
-		t.root = &branch[K, V]{edit: e, kids: new([maxItems + 1]*branch[K, V])}
+		t.root = &branch[K, T]{edit: e, kids: new([maxItems + 1]*branch[K, T])}
 		t.root.kids[0] = b
 		t.root.split(0, k, e)
 		b = t.root
@@ -162,11 +157,10 @@ func (t *tree[K, V]) set(e edit, k K, v V) (old V, replaced bool) {
 		}
 		switch {
 		case found:
-			old = b.items[i].val
-			b.items[i].val = v
+			old, b.items[i] = b.items[i], it
 			return old, true
 		case b.kids == nil:
-			b.insert(i, item[K, V]{v, k})
+			b.insert(i, it)
 			t.size++
 			return old, false
 		}
@@ -174,7 +168,7 @@ func (t *tree[K, V]) set(e edit, k K, v V) (old V, replaced bool) {
 	}
 }
 
-func (b *branch[K, V]) insert(i int, it item[K, V]) {
+func (b *branch[K, T]) insert(i int, it T) {
 	copy(b.items[i+1:b.n+1], b.items[i:b.n])
 	b.items[i] = it
 	b.n++
@@ -182,16 +176,16 @@ func (b *branch[K, V]) insert(i int, it item[K, V]) {
 
 // split makes two of kid i, which is full, with room for k: where k is the
 // last one of all, more are to follow, and the left one is kept nearly full.
-func (b *branch[K, V]) split(i int, k K, e edit) {
+func (b *branch[K, T]) split(i int, k K, e edit) {
 	left := b.ownKid(i, e)
 	at := maxItems / 2
-	if left.items[maxItems-1].key.cmp(k) < 0 {
+	if left.items[maxItems-1].cmp(k) < 0 {
 		at = maxItems - 4
 	}
-	right := &branch[K, V]{edit: e, n: maxItems - at - 1}
+	right := &branch[K, T]{edit: e, n: maxItems - at - 1}
 	copy(right.items[:], left.items[at+1:])
 	if left.kids != nil {
-		right.kids = new([maxItems + 1]*branch[K, V])
+		right.kids = new([maxItems + 1]*branch[K, T])
 		copy(right.kids[:], left.kids[at+1:])
 		clear(left.kids[at+1:])
 	}
@@ -203,8 +197,8 @@ func (b *branch[K, V]) split(i int, k K, e edit) {
 	b.insert(i, up)
 }
 
-// remove takes an item out and returns its value.
-func (t *tree[K, V]) remove(e edit, k K) (old V, ok bool) {
+// remove takes an item out and returns it.
+func (t *tree[K, T]) remove(e edit, k K) (old T, ok bool) {
 	if old, ok = t.get(k); !ok {
 		return old, false
 	}
@@ -222,7 +216,7 @@ func (t *tree[K, V]) remove(e edit, k K) (old V, ok bool) {
 }
 
 // remove takes out an item that is there.
-func (b *branch[K, V]) remove(e edit, k K) {
+func (b *branch[K, T]) remove(e edit, k K) {
 	for {
 		i, found := b.find(k)
 		switch {
@@ -240,7 +234,7 @@ func (b *branch[K, V]) remove(e edit, k K) {
 	}
 }
 
-func (b *branch[K, V]) removeLast(e edit) item[K, V] {
+func (b *branch[K, T]) removeLast(e edit) T {
 	for b.kids != nil {
 		if b.n > 0 && b.kids[b.n].n <= fewItems {
 			b.grow(b.n, e)
@@ -253,14 +247,14 @@ func (b *branch[K, V]) removeLast(e edit) item[K, V] {
 	return last
 }
 
-func (b *branch[K, V]) cut(i int) {
+func (b *branch[K, T]) cut(i int) {
 	copy(b.items[i:b.n-1], b.items[i+1:b.n])
 	b.n--
-	b.items[b.n] = item[K, V]{}
+	clear(b.items[b.n : b.n+1])
 }
 
 // grow gives kid i more items: one of a neighbour's, or all of them.
-func (b *branch[K, V]) grow(i int, e edit) {
+func (b *branch[K, T]) grow(i int, e edit) {
 	switch {
 	case i > 0 && b.kids[i-1].n > fewItems:
 		b.takeLeft(i, e)
@@ -271,7 +265,7 @@ func (b *branch[K, V]) grow(i int, e edit) {
 	}
 }
 
-func (b *branch[K, V]) takeLeft(i int, e edit) {
+func (b *branch[K, T]) takeLeft(i int, e edit) {
 	to, of := b.ownKid(i, e), b.ownKid(i-1, e)
 	to.insert(0, b.items[i-1])
 	b.items[i-1] = of.items[of.n-1]
@@ -283,7 +277,7 @@ func (b *branch[K, V]) takeLeft(i int, e edit) {
 	of.cut(of.n - 1)
 }
 
-func (b *branch[K, V]) takeRight(i int, e edit) {
+func (b *branch[K, T]) takeRight(i int, e edit) {
 	to, of := b.ownKid(i, e), b.ownKid(i+1, e)
 	to.insert(to.n, b.items[i])
 	b.items[i] = of.items[0]
@@ -296,7 +290,7 @@ func (b *branch[K, V]) takeRight(i int, e edit) {
 }
 
 // merge makes one of kids i and i+1, which have few items.
-func (b *branch[K, V]) merge(i int, e edit) {
+func (b *branch[K, T]) merge(i int, e edit) {
 	left, right := b.ownKid(i, e), b.kids[i+1]
 	left.items[left.n] = b.items[i]
 	copy(left.items[left.n+1:], right.items[:right.n])
@@ -317,9 +311,6 @@ type idKey struct {
 }
 
 func keyOf(id string) idKey {
-	if len(id) >= 8 {
-		return idKey{uint64(id[0])<<56 | uint64(id[1])<<48 | uint64(id[2])<<40 | uint64(id[3])<<32 | uint64(id[4])<<24 | uint64(id[5])<<16 | uint64(id[6])<<8 | uint64(id[7]), id}
-	}
 	var head [8]byte
 	copy(head[:], id)
 	return idKey{binary.BigEndian.Uint64(head[:]), id}
@@ -331,6 +322,34 @@ func (a idKey) cmp(b idKey) int {
 	}
 	return cmp.Compare(a.id, b.id)
 }
+
+// taskItem is a task in the order of ids.
+type taskItem struct {
+	head uint64 // as idKey has it
+	task *api.Task
+}
+
+func (a taskItem) cmp(b idKey) int {
+	if a.head != b.head {
+		return cmp.Compare(a.head, b.head)
+	}
+	return cmp.Compare(a.task.ID, b.id)
+}
+
+// rowItem is another object in the order of ids.
+type rowItem struct {
+	head   uint64
+	object any
+}
+
+func (a rowItem) cmp(b idKey) int {
+	if a.head != b.head {
+		return cmp.Compare(a.head, b.head)
+	}
+	return cmp.Compare(idOf(a.object), b.id)
+}
+
+func (a *specRow) cmp(b idKey) int { return cmp.Compare(a.key, b.id) }
 
 // pairKey is a string that many items may have, and what tells them apart.
 type pairKey struct{ of, id string }

@@ -9,15 +9,21 @@ import (
 	"pgregory.net/rapid"
 )
 
+// testItem is an id with a number.
+type testItem struct {
+	idKey
+	n int
+}
+
 // TestTree has random edits against a map, with snapshots that must not change.
 func TestTree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type snapshot struct {
-			tree tree[idKey, int]
+			tree tree[idKey, testItem]
 			want map[string]int
 		}
 		var (
-			tr    tree[idKey, int]
+			tr    tree[idKey, testItem]
 			want  = map[string]int{}
 			snaps []snapshot
 			space = rapid.SampledFrom([]int{10, 300, 3000}).Draw(t, "keys")
@@ -36,14 +42,14 @@ func TestTree(t *testing.T) {
 				}
 				before, there := want[id]
 				if mode == 0 || mode == 1 && next(2) == 0 {
-					if old, ok := tr.remove(edit(e+1), keyOf(id)); ok != there || old != before {
-						t.Fatalf("remove %s: %d, %v; want %d, %v", id, old, ok, before, there)
+					if old, ok := tr.remove(edit(e+1), keyOf(id)); ok != there || old.n != before {
+						t.Fatalf("remove %s: %v, %v; want %d, %v", id, old, ok, before, there)
 					}
 					delete(want, id)
 					continue
 				}
-				if old, ok := tr.set(edit(e+1), keyOf(id), i); ok != there || old != before {
-					t.Fatalf("set %s: %d, %v; want %d, %v", id, old, ok, before, there)
+				if old, ok := tr.set(edit(e+1), keyOf(id), testItem{keyOf(id), i}); ok != there || old.n != before {
+					t.Fatalf("set %s: %v, %v; want %d, %v", id, old, ok, before, there)
 				}
 				want[id] = i
 			}
@@ -55,21 +61,21 @@ func TestTree(t *testing.T) {
 	})
 }
 
-func compareTree(t *rapid.T, tr *tree[idKey, int], want map[string]int) {
+func compareTree(t *rapid.T, tr *tree[idKey, testItem], want map[string]int) {
 	var got []string
-	for k, v := range tr.all() {
-		if want[k.id] != v {
-			t.Fatalf("%s is %d; want %d", k.id, v, want[k.id])
+	for it := range tr.all() {
+		if want[it.id] != it.n {
+			t.Fatalf("%s is %d; want %d", it.id, it.n, want[it.id])
 		}
-		got = append(got, k.id)
+		got = append(got, it.id)
 	}
 	keys := slices.Sorted(maps.Keys(want))
 	if !slices.Equal(got, keys) || tr.size != len(want) {
 		t.Fatalf("%d keys, size %d; want %d", len(got), tr.size, len(keys))
 	}
 	for i := 0; i < len(keys); i += 7 {
-		if v, ok := tr.get(keyOf(keys[i])); !ok || v != want[keys[i]] {
-			t.Fatalf("get %s: %d, %v", keys[i], v, ok)
+		if v, ok := tr.get(keyOf(keys[i])); !ok || v.n != want[keys[i]] {
+			t.Fatalf("get %s: %v, %v", keys[i], v, ok)
 		}
 		got = got[:0]
 		for k := range tr.from(keyOf(keys[i] + "a")) {

@@ -55,7 +55,7 @@ func List[T api.Object](r Reader, by ...By) iter.Seq[T] {
 func Count[T api.Object](r Reader, by ...By) int {
 	b := one(by)
 	if v, ok := r.(*View); ok && len(by) == 0 {
-		return v.tables.rows[kindOf[T]()].size
+		return v.tables.count(kindOf[T]())
 	}
 	n := 0
 	for range r.list(kindOf[T](), b) {
