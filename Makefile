@@ -14,7 +14,7 @@ SIM_SEEDS ?= $(shell echo $$(($(MINUTES) * 200)))
 
 export PATH := $(CURDIR)/build/bin:$(PATH)
 
-.PHONY: all deps bundle up down test check bench soak fuzz generate clean
+.PHONY: all deps bundle up down test check bench bench-scale soak fuzz generate clean
 
 all: deps bundle ## bin/legion, with the programs that travel in it
 	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -tags bundle -ldflags '$(LDFLAGS)' -o bin/legion ./cmd/legion
@@ -42,6 +42,10 @@ bench: all ## side by side with dockerd: the installed one, else Debian's
 	@go build -o build/bench ./test/bench
 	@if command -v dockerd >/dev/null; then build/bench; else scripts/fetch-dockerd build/dockerd && \
 		PATH=$$PATH:$(CURDIR)/build/dockerd/bin LD_LIBRARY_PATH=$(CURDIR)/build/dockerd/lib build/bench; fi
+
+bench-scale: ## a million tasks on ten thousand simulated agents, through three managers: SCALE=-tenth for less
+	@go build -o build/bin/scale ./test/scale
+	@build/bin/scale $(SCALE)
 
 soak: all ## random faults in a simulated swarm and on a real node: SEED=n MINUTES=m SIM_SEEDS=k
 	@demo/build-images build/images web

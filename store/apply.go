@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/hashicorp/go-memdb"
-
 	"github.com/legion-swarm/legion/api"
 )
 
@@ -24,19 +22,19 @@ func (s *Store) Apply(index uint64, data []byte) (result, fatal error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	txn := s.db.Txn(true)
-	defer txn.Abort() // no effect after Commit
+	a := applier{store: s, tables: s.View().tables, edit: s.newEdit(), index: index, specs: map[string][]byte{}, refs: map[string]int{}}
 	for _, r := range e.reads {
 		var v uint64
-		if o := first(txn, r.kind, r.id); o != nil {
+		if o := a.tables.get(r.kind, r.id); o != nil {
 			v = metaOf(o).Version.Index
 		}
 		if v != r.version {
-			s.publish(index, nil)
+			s.publish(&View{tables: a.tables, index: index}, nil)
 			return errStale, nil
 		}
 	}
-	a := applier{store: s, txn: txn, index: index, specs: map[string][]byte{}, refs: map[string]int{}}
+	before := a.tables
+	a.changes = make([]Change, 0, len(e.ops))
 	for i := range e.ops {
 		if result, err = a.apply(&e.ops[i]); result != nil || err != nil {
 			break
@@ -49,31 +47,24 @@ func (s *Store) Apply(index uint64, data []byte) (result, fatal error) {
 	case err != nil:
 		return nil, fmt.Errorf("entry %d: %w", index, err)
 	case result != nil:
-		s.publish(index, nil)
+		s.publish(&View{tables: before, index: index}, nil)
 		return result, nil
 	}
-	txn.Commit()
 	for key, n := range a.refs {
 		if s.refs[key] += n; s.refs[key] == 0 {
 			delete(s.refs, key)
 		}
 	}
-	s.publish(index, a.changes)
+	s.publish(&View{tables: a.tables, index: index}, a.changes)
 	return nil, nil
 }
 
+// newEdit returns a number that was not used yet in this store.
+func (s *Store) newEdit() edit { return edit(s.edits.Add(1)) }
+
 // publish makes the newest view and tells watchers. Callers hold mu.
-func (s *Store) publish(index uint64, changes []Change) {
-	counts := s.View().counts
-	for i := range changes {
-		switch c := &changes[i]; {
-		case c.Old == nil:
-			counts[c.Kind]++
-		case c.New == nil:
-			counts[c.Kind]--
-		}
-	}
-	s.view.Store(newView(s.db, index, counts))
+func (s *Store) publish(v *View, changes []Change) {
+	s.view.Store(v)
 	if len(changes) == 0 {
 		return
 	}
@@ -82,10 +73,11 @@ func (s *Store) publish(index uint64, changes []Change) {
 	}
 }
 
-// applier takes one entry's operations.
+// applier takes one entry's operations, into a copy of the tables.
 type applier struct {
 	store   *Store
-	txn     *memdb.Txn
+	tables  tables
+	edit    edit
 	index   uint64
 	specs   map[string][]byte // that came with the entry, not decoded yet
 	refs    map[string]int    // by how much the number of tasks with a spec changes
@@ -98,27 +90,17 @@ func (a *applier) apply(o *op) (result, fatal error) {
 		a.specs[o.id] = o.body
 		return nil, nil
 	case opDelete:
-		old := first(a.txn, o.kind, o.id)
+		old := a.tables.remove(a.edit, o.kind, o.id)
 		if old == nil {
 			return errStale, nil
 		}
-		if err := a.txn.Delete(o.kind.String(), old); err != nil {
-			return nil, err
+		if t, ok := old.(*api.Task); ok {
+			a.refs[specKey(t)]--
 		}
-		a.changed(Change{Kind: o.kind, ID: o.id, Old: old, Index: a.index})
+		a.changes = append(a.changes, Change{Kind: o.kind, ID: o.id, Old: old, Index: a.index})
 		return nil, nil
 	}
 	return a.put(o)
-}
-
-func (a *applier) changed(c Change) {
-	a.changes = append(a.changes, c)
-	if t, ok := c.New.(*api.Task); ok {
-		a.refs[specKey(t)]++
-	}
-	if t, ok := c.Old.(*api.Task); ok {
-		a.refs[specKey(t)]--
-	}
 }
 
 func (a *applier) put(o *op) (result, fatal error) {
@@ -126,29 +108,37 @@ func (a *applier) put(o *op) (result, fatal error) {
 	if err != nil {
 		return nil, err
 	}
-	if t, ok := obj.(*api.Task); ok {
-		if err := a.giveSpec(t); err != nil {
-			if errors.Is(err, errStale) {
-				return err, nil
-			}
-			return nil, err
-		}
-	}
 	metaOf(obj).Version.Index = a.index
 	id := idOf(obj)
-	old := first(a.txn, o.kind, id)
-	if err := a.txn.Insert(o.kind.String(), obj); err != nil {
+	old := a.tables.put(a.edit, o.kind, id, obj)
+	a.changes = append(a.changes, Change{Kind: o.kind, ID: id, Old: old, New: obj, Index: a.index})
+	t, ok := obj.(*api.Task)
+	if !ok {
+		return nil, nil
+	}
+	switch err := a.giveSpec(t, old); {
+	case errors.Is(err, errStale):
+		return err, nil
+	default:
 		return nil, err
 	}
-	a.changed(Change{Kind: o.kind, ID: id, Old: old, New: obj, Index: a.index})
-	return nil, nil
 }
 
 // giveSpec gives a task the spec that it shares: what the store has comes
-// first, then what came with the entry.
-func (a *applier) giveSpec(t *api.Task) error {
+// first, then what came with the entry. Nobody sees the task yet.
+func (a *applier) giveSpec(t *api.Task, old any) error {
+	was, _ := old.(*api.Task)
+	if was != nil {
+		t.ID = was.ID // the same string, in memory that is there
+		if sameSpec(was, t) {
+			t.Spec = was.Spec
+			return nil
+		}
+		a.refs[specKey(was)]--
+	}
 	key := specKey(t)
-	if row := specOf(a.txn, key); row != nil {
+	a.refs[key]++
+	if row := a.tables.spec(key); row != nil {
 		t.Spec = row.spec
 		return nil
 	}
@@ -161,7 +151,8 @@ func (a *applier) giveSpec(t *api.Task) error {
 		return err
 	}
 	t.Spec = spec
-	return a.txn.Insert(tableSpec, newSpecRow(t, spec))
+	a.tables.putSpec(a.edit, newSpecRow(t, spec))
+	return nil
 }
 
 // finish checks what only the whole change can be checked for, and drops specs
@@ -169,16 +160,14 @@ func (a *applier) giveSpec(t *api.Task) error {
 func (a *applier) finish() (result, fatal error) {
 	for i := range a.changes {
 		if c := &a.changes[i]; c.New != nil && c.Kind.named() {
-			if err := nameFree(a.txn, c.Kind, c.New); err != nil {
+			if err := nameFree(&a.tables, c.Kind, c.New); err != nil {
 				return err, nil
 			}
 		}
 	}
 	for key, n := range a.refs {
 		if n < 0 && a.store.refs[key]+n == 0 {
-			if err := a.txn.Delete(tableSpec, specOf(a.txn, key)); err != nil {
-				return nil, err
-			}
+			a.tables.removeSpec(a.edit, key)
 		}
 	}
 	return nil, nil

@@ -60,6 +60,11 @@ func specKey(t *api.Task) string {
 	return t.ServiceID + "/" + strconv.FormatUint(t.SpecVersion, 10)
 }
 
+// sameSpec reports whether the two tasks, of one id, share a spec.
+func sameSpec(a, b *api.Task) bool {
+	return a.ServiceID == b.ServiceID && (a.SpecVersion == b.SpecVersion || a.ServiceID == "")
+}
+
 func encodeObject(o any) ([]byte, error) {
 	if t, ok := o.(*api.Task); ok {
 		return appendTask(make([]byte, 0, 192), t)

@@ -230,10 +230,7 @@ func checkSharing(t *rapid.T, s *Store, m model) {
 			t.Fatalf("task %s has spec %+v", task.ID, task.Spec)
 		}
 	}
-	n := 0
-	for range rows(s.View().txn, tableSpec, ByIDPrefix("")) {
-		n++
-	}
+	n := s.View().tables.specs.size
 	if n != len(specs) || len(s.refs) != len(specs) {
 		t.Fatalf("%d specs and %d counters; %d are in use", n, len(s.refs), len(specs))
 	}

@@ -1,36 +1,14 @@
 package store
 
 import (
-	"fmt"
-	"strconv"
+	"iter"
+	"math"
+	"strings"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
 )
-
-// The names of indices. Keys end with a zero byte, so that a key is never the
-// prefix of another.
-const (
-	indexID       = "id"
-	indexName     = "name"
-	indexNode     = "node"
-	indexSlot     = "slot" // service, then slot
-	indexDesired  = "desired"
-	indexState    = "state"
-	indexNetwork  = "network" // and so on: what a spec uses
-	indexSecret   = "secret"
-	indexConfig   = "config"
-	keyTerminator = "\x00"
-)
-
-// tableSpec has the specs that tasks share, see specRow.
-const tableSpec = "spec"
-
-// common is the state that nearly all tasks are in: there is no index of these,
-// which would take a third of the memory of all tasks.
-const common = swarm.TaskStateRunning
 
 // specRow is a spec that tasks share. It is there as long as a task has it.
 type specRow struct {
@@ -43,186 +21,347 @@ func newSpecRow(t *api.Task, spec *api.TaskSpec) *specRow {
 	return &specRow{key: specKey(t), service: t.ServiceID, spec: spec}
 }
 
-// keyIndex indexes objects by a string. An object without a key is left out.
-type keyIndex func(o any) (key string, ok bool)
+// pairTree is an index.
+type pairTree = tree[pairKey, pairKey]
 
-func (k keyIndex) FromObject(o any) (bool, []byte, error) {
-	key, ok := k(o)
+// tables is all that there is. To copy it is to take a snapshot.
+//
+// Only rows and specs refer to objects; the others have ids. So a write changes
+// the rows, and of the others those whose keys change: with a task's status,
+// none.
+type tables struct {
+	tasks tree[idKey, taskItem]
+	rows  [kinds + 1]tree[idKey, rowItem] // all but tasks
+	specs tree[idKey, *specRow]           // that tasks share, by key
+
+	names [kinds + 1]pairTree    // folded name, id; no tasks
+	nodes pairTree               // of tasks: node, id
+	slots tree[slotKey, slotKey] // of tasks
+	uses  [2][usedKinds]pairTree // what specs refer to: the target's id, then the user's
+}
+
+// What uses is about.
+const (
+	byServices = iota // the users are services, by id
+	bySpecs           // the users are specs, by key
+)
+
+const (
+	usesNetwork = iota
+	usesSecret
+	usesConfig
+	usedKinds
+)
+
+func (t *tables) get(k Kind, id string) any {
+	if k == KindTask {
+		if it, ok := t.tasks.get(keyOf(id)); ok {
+			return it.task
+		}
+		return nil
+	}
+	it, _ := t.rows[k].get(keyOf(id))
+	return it.object
+}
+
+// count returns how many objects there are.
+func (t *tables) count(k Kind) int {
+	if k == KindTask {
+		return t.tasks.size
+	}
+	return t.rows[k].size
+}
+
+// put adds an object, or replaces the one with its id, which it returns.
+func (t *tables) put(e edit, k Kind, id string, o any) (old any) {
+	key := keyOf(id)
+	if task, ok := o.(*api.Task); ok {
+		was, there := t.tasks.set(e, key, taskItem{key.head, task})
+		t.indexTask(e, was.task, task)
+		if !there {
+			return nil
+		}
+		return was.task
+	}
+	was, _ := t.rows[k].set(e, key, rowItem{key.head, o})
+	old = was.object
+	if s, ok := o.(*api.Service); ok {
+		if was, ok := old.(*api.Service); ok {
+			t.indexUses(e, byServices, id, &was.Spec.TaskTemplate, false)
+		}
+		t.indexUses(e, byServices, id, &s.Spec.TaskTemplate, true)
+	}
+	t.indexName(e, k, id, nameOf(old), nameOf(o))
+	return old
+}
+
+// remove deletes an object and returns it, or nil.
+func (t *tables) remove(e edit, k Kind, id string) (old any) {
+	if k == KindTask {
+		was, ok := t.tasks.remove(e, keyOf(id))
+		if !ok {
+			return nil
+		}
+		t.indexTask(e, was.task, nil)
+		return was.task
+	}
+	was, ok := t.rows[k].remove(e, keyOf(id))
 	if !ok {
-		return false, nil, nil
+		return nil
 	}
-	return true, []byte(key + keyTerminator), nil
-}
-
-func (k keyIndex) FromArgs(args ...any) ([]byte, error) {
-	p, err := k.PrefixFromArgs(args...)
-	return append(p, keyTerminator...), err
-}
-
-func (k keyIndex) PrefixFromArgs(args ...any) ([]byte, error) {
-	s, ok := args[0].(string)
-	if len(args) != 1 || !ok {
-		return nil, fmt.Errorf("store: an index takes one string, not %v", args)
+	if s, ok := was.object.(*api.Service); ok {
+		t.indexUses(e, byServices, id, &s.Spec.TaskTemplate, false)
 	}
-	return []byte(s), nil
+	t.indexName(e, k, id, nameOf(was.object), "")
+	return was.object
 }
 
-// manyIndex indexes objects by several strings.
-type manyIndex func(o any) []string
+func (t *tables) indexName(e edit, k Kind, id, was, is string) {
+	if was == is {
+		return
+	}
+	if was != "" {
+		t.names[k].remove(e, pairKey{fold(was), id})
+	}
+	if is != "" {
+		key := pairKey{fold(is), id}
+		t.names[k].set(e, key, key)
+	}
+}
 
-func (k manyIndex) FromObject(o any) (bool, [][]byte, error) {
-	var keys [][]byte
-	for _, key := range k(o) {
-		if key != "" {
-			keys = append(keys, []byte(key+keyTerminator))
+// indexTask moves a task in the indices from where it was to where it is; nil:
+// nowhere.
+func (t *tables) indexTask(e edit, was, is *api.Task) {
+	if was != nil && is != nil && was.NodeID == is.NodeID && was.ServiceID == is.ServiceID && was.Slot == is.Slot {
+		return
+	}
+	if was != nil && (is == nil || was.NodeID != is.NodeID) && was.NodeID != "" {
+		t.nodes.remove(e, pairKey{was.NodeID, was.ID})
+	}
+	if is != nil && (was == nil || was.NodeID != is.NodeID) && is.NodeID != "" {
+		key := pairKey{is.NodeID, is.ID}
+		t.nodes.set(e, key, key)
+	}
+	if was != nil && is != nil && was.ServiceID == is.ServiceID && was.Slot == is.Slot {
+		return
+	}
+	if was != nil {
+		t.slots.remove(e, slotKey{was.ServiceID, was.Slot, was.ID})
+	}
+	if is != nil {
+		key := slotKey{is.ServiceID, is.Slot, is.ID}
+		t.slots.set(e, key, key)
+	}
+}
+
+func (t *tables) spec(key string) *specRow {
+	row, _ := t.specs.get(keyOf(key))
+	return row
+}
+
+func (t *tables) putSpec(e edit, row *specRow) {
+	t.specs.set(e, keyOf(row.key), row)
+	t.indexUses(e, bySpecs, row.key, &row.spec.TaskSpec, true)
+}
+
+func (t *tables) removeSpec(e edit, key string) {
+	if row, ok := t.specs.remove(e, keyOf(key)); ok {
+		t.indexUses(e, bySpecs, key, &row.spec.TaskSpec, false)
+	}
+}
+
+// indexUses adds or removes what a spec refers to.
+func (t *tables) indexUses(e edit, user int, id string, spec *swarm.TaskSpec, add bool) {
+	for used, target := range targets(spec) {
+		if key := (pairKey{target, id}); add {
+			t.uses[user][used].set(e, key, key)
+		} else {
+			t.uses[user][used].remove(e, key)
 		}
 	}
-	return len(keys) > 0, keys, nil
 }
 
-func (k manyIndex) FromArgs(args ...any) ([]byte, error) { return keyIndex(nil).FromArgs(args...) }
-
-func table(name string, id keyIndex, others map[string]memdb.Indexer) *memdb.TableSchema {
-	t := &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{
-		indexID: {Name: indexID, Unique: true, Indexer: id},
-	}}
-	for name, by := range others {
-		t.Indexes[name] = &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: by}
-	}
-	return t
-}
-
-func schema() *memdb.DBSchema {
-	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
-	s.Tables[tableSpec] = table(tableSpec, func(o any) (string, bool) { return o.(*specRow).key, true },
-		uses(func(o any) *swarm.TaskSpec { return &o.(*specRow).spec.TaskSpec }))
-	for k := KindCluster; k.valid(); k++ {
-		others := map[string]memdb.Indexer{}
-		switch k {
-		case KindTask:
-			others = taskIndices()
-		case KindService:
-			others = uses(func(o any) *swarm.TaskSpec { return &o.(*api.Service).Spec.TaskTemplate })
-		}
-		if k != KindTask {
-			others[indexName] = keyIndex(func(o any) (string, bool) { return fold(nameOf(o)), nameOf(o) != "" })
-		}
-		s.Tables[k.String()] = table(k.String(), func(o any) (string, bool) { return idOf(o), idOf(o) != "" }, others)
-	}
-	return s
-}
-
-func taskIndices() map[string]memdb.Indexer {
-	by := func(key func(t *api.Task) string) memdb.Indexer {
-		return keyIndex(func(o any) (string, bool) { s := key(o.(*api.Task)); return s, s != "" })
-	}
-	rare := func(s swarm.TaskState) string {
-		if s == common {
-			return ""
-		}
-		return string(s)
-	}
-	return map[string]memdb.Indexer{
-		indexNode:    by(func(t *api.Task) string { return t.NodeID }),
-		indexSlot:    by(func(t *api.Task) string { return slotKey(t.ServiceID, t.Slot) }),
-		indexDesired: by(func(t *api.Task) string { return rare(t.DesiredState) }),
-		indexState:   by(func(t *api.Task) string { return rare(t.Status.State) }),
-	}
-}
-
-// uses makes the indices of what a spec refers to.
-func uses(spec func(o any) *swarm.TaskSpec) map[string]memdb.Indexer {
-	return map[string]memdb.Indexer{
-		indexNetwork: manyIndex(func(o any) (ids []string) {
-			for _, n := range spec(o).Networks {
-				ids = append(ids, n.Target)
+// targets gives the ids of what a spec refers to.
+func targets(spec *swarm.TaskSpec) iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		give := func(used int, id string) bool { return id == "" || yield(used, id) }
+		for _, n := range spec.Networks {
+			if !give(usesNetwork, n.Target) {
+				return
 			}
-			return ids
-		}),
-		indexSecret: manyIndex(func(o any) (ids []string) {
-			if c := spec(o).ContainerSpec; c != nil {
-				for _, s := range c.Secrets {
-					if s != nil {
-						ids = append(ids, s.SecretID)
-					}
-				}
+		}
+		c := spec.ContainerSpec
+		if c == nil {
+			return
+		}
+		for _, s := range c.Secrets {
+			if s != nil && !give(usesSecret, s.SecretID) {
+				return
 			}
-			return ids
-		}),
-		indexConfig: manyIndex(func(o any) (ids []string) {
-			if c := spec(o).ContainerSpec; c != nil {
-				for _, s := range c.Configs {
-					if s != nil {
-						ids = append(ids, s.ConfigID)
-					}
-				}
+		}
+		for _, s := range c.Configs {
+			if s != nil && !give(usesConfig, s.ConfigID) {
+				return
 			}
-			return ids
-		}),
+		}
 	}
 }
-
-func slotKey(service string, slot int) string { return service + "/" + strconv.Itoa(slot) }
 
 // By selects objects in List and Count.
 type By struct {
-	index  string
-	key    string
-	prefix bool
-	match  func(o any) bool // where there is no index
+	// all iterates over ids or, where that is what it has, objects.
+	index func(t *tables, k Kind) iter.Seq[any]
+	key   string
 }
 
 // ByName selects by name, whatever its case (nodes: by host name).
-func ByName(name string) By { return By{index: indexName, key: fold(name)} }
+func ByName(name string) By {
+	name = fold(name)
+	return By{key: name, index: func(t *tables, k Kind) iter.Seq[any] {
+		return t.paired(&t.names[k], k, name, func(of string) bool { return of == name })
+	}}
+}
 
 // ByNamePrefix selects by the beginning of the name, whatever its case.
-func ByNamePrefix(p string) By { return By{index: indexName, key: fold(p), prefix: true} }
+func ByNamePrefix(p string) By {
+	p = fold(p)
+	return By{key: p, index: func(t *tables, k Kind) iter.Seq[any] {
+		return t.paired(&t.names[k], k, p, func(of string) bool { return strings.HasPrefix(of, p) })
+	}}
+}
 
 // ByIDPrefix selects by the beginning of the id.
-func ByIDPrefix(p string) By { return By{index: indexID, key: p, prefix: true} }
+func ByIDPrefix(p string) By {
+	return By{key: p, index: func(t *tables, k Kind) iter.Seq[any] {
+		return func(yield func(any) bool) {
+			if k == KindTask {
+				for it := range t.tasks.from(keyOf(p)) {
+					if !strings.HasPrefix(it.task.ID, p) || !yield(it.task) {
+						return
+					}
+				}
+				return
+			}
+			for it := range t.rows[k].from(keyOf(p)) {
+				if !strings.HasPrefix(idOf(it.object), p) || !yield(it.object) {
+					return
+				}
+			}
+		}
+	}}
+}
 
-// ByService selects a service's tasks.
-func ByService(id string) By { return By{index: indexSlot, key: id + "/", prefix: true} }
+// ByService selects a service's tasks, in the order of slots.
+func ByService(id string) By { return bySlots(id, math.MinInt, math.MaxInt) }
 
 // BySlot selects the tasks of a service's slot.
-func BySlot(service string, slot int) By { return By{index: indexSlot, key: slotKey(service, slot)} }
+func BySlot(service string, slot int) By { return bySlots(service, slot, slot) }
+
+func bySlots(service string, lo, hi int) By {
+	return By{key: service, index: func(t *tables, k Kind) iter.Seq[any] {
+		return func(yield func(any) bool) {
+			if k != KindTask {
+				return
+			}
+			for key := range t.slots.from(slotKey{service: service, slot: lo}) {
+				if key.service != service || key.slot > hi || !yield(t.get(KindTask, key.id)) {
+					return
+				}
+			}
+		}
+	}}
+}
 
 // ByNode selects the tasks assigned to a node.
-func ByNode(id string) By { return By{index: indexNode, key: id} }
+func ByNode(id string) By {
+	return By{key: id, index: func(t *tables, k Kind) iter.Seq[any] {
+		if k != KindTask {
+			return nothing
+		}
+		return t.paired(&t.nodes, k, id, func(of string) bool { return of == id })
+	}}
+}
 
-// ByDesiredState selects tasks.
+// ByDesiredState selects tasks. There is no index: all tasks are looked at.
 func ByDesiredState(s swarm.TaskState) By {
-	if s == common {
-		return scan(func(t *api.Task) bool { return t.DesiredState == s })
-	}
-	return By{index: indexDesired, key: string(s)}
+	return scan(string(s), func(t *api.Task) bool { return t.DesiredState == s })
 }
 
-// ByTaskState selects tasks by their status.
+// ByTaskState selects tasks by their status. There is no index: all tasks are
+// looked at.
 func ByTaskState(s swarm.TaskState) By {
-	if s == common {
-		return scan(func(t *api.Task) bool { return t.Status.State == s })
-	}
-	return By{index: indexState, key: string(s)}
+	return scan(string(s), func(t *api.Task) bool { return t.Status.State == s })
 }
 
-func scan(match func(t *api.Task) bool) By {
-	return By{index: indexID, prefix: true, match: func(o any) bool {
-		t, ok := o.(*api.Task)
-		return ok && match(t)
+func scan(key string, match func(t *api.Task) bool) By {
+	return By{key: key, index: func(t *tables, k Kind) iter.Seq[any] {
+		return func(yield func(any) bool) {
+			if k != KindTask {
+				return
+			}
+			for it := range t.tasks.all() {
+				if match(it.task) && !yield(it.task) {
+					return
+				}
+			}
+		}
 	}}
 }
 
 // ByNetwork selects the services and tasks whose spec names a network.
-func ByNetwork(id string) By { return By{index: indexNetwork, key: id} }
+func ByNetwork(id string) By { return byUse(usesNetwork, id) }
 
 // BySecret selects the services and tasks that use a secret.
-func BySecret(id string) By { return By{index: indexSecret, key: id} }
+func BySecret(id string) By { return byUse(usesSecret, id) }
 
 // ByConfig selects the services and tasks that use a config.
-func ByConfig(id string) By { return By{index: indexConfig, key: id} }
+func ByConfig(id string) By { return byUse(usesConfig, id) }
 
-// ofSpec reports whether it selects by what a spec refers to.
-func (by By) ofSpec() bool {
-	return by.index == indexNetwork || by.index == indexSecret || by.index == indexConfig
+func byUse(used int, id string) By {
+	match := func(of string) bool { return of == id }
+	return By{key: id, index: func(t *tables, k Kind) iter.Seq[any] {
+		switch k {
+		case KindService:
+			return t.paired(&t.uses[byServices][used], k, id, match)
+		case KindTask:
+			return t.bySpec(used, id)
+		}
+		return nothing
+	}}
+}
+
+func nothing(func(any) bool) {}
+
+// paired gives the objects that an index has from a key on, as long as match
+// likes the key.
+func (t *tables) paired(index *pairTree, k Kind, from string, match func(of string) bool) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		for key := range index.from(pairKey{of: from}) {
+			if !match(key.of) || !yield(t.get(k, key.id)) {
+				return
+			}
+		}
+	}
+}
+
+// bySpec finds tasks through their specs: tasks themselves are not indexed by
+// what their specs refer to.
+func (t *tables) bySpec(used int, id string) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		for key := range t.uses[bySpecs][used].from(pairKey{of: id}) {
+			if key.of != id {
+				return
+			}
+			row := t.spec(key.id)
+			of := ByService(row.service)
+			if row.service == "" {
+				of = ByIDPrefix(row.key)
+			}
+			for o := range of.index(t, KindTask) {
+				if o.(*api.Task).Spec == row.spec && !yield(o) {
+					return
+				}
+			}
+		}
+	}
 }

@@ -10,8 +10,6 @@ import (
 	"hash/crc32"
 	"io"
 
-	"github.com/hashicorp/go-memdb"
-
 	"github.com/legion-swarm/legion/api"
 )
 
@@ -35,8 +33,7 @@ func (v *View) Snapshot(w io.Writer) error {
 	e := &snapshotWriter{w: bw}
 	e.raw([]byte(snapshotMagic))
 	e.raw(binary.AppendUvarint(nil, v.index))
-	for o := range rows(v.txn, tableSpec, ByIDPrefix("")) {
-		row := o.(*specRow)
+	for row := range v.tables.specs.all() {
 		body, err := json.Marshal(row.spec)
 		e.op(&op{code: opSpec, id: row.key, body: body}, err)
 	}
@@ -84,18 +81,15 @@ func (e *snapshotWriter) op(o *op, err error) {
 // On error the store is what it was. It is called by the log's owner, like
 // Apply.
 func (s *Store) Restore(r io.Reader) error {
-	fresh := &Store{now: s.now, watchLimit: s.watchLimit}
-	if err := fresh.reset(); err != nil {
-		return err
-	}
-	index, counts, err := fresh.read(r)
+	l := loader{edit: s.newEdit(), specs: map[string]*api.TaskSpec{}, refs: map[string]int{}}
+	index, err := l.read(r)
 	if err != nil {
 		return fmt.Errorf("store: read snapshot: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.db, s.refs, s.intern = fresh.db, fresh.refs, fresh.intern
-	s.view.Store(newView(s.db, index, counts))
+	s.refs, s.intern = l.refs, l.intern
+	s.view.Store(&View{tables: l.tables, index: index})
 	s.failWatchers()
 	return nil
 }
@@ -118,42 +112,39 @@ func (r *sumReader) ReadByte() (byte, error) {
 	return b[0], err
 }
 
-func (s *Store) read(r io.Reader) (index uint64, c counts, err error) {
+// loader takes a snapshot's operations.
+type loader struct {
+	edit   edit
+	tables tables
+	specs  map[string]*api.TaskSpec
+	refs   map[string]int
+	intern intern
+}
+
+func (l *loader) read(r io.Reader) (index uint64, err error) {
 	in := &sumReader{r: bufio.NewReaderSize(r, 64<<10)}
 	magic := make([]byte, len(snapshotMagic))
 	if _, err := io.ReadFull(in, magic); err != nil {
-		return 0, c, err
+		return 0, err
 	}
 	if string(magic) != snapshotMagic {
-		return 0, c, fmt.Errorf("%w: not a snapshot of this version", errMalformed)
+		return 0, fmt.Errorf("%w: not a snapshot of this version", errMalformed)
 	}
 	if index, err = binary.ReadUvarint(in); err != nil {
-		return 0, c, err
+		return 0, err
 	}
-	txn := s.db.Txn(true)
-	defer txn.Abort() // no effect after Commit
-	l := loader{store: s, txn: txn, specs: map[string]*api.TaskSpec{}}
 	if err := l.ops(in); err != nil {
-		return 0, c, err
+		return 0, err
 	}
 	want := in.sum
 	var got [4]byte
 	if _, err := io.ReadFull(in.r, got[:]); err != nil {
-		return 0, c, err
+		return 0, err
 	}
 	if binary.LittleEndian.Uint32(got[:]) != want {
-		return 0, c, errors.New("checksum does not match: the file is damaged")
+		return 0, errors.New("checksum does not match: the file is damaged")
 	}
-	txn.Commit()
-	return index, l.counts, nil
-}
-
-// loader takes a snapshot's operations.
-type loader struct {
-	store  *Store
-	txn    *memdb.Txn
-	specs  map[string]*api.TaskSpec
-	counts counts
+	return index, nil
 }
 
 func (l *loader) ops(in *sumReader) error {
@@ -188,7 +179,7 @@ func (l *loader) op(b []byte) (err error) {
 	case o.code != opPut:
 		return fmt.Errorf("%w: operation %d in a snapshot", errMalformed, o.code)
 	}
-	obj, err := decodeObject(o.kind, o.body, &l.store.intern)
+	obj, err := decodeObject(o.kind, o.body, &l.intern)
 	if err != nil {
 		return err
 	}
@@ -197,11 +188,10 @@ func (l *loader) op(b []byte) (err error) {
 			return err
 		}
 	}
-	if first(l.txn, o.kind, idOf(obj)) != nil {
+	if l.tables.put(l.edit, o.kind, idOf(obj), obj) != nil {
 		return fmt.Errorf("%w: %s %s is there twice", errMalformed, o.kind, idOf(obj))
 	}
-	l.counts[o.kind]++
-	return l.txn.Insert(o.kind.String(), obj)
+	return nil
 }
 
 func (l *loader) giveSpec(t *api.Task) error {
@@ -209,8 +199,8 @@ func (l *loader) giveSpec(t *api.Task) error {
 	if t.Spec = l.specs[key]; t.Spec == nil {
 		return fmt.Errorf("%w: task %s without its spec", errMalformed, t.ID)
 	}
-	if l.store.refs[key]++; l.store.refs[key] > 1 {
-		return nil
+	if l.refs[key]++; l.refs[key] == 1 {
+		l.tables.putSpec(l.edit, newSpecRow(t, t.Spec))
 	}
-	return l.txn.Insert(tableSpec, newSpecRow(t, t.Spec))
+	return nil
 }

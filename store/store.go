@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-memdb"
-
 	"github.com/legion-swarm/legion/api"
 )
 
@@ -46,12 +44,12 @@ type Store struct {
 	now        func() time.Time
 	watchLimit int
 	view       atomic.Pointer[View]
+	edits      atomic.Uint64
 
 	// mu guards all below; it is held while an entry is applied, never while one
 	// is proposed.
 	mu       sync.Mutex
 	proposer Proposer
-	db       *memdb.MemDB
 	refs     map[string]int // how many tasks have a spec, by specKey
 	intern   intern
 	watchers map[*Watcher]struct{}
@@ -66,20 +64,9 @@ func New(c Config) (*Store, error) {
 	if s.watchLimit == 0 {
 		s.watchLimit = defaultWatchLimit
 	}
-	if err := s.reset(); err != nil {
-		return nil, err
-	}
-	s.view.Store(newView(s.db, 0, counts{}))
+	s.refs = map[string]int{}
+	s.view.Store(&View{})
 	return s, nil
-}
-
-func (s *Store) reset() error {
-	db, err := memdb.NewMemDB(schema())
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	s.db, s.refs = db, map[string]int{}
-	return nil
 }
 
 // SetProposer says where updates go from now on; nil: nowhere.
@@ -107,7 +94,7 @@ func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64
 		if err := fn(tx); err != nil {
 			return 0, err
 		}
-		if len(tx.order) == 0 {
+		if len(tx.written) == 0 {
 			return 0, nil
 		}
 		data, err := encode(tx)
@@ -143,33 +130,29 @@ func wait(ctx context.Context, d time.Duration) error {
 }
 
 func (s *Store) begin() *Tx {
-	v := s.View()
-	return &Tx{
-		view: v, txn: v.db.Snapshot().Txn(true), now: s.now().UTC(),
-		reads: map[ref]uint64{}, write: map[ref]change{},
-	}
+	return &Tx{store: s, view: s.View(), now: s.now().UTC(), index: map[ref]int{}}
 }
 
 // encode makes the entry of a transaction. A spec goes with it unless the
 // store already has it; if that is dropped before the entry is applied, the
 // entry is stale and comes again.
 func encode(tx *Tx) ([]byte, error) {
-	e := &entry{reads: make([]read, 0, len(tx.reads)), ops: make([]op, 0, len(tx.order))}
-	for r, v := range tx.reads {
-		e.reads = append(e.reads, read{r, v})
+	e := &entry{reads: make([]read, 0, len(tx.items)), ops: make([]op, 0, len(tx.written))}
+	for i := range tx.items {
+		e.reads = append(e.reads, read{tx.items[i].ref, tx.items[i].base()})
 	}
 	size := 0
 	sent := map[string]bool{}
-	for _, r := range tx.order {
-		c := tx.write[r]
-		if c.object == nil {
-			if c.base != 0 {
-				e.ops = append(e.ops, op{code: opDelete, kind: r.kind, id: r.id})
+	for _, i := range tx.written {
+		c := &tx.items[i]
+		if c.now == nil {
+			if c.before != nil {
+				e.ops = append(e.ops, op{code: opDelete, kind: c.kind, id: c.id})
 			}
 			continue
 		}
-		if t, ok := c.object.(*api.Task); ok {
-			spec, err := specOp(tx.view, t, sent)
+		if t, ok := c.now.(*api.Task); ok {
+			spec, err := specOp(tx.view, t, c.before, sent)
 			if err != nil {
 				return nil, err
 			}
@@ -178,22 +161,25 @@ func encode(tx *Tx) ([]byte, error) {
 				e.ops = append(e.ops, *spec)
 			}
 		}
-		body, err := encodeObject(c.object)
+		body, err := encodeObject(c.now)
 		if err != nil {
-			return nil, fmt.Errorf("store: encode %s %s: %w", r.kind, r.id, err)
+			return nil, fmt.Errorf("store: encode %s %s: %w", c.kind, c.id, err)
 		}
 		size += len(body)
 		if size > maxChange {
 			return nil, api.Errorf(api.ResourceExhausted, "the change is too large: more than %d MiB", maxChange>>20)
 		}
-		e.ops = append(e.ops, op{code: opPut, kind: r.kind, body: body})
+		e.ops = append(e.ops, op{code: opPut, kind: c.kind, body: body})
 	}
 	return e.encode(), nil
 }
 
-func specOp(v *View, t *api.Task, sent map[string]bool) (*op, error) {
+func specOp(v *View, t *api.Task, before any, sent map[string]bool) (*op, error) {
+	if was, ok := before.(*api.Task); ok && sameSpec(was, t) {
+		return nil, nil
+	}
 	key := specKey(t)
-	if sent[key] || specOf(v.txn, key) != nil {
+	if sent[key] || v.tables.spec(key) != nil {
 		return nil, nil
 	}
 	body, err := json.Marshal(t.Spec)

@@ -4,8 +4,6 @@ import (
 	"iter"
 	"time"
 
-	"github.com/hashicorp/go-memdb"
-
 	"github.com/legion-swarm/legion/api"
 )
 
@@ -16,12 +14,19 @@ const maxChange = 8 << 20
 // Tx is a transaction under way: a snapshot with what was written on top. It
 // belongs to the function that Update runs, and to one goroutine.
 type Tx struct {
-	view  *View
-	txn   *memdb.Txn // private, on view's snapshot
-	now   time.Time
-	reads map[ref]uint64
-	order []ref          // of writes, first write first
-	write map[ref]change // the last write of each
+	store   *Store
+	view    *View
+	now     time.Time
+	items   []touched // what was read or written, in the order of the first time
+	index   map[ref]int
+	written []int // items, in the order of their first write
+
+	// scratch is the view with the writes up to some moment, for lists; pending
+	// has the items that were written since.
+	scratch *tables
+	edit    edit
+	pending []int
+	specs   map[string]*api.TaskSpec // of tasks written, that the view does not have
 }
 
 type ref struct {
@@ -29,33 +34,74 @@ type ref struct {
 	id   string
 }
 
-// change is what a transaction does with an object; a nil object deletes it.
-type change struct {
-	object any
-	base   uint64 // Version.Index of what it replaces; 0: it is new
+// touched is an object that the transaction read or wrote.
+type touched struct {
+	ref
+	before  any // in the view; nil: it is not there
+	now     any // in the transaction; nil: it is not there
+	written bool
+}
+
+// base is the version that the transaction depends on; 0: that it is not there.
+func (t *touched) base() uint64 {
+	if t.before == nil {
+		return 0
+	}
+	return metaOf(t.before).Version.Index
 }
 
 var _ Reader = (*Tx)(nil)
 
-func (tx *Tx) get(k Kind, id string) any {
-	tx.read(k, id)
-	return first(tx.txn, k, id)
+func (tx *Tx) get(k Kind, id string) any { return tx.touch(k, id).now }
+
+// touch notes that the transaction depends on an object. The result is good
+// until the next call.
+func (tx *Tx) touch(k Kind, id string) *touched {
+	r := ref{k, id}
+	i, ok := tx.index[r]
+	if !ok {
+		o := tx.view.get(k, id)
+		i = len(tx.items)
+		tx.index[r] = i
+		tx.items = append(tx.items, touched{ref: r, before: o, now: o})
+	}
+	return &tx.items[i]
 }
 
-func (tx *Tx) list(k Kind, by By) iter.Seq[any] { return all(tx.txn, k, by) }
+func (tx *Tx) list(k Kind, by By) iter.Seq[any] {
+	return func(yield func(any) bool) { by.index(tx.tables(), k)(yield) }
+}
 
-// read notes the version that the transaction depends on, and returns it.
-func (tx *Tx) read(k Kind, id string) uint64 {
-	r := ref{k, id}
-	if v, ok := tx.reads[r]; ok {
-		return v
+// tables returns the view with all that was written; it does not change any
+// more.
+func (tx *Tx) tables() *tables {
+	if tx.scratch == nil {
+		if len(tx.written) == 0 {
+			return &tx.view.tables
+		}
+		t := tx.view.tables
+		tx.scratch, tx.edit = &t, tx.store.newEdit()
 	}
-	var v uint64
-	if o := tx.view.get(k, id); o != nil {
-		v = metaOf(o).Version.Index
+	for _, i := range tx.pending {
+		tx.write(&tx.items[i])
 	}
-	tx.reads[r] = v
-	return v
+	tx.pending = tx.pending[:0]
+	t := *tx.scratch
+	tx.edit = tx.store.newEdit()
+	return &t
+}
+
+func (tx *Tx) write(c *touched) {
+	if c.now == nil {
+		tx.scratch.remove(tx.edit, c.kind, c.id)
+		return
+	}
+	if t, ok := c.now.(*api.Task); ok {
+		if key := specKey(t); tx.specs[key] != nil && tx.scratch.spec(key) == nil {
+			tx.scratch.putSpec(tx.edit, newSpecRow(t, t.Spec))
+		}
+	}
+	tx.scratch.put(tx.edit, c.kind, c.id, c.now)
 }
 
 // Create adds an object. Exists if its id, or its name where names are unique,
@@ -104,12 +150,11 @@ func Put[T api.Object](tx *Tx, o T) error {
 // Delete removes an object. NotFound if there is none.
 func Delete[T api.Object](tx *Tx, id string) error {
 	k := kindOf[T]()
-	old := tx.get(k, id)
-	if old == nil {
+	if tx.get(k, id) == nil {
 		return api.Errorf(api.NotFound, "%s %s not found", k, id)
 	}
 	tx.note(ref{k, id}, nil)
-	return tx.txn.Delete(k.String(), old)
+	return nil
 }
 
 func (tx *Tx) put(r ref, o any) error {
@@ -119,7 +164,7 @@ func (tx *Tx) put(r ref, o any) error {
 		}
 	}
 	tx.note(r, o)
-	return tx.txn.Insert(r.kind.String(), o)
+	return nil
 }
 
 // shareSpec does what apply will do: the first spec of its key is every task's.
@@ -127,18 +172,36 @@ func (tx *Tx) shareSpec(t *api.Task) error {
 	if t.Spec == nil {
 		return api.Errorf(api.Invalid, "task %s has no spec", t.ID)
 	}
-	if row := specOf(tx.txn, specKey(t)); row != nil {
+	if was, ok := tx.touch(KindTask, t.ID).before.(*api.Task); ok && sameSpec(was, t) {
+		t.Spec = was.Spec
+		return nil
+	}
+	key := specKey(t)
+	if row := tx.view.tables.spec(key); row != nil {
 		t.Spec = row.spec
 		return nil
 	}
-	return tx.txn.Insert(tableSpec, newSpecRow(t, t.Spec))
+	if spec := tx.specs[key]; spec != nil {
+		t.Spec = spec
+		return nil
+	}
+	if tx.specs == nil {
+		tx.specs = map[string]*api.TaskSpec{}
+	}
+	tx.specs[key] = t.Spec
+	return nil
 }
 
+// note writes; a nil object deletes.
 func (tx *Tx) note(r ref, o any) {
-	if _, ok := tx.write[r]; !ok {
-		tx.order = append(tx.order, r)
+	c := tx.touch(r.kind, r.id)
+	i := tx.index[r]
+	c.now = o
+	if !c.written {
+		c.written = true
+		tx.written = append(tx.written, i)
 	}
-	tx.write[r] = change{object: o, base: tx.reads[r]}
+	tx.pending = append(tx.pending, i)
 }
 
 // nameFree reports Exists if another object of the kind has o's name.
@@ -146,11 +209,11 @@ func (tx *Tx) nameFree(k Kind, o any) error {
 	if !k.named() {
 		return nil
 	}
-	return nameFree(tx.txn, k, o)
+	return nameFree(tx.tables(), k, o)
 }
 
-func nameFree(txn *memdb.Txn, k Kind, o any) error {
-	for other := range all(txn, k, ByName(nameOf(o))) {
+func nameFree(t *tables, k Kind, o any) error {
+	for other := range ByName(nameOf(o)).index(t, k) {
 		if idOf(other) != idOf(o) {
 			return api.Errorf(api.Exists, "name conflicts with an existing object: %s %s already exists", k, nameOf(other))
 		}
