@@ -10,7 +10,7 @@ import (
 func layers() [][]string {
 	return [][]string{
 		{"api"},
-		{"swarmpb", "store", "raftnode/disk", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
+		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
 		{"machine", "raftnode/disktest"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence"},

@@ -14,6 +14,7 @@ func pure() map[string][]string {
 	return map[string][]string{
 		"api":                  {"id.go"}, // ids are made before the log
 		"settings":             {},
+		"templates":            {},
 		"agent/exec":           {},
 		"store":                {"store.go", "config.go"},
 		"manager/scheduler":    {"loop.go"},

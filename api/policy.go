@@ -81,7 +81,9 @@ type Policy struct {
 	Rotate bool
 	// Stopped services keep their scale and have no tasks.
 	Stopped bool
-	Ready   Readiness
+	// DockerTemplates has only those templates expanded that Docker expands.
+	DockerTemplates bool
+	Ready           Readiness
 }
 
 // DefaultHistory is how many versions of a service are kept.
@@ -118,6 +120,7 @@ func policyLabels() map[string]func(p *Policy, value string) error {
 		"legion.history":            func(p *Policy, v string) error { return integer(&p.History, v, 0, maxHistory) },
 		"legion.rotate":             func(p *Policy, v string) error { return boolean(&p.Rotate, v) },
 		"legion.stopped":            func(p *Policy, v string) error { return boolean(&p.Stopped, v) },
+		TemplatesLabel:              func(p *Policy, v string) error { return templates(&p.DockerTemplates, v) },
 		"legion.ready.test":         func(p *Policy, v string) error { return text(&p.Ready.Test, v, maxTestLength) },
 		"legion.ready.interval":     func(p *Policy, v string) error { return duration(&p.Ready.Interval, v, minInterval) },
 		"legion.ready.timeout":      func(p *Policy, v string) error { return duration(&p.Ready.Timeout, v, minInterval) },
@@ -147,6 +150,31 @@ func ParsePolicy(labels map[string]string) (Policy, error) {
 		}
 	}
 	return p, nil
+}
+
+// TemplatesLabel says which templates of a service are expanded: TemplatesDocker
+// or TemplatesAll, the default.
+const (
+	TemplatesLabel  = "legion.templates"
+	TemplatesAll    = "all"
+	TemplatesDocker = "docker"
+)
+
+// readyPrefix begins the labels of Readiness.
+const readyPrefix = "legion.ready."
+
+// runLabels are the service's labels that make a difference to a task that runs.
+func runLabels(labels map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range labels {
+		if strings.HasPrefix(k, readyPrefix) || k == TemplatesLabel {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
 }
 
 // VersionOfLabel marks a secret or config as a newer version of the one that it
@@ -196,6 +224,14 @@ func oneOf[T ~string](to *T, v string, known ...T) error {
 		return fmt.Errorf("%q is none of %v", v, known)
 	}
 	*to = T(v)
+	return nil
+}
+
+func templates(docker *bool, v string) error {
+	if v != TemplatesAll && v != TemplatesDocker {
+		return fmt.Errorf("%q is none of [%s %s]", v, TemplatesAll, TemplatesDocker)
+	}
+	*docker = v == TemplatesDocker
 	return nil
 }
 
