@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -52,13 +53,23 @@ type Affinity struct {
 // Readiness is a check of whether a task that lives can serve, apart from the
 // image's health check. The zero value: there is none.
 type Readiness struct {
-	// Test is run by the container's shell.
+	// Test is a line for the container's shell, or a JSON list: a command.
 	Test string
 	// Interval between checks, Timeout of one, StartPeriod in which failures do not
 	// count.
 	Interval, Timeout, StartPeriod time.Duration
 	// Retries is how many failures in a row make a task not ready.
 	Retries int
+}
+
+// Command is the test in Docker's form for health checks: CMD and a command, or
+// CMD-SHELL and a line.
+func (r *Readiness) Command() []string {
+	var list []string
+	if json.Unmarshal([]byte(r.Test), &list) == nil && len(list) > 0 {
+		return append([]string{"CMD"}, list...)
+	}
+	return []string{"CMD-SHELL", r.Test}
 }
 
 // Policy is what a service's labels ask for beyond Docker's API.
@@ -175,6 +186,13 @@ func runLabels(labels map[string]string) map[string]string {
 		}
 	}
 	return out
+}
+
+// ParseReadiness reads what a service's labels say of readiness, and no others.
+// Errors as ParsePolicy.
+func ParseReadiness(labels map[string]string) (Readiness, error) {
+	p, err := ParsePolicy(runLabels(labels))
+	return p.Ready, err
 }
 
 // VersionOfLabel marks a secret or config as a newer version of the one that it
