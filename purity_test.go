@@ -20,6 +20,7 @@ func pure() map[string][]string {
 		"manager/scheduler":    {"loop.go"},
 		"manager/orchestrator": {"loop.go", "agenda.go"},
 		"manager/allocator":    {"loop.go"},
+		"manager/rotator":      {"loop.go"},
 	}
 }
 
