@@ -10,10 +10,10 @@ import (
 func layers() [][]string {
 	return [][]string{
 		{"api"},
-		{"swarmpb", "store", "raftnode/disk", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
+		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
 		{"machine", "raftnode/disktest"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
-			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence"},
+			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence", "manager/rotator"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
 		{"manager/control"}, // which refuses what the loops could not read
 		{"engine/containerd", "engine/executor", "dockerapi", "manager"},

@@ -14,11 +14,13 @@ func pure() map[string][]string {
 	return map[string][]string{
 		"api":                  {"id.go"}, // ids are made before the log
 		"settings":             {},
+		"templates":            {},
 		"agent/exec":           {},
 		"store":                {"store.go", "config.go"},
 		"manager/scheduler":    {"loop.go"},
 		"manager/orchestrator": {"loop.go", "agenda.go"},
 		"manager/allocator":    {"loop.go"},
+		"manager/rotator":      {"loop.go"},
 	}
 }
 

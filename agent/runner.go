@@ -251,9 +251,9 @@ func (r *runner) do(ctx context.Context, op exec.Operation) error {
 		defer func() { <-r.worker.prepare }()
 		return r.controller.Prepare(ctx)
 	case exec.Start:
-		return r.controller.Start(ctx)
+		return r.watching(ctx, r.controller.Start)
 	case exec.Wait:
-		return r.controller.Wait(ctx)
+		return r.watching(ctx, r.controller.Wait)
 	case exec.Shutdown:
 		return r.controller.Shutdown(ctx)
 	case exec.Rest, exec.Advance:

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -52,13 +53,23 @@ type Affinity struct {
 // Readiness is a check of whether a task that lives can serve, apart from the
 // image's health check. The zero value: there is none.
 type Readiness struct {
-	// Test is run by the container's shell.
+	// Test is a line for the container's shell, or a JSON list: a command.
 	Test string
 	// Interval between checks, Timeout of one, StartPeriod in which failures do not
 	// count.
 	Interval, Timeout, StartPeriod time.Duration
 	// Retries is how many failures in a row make a task not ready.
 	Retries int
+}
+
+// Command is the test in Docker's form for health checks: CMD and a command, or
+// CMD-SHELL and a line.
+func (r *Readiness) Command() []string {
+	var list []string
+	if json.Unmarshal([]byte(r.Test), &list) == nil && len(list) > 0 {
+		return append([]string{"CMD"}, list...)
+	}
+	return []string{"CMD-SHELL", r.Test}
 }
 
 // Policy is what a service's labels ask for beyond Docker's API.
@@ -81,7 +92,9 @@ type Policy struct {
 	Rotate bool
 	// Stopped services keep their scale and have no tasks.
 	Stopped bool
-	Ready   Readiness
+	// DockerTemplates has only those templates expanded that Docker expands.
+	DockerTemplates bool
+	Ready           Readiness
 }
 
 // DefaultHistory is how many versions of a service are kept.
@@ -118,6 +131,7 @@ func policyLabels() map[string]func(p *Policy, value string) error {
 		"legion.history":            func(p *Policy, v string) error { return integer(&p.History, v, 0, maxHistory) },
 		"legion.rotate":             func(p *Policy, v string) error { return boolean(&p.Rotate, v) },
 		"legion.stopped":            func(p *Policy, v string) error { return boolean(&p.Stopped, v) },
+		TemplatesLabel:              func(p *Policy, v string) error { return templates(&p.DockerTemplates, v) },
 		"legion.ready.test":         func(p *Policy, v string) error { return text(&p.Ready.Test, v, maxTestLength) },
 		"legion.ready.interval":     func(p *Policy, v string) error { return duration(&p.Ready.Interval, v, minInterval) },
 		"legion.ready.timeout":      func(p *Policy, v string) error { return duration(&p.Ready.Timeout, v, minInterval) },
@@ -172,6 +186,38 @@ func (s *TaskSpec) Priority() int {
 	return p
 }
 
+// TemplatesLabel says which templates of a service are expanded: TemplatesDocker
+// or TemplatesAll, the default.
+const (
+	TemplatesLabel  = "legion.templates"
+	TemplatesAll    = "all"
+	TemplatesDocker = "docker"
+)
+
+// readyPrefix begins the labels of Readiness.
+const readyPrefix = "legion.ready."
+
+// runLabels are the service's labels that make a difference to a task that runs.
+func runLabels(labels map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range labels {
+		if strings.HasPrefix(k, readyPrefix) || k == TemplatesLabel {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// ParseReadiness reads what a service's labels say of readiness, and no others.
+// Errors as ParsePolicy.
+func ParseReadiness(labels map[string]string) (Readiness, error) {
+	p, err := ParsePolicy(runLabels(labels))
+	return p.Ready, err
+}
+
 // VersionOfLabel marks a secret or config as a newer version of the one that it
 // names: services that rotate take it up in its place.
 const VersionOfLabel = "legion.version-of"
@@ -219,6 +265,14 @@ func oneOf[T ~string](to *T, v string, known ...T) error {
 		return fmt.Errorf("%q is none of %v", v, known)
 	}
 	*to = T(v)
+	return nil
+}
+
+func templates(docker *bool, v string) error {
+	if v != TemplatesAll && v != TemplatesDocker {
+		return fmt.Errorf("%q is none of [%s %s]", v, TemplatesAll, TemplatesDocker)
+	}
+	*docker = v == TemplatesDocker
 	return nil
 }
 

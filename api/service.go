@@ -24,8 +24,8 @@ func (s *TaskSpec) Equal(o *TaskSpec) bool {
 
 // SameRun reports whether a task of one spec does what one of the other would,
 // so that it need not be replaced. Left aside are the restart policy, which acts
-// on tasks from outside; where they are placed; the service's labels; and ports
-// of the routing mesh.
+// on tasks from outside; where they are placed; the service's labels but those of
+// ours that are about what runs; and ports of the routing mesh.
 func (s *TaskSpec) SameRun(o *TaskSpec) bool {
 	a, b := s.run(), o.run()
 	return reflect.DeepEqual(a, b) || sameJSON(a, b)
@@ -33,7 +33,7 @@ func (s *TaskSpec) SameRun(o *TaskSpec) bool {
 
 func (s *TaskSpec) run() TaskSpec {
 	c := *s
-	c.RestartPolicy, c.Placement, c.ServiceLabels = nil, nil, nil
+	c.RestartPolicy, c.Placement, c.ServiceLabels = nil, nil, runLabels(s.ServiceLabels)
 	c.Endpoint = &swarm.EndpointSpec{}
 	c.Endpoint.Ports = append(c.Endpoint.Ports, hostPorts(s.Endpoint)...)
 	return c

@@ -107,21 +107,24 @@ func owner(info os.FileInfo) (uid, gid int) {
 	return 0, 0
 }
 
-// ensureMemory makes dir a place whose files are in memory only.
+// ensureMemory makes dir a place whose files are in memory only, and not swapped
+// out where the kernel allows.
 func (e *Engine) ensureMemory(dir string) error {
 	e.memory.Lock()
 	defer e.memory.Unlock()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("engine: %s: %w", dir, err)
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		return err
 	}
-	if st.Type == unix.TMPFS_MAGIC {
-		return nil
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	// One of its own even where dir is on a tmpfs: that one may be swapped out.
+	err := unix.Mount("tmpfs", dir, "tmpfs", flags, "mode=0700,noswap")
+	if errors.Is(err, unix.EINVAL) { // Linux before 6.4
+		err = unix.Mount("tmpfs", dir, "tmpfs", flags, "mode=0700")
 	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+	if err != nil {
 		return fmt.Errorf("engine: secrets must not be on a disk, and no tmpfs can be mounted on %s: %w", dir, err)
 	}
 	return nil

@@ -180,7 +180,7 @@ func (c *ctr) ready(ctx context.Context, run *run) (*environment, error) {
 	for _, f := range rec.Files {
 		source := filepath.Join(c.e.filesDir(c.id), f.Source)
 		if _, err := os.Stat(source); err != nil {
-			return nil, api.Errorf(api.Conflict, "container %s: its file %s was in memory and is lost, as after a reboot; make the container anew", c.id, f.Path)
+			return nil, api.Errorf(api.Conflict, "container %s: its file %s was in memory only, and is gone since the task ended or the host was restarted; make the container anew", c.id, f.Path)
 		}
 		env.files = append(env.files, specs.Mount{Destination: f.Path, Type: "bind", Source: source, Options: []string{"bind", "ro", "rprivate"}})
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/legion-swarm/legion/manager/issuer"
 	"github.com/legion-swarm/legion/manager/presence"
 	"github.com/legion-swarm/legion/manager/roles"
+	"github.com/legion-swarm/legion/manager/rotator"
 	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/store"
 )
@@ -102,9 +103,10 @@ func (m *manager) assemble() (err error) {
 	m.keeper = roles.New(roles.Config{
 		Store: m.store, Raft: m.raft, Log: m.log.With("loop", "roles"), Hello: m.hello,
 	})
+	rotate := &rotator.Loop{Store: m.store, Update: m.control.ServiceRotate, Log: m.log.With("loop", "rotator")}
 	m.leader = leader.New(leader.Config{
 		Store: m.store, Leadership: m.raft, Log: m.log.With("component", "manager"),
-		Loops: []leader.Loop{{Name: "presence", Run: watch.Run}, {Name: "roles", Run: m.keeper.Run}, {Name: "genesis", Run: m.found}},
+		Loops: []leader.Loop{{Name: "presence", Run: watch.Run}, {Name: "roles", Run: m.keeper.Run}, {Name: "rotator", Run: rotate.Run}, {Name: "genesis", Run: m.found}},
 	})
 	return nil
 }

@@ -68,6 +68,15 @@ type Controller interface {
 	Close() error
 }
 
+// Readiness is implemented by controllers of tasks that can live without being
+// able to serve. Start returns when the task is ready for the first time.
+type Readiness interface {
+	// Ready reports whether the task can serve, whether that is known yet, and if it
+	// can't, why. changed is closed when that changes; nil: it never does. Safe for
+	// concurrent use.
+	Ready() (ready, known bool, why string, changed <-chan struct{})
+}
+
 // LogOptions select a task's output.
 type LogOptions struct {
 	Stdout, Stderr bool

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -27,6 +28,7 @@ type controller struct {
 	deps   exec.Dependencies
 	once   sync.Once
 	made   chan struct{} // closed when the container was started here
+	ready  *readiness    // nil: the service has no test
 }
 
 // errUnhealthy is Docker's words for it.
@@ -40,9 +42,9 @@ func (c *controller) Prepare(ctx context.Context) error {
 	if _, ok := c.id(); ok {
 		return nil
 	}
-	o, err := options(c.task, c.deps, c.engine.Hostname(), c.engine.Platform())
+	o, err := c.options(ctx)
 	if err != nil {
-		return exec.Rejected(err)
+		return err
 	}
 	if n := c.e.node(); n != nil && o.Config.Labels[labelNodeID] == "" {
 		o.Config.Labels[labelNodeID] = n.ID
@@ -59,6 +61,24 @@ func (c *controller) Prepare(ctx context.Context) error {
 	}
 	c.e.remember(c.task.ID, resp.ID)
 	return nil
+}
+
+// expandPatience is how long templates may take, which are bounded by work too.
+const expandPatience = 10 * time.Second
+
+func (c *controller) options(ctx context.Context) (*engine.CreateOptions, error) {
+	limited, cancel := context.WithTimeout(ctx, expandPatience)
+	defer cancel()
+	o, err := options(limited, c.task, c.deps, c.engine.Hostname(), c.engine.Platform())
+	switch {
+	case err == nil:
+		return o, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case limited.Err() != nil:
+		return nil, exec.Rejected(api.Errorf(api.Invalid, "the templates of the service take longer than %s to expand", expandPatience))
+	}
+	return nil, exec.Rejected(err)
 }
 
 // pull fetches the image unless it is there.
@@ -102,6 +122,8 @@ func (c *controller) Start(ctx context.Context) error {
 		}
 	}
 	c.once.Do(func() { close(c.made) })
+	stop := c.testing(ctx, time.Now())
+	defer stop()
 	health, err := c.engine.AwaitHealthy(ctx, id)
 	if err != nil {
 		return err
@@ -113,7 +135,7 @@ func (c *controller) Start(ctx context.Context) error {
 		return c.ended(ctx, id, false)
 	case container.Healthy, container.NoHealthcheck:
 	}
-	return nil
+	return c.awaitReady(ctx, id)
 }
 
 // Wait implements exec.Controller.
@@ -126,14 +148,13 @@ func (c *controller) Wait(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	sick := make(chan struct{})
-	go func() {
-		if c.engine.AwaitUnhealthy(watch, id) == nil {
-			close(sick)
-		}
-	}()
+	sick, stop := c.sick(ctx, id)
+	defer stop()
+	if c.ready != nil {
+		// It came to run by being ready, under an earlier daemon maybe.
+		c.ready.set(func(v verdict) verdict { v.once, v.ready = true, v.ready || !v.known; return v })
+	}
+	defer c.testing(ctx, time.Time{})()
 	unhealthy := false
 	for {
 		select {
@@ -156,6 +177,7 @@ func (c *controller) ended(ctx context.Context, id string, unhealthy bool) error
 	if err != nil {
 		return err
 	}
+	c.dropFiles(ctx, id)
 	s := i.State
 	why := s.Error
 	if s.OOMKilled {
@@ -179,7 +201,19 @@ func (c *controller) Shutdown(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	return settled(c.engine.ContainerStop(ctx, id, engine.StopOptions{}), api.NotModified, api.NotFound)
+	if err := settled(c.engine.ContainerStop(ctx, id, engine.StopOptions{}), api.NotModified, api.NotFound); err != nil {
+		return err
+	}
+	c.dropFiles(ctx, id)
+	return nil
+}
+
+// dropFiles removes the secrets and configs of a task that has ended: it never runs
+// again, though its container may stay for a while.
+func (c *controller) dropFiles(ctx context.Context, id string) {
+	if err := settled(c.engine.ContainerDropFiles(ctx, id), api.NotFound); err != nil && ctx.Err() == nil {
+		c.e.cfg.Log.Warn("removing the secrets and configs of an ended task; they go with its container", "task", c.task.ID, "err", err)
+	}
 }
 
 // Terminate implements exec.Controller.
@@ -278,4 +312,11 @@ func (c *controller) awaitStart(ctx context.Context, id string) error {
 }
 
 // Close implements exec.Controller.
-func (c *controller) Close() error { return nil }
+func (c *controller) Close() error {
+	c.e.mu.Lock()
+	defer c.e.mu.Unlock()
+	if c.ready != nil && c.e.tested[c.task.ID] == c.ready {
+		delete(c.e.tested, c.task.ID)
+	}
+	return nil
+}

@@ -30,9 +30,10 @@ type Config struct {
 
 // Executor makes controllers for tasks. Safe for concurrent use.
 type Executor struct {
-	mu  sync.Mutex
-	ids map[string]string // of containers, by task
-	n   *api.Node
+	mu     sync.Mutex
+	ids    map[string]string     // of containers, by task
+	tested map[string]*readiness // by task
+	n      *api.Node
 
 	cfg Config
 }
@@ -44,7 +45,7 @@ func New(cfg Config) (*Executor, error) {
 	if cfg.Engine == nil || cfg.Log == nil || cfg.Version == "" {
 		return nil, api.Errorf(api.Invalid, "executor: Engine, Version and Log are required")
 	}
-	e := &Executor{ids: make(map[string]string), cfg: cfg}
+	e := &Executor{ids: make(map[string]string), tested: make(map[string]*readiness), cfg: cfg}
 	for _, task := range cfg.Engine.ManagedTasks(labelTaskID) {
 		id, err := cfg.Engine.Managed(labelTaskID, task)
 		if err != nil {
@@ -103,7 +104,22 @@ func (e *Executor) Controller(t *api.Task, deps exec.Dependencies) (exec.Control
 	if t.ID == "" {
 		return nil, api.Errorf(api.Invalid, "executor: the task has no id")
 	}
-	return &controller{e: e, engine: e.cfg.Engine, task: t, auth: t.Spec.RegistryAuth, deps: deps, made: make(chan struct{})}, nil
+	c := &controller{e: e, engine: e.cfg.Engine, task: t, deps: deps, made: make(chan struct{})}
+	if t.Spec == nil {
+		return c, nil
+	}
+	c.auth = t.Spec.RegistryAuth
+	ready, err := api.ParseReadiness(t.Spec.ServiceLabels)
+	if err != nil {
+		return nil, exec.Rejected(err) // a newer manager knows labels that this node does not
+	}
+	if ready.Test != "" {
+		c.ready = newReadiness(ready, c.probe)
+		e.mu.Lock()
+		e.tested[t.ID] = c.ready
+		e.mu.Unlock()
+	}
+	return c, nil
 }
 
 // Adopted implements exec.Executor.

@@ -1,9 +1,8 @@
 package executor
 
 import (
-	"fmt"
+	"context"
 	"maps"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/engine"
+	"github.com/legion-swarm/legion/templates"
 )
 
 // Docker's labels on tasks' containers.
@@ -27,26 +27,47 @@ const (
 	labelTaskName    = "com.docker.swarm.task.name"
 )
 
-// options turns a task into what its container is made from.
-func options(t *api.Task, deps exec.Dependencies, hostname string, platform swarm.Platform) (*engine.CreateOptions, error) {
+// options turns a task into what its container is made from, its templates filled
+// in.
+func options(ctx context.Context, t *api.Task, deps exec.Dependencies, hostname string, platform swarm.Platform) (*engine.CreateOptions, error) {
 	if t.Spec == nil || t.Spec.ContainerSpec == nil {
 		return nil, api.Errorf(api.Invalid, "task %s has no container to run", t.ID)
 	}
-	cs, err := valuesOf(t, hostname, platform).expandSpec(t.Spec.ContainerSpec)
+	values := templates.Of(t, hostname, platform)
+	spec, err := values.Expand(ctx, &t.Spec.TaskSpec, resourceEnv(t.GenericResources))
 	if err != nil {
 		return nil, err
 	}
+	cs := spec.ContainerSpec
 	o := &engine.CreateOptions{Name: t.Name(), Managed: true, Config: config(t, cs)}
-	host, err := hostConfig(t, cs)
+	host, err := hostConfig(t, spec)
 	if err != nil {
 		return nil, err
 	}
 	o.Host = host
-	if o.Files, err = files(cs, deps); err != nil {
+	if o.Files, err = files(ctx, values, cs, deps); err != nil {
 		return nil, err
 	}
-	o.Networking, host.NetworkMode = networks(t, deps)
+	attached, err := values.Networks(ctx, t.Networks)
+	if err != nil {
+		return nil, err
+	}
+	o.Networking, host.NetworkMode = networks(attached, deps)
 	return o, nil
+}
+
+// resourceEnv tells the container which generic resources are its own.
+func resourceEnv(assigned []swarm.GenericResource) []string {
+	var env []string
+	for _, r := range assigned {
+		switch {
+		case r.NamedResourceSpec != nil:
+			env = append(env, "DOCKER_RESOURCE_"+strings.ToUpper(r.NamedResourceSpec.Kind)+"="+r.NamedResourceSpec.Value)
+		case r.DiscreteResourceSpec != nil:
+			env = append(env, "DOCKER_RESOURCE_"+strings.ToUpper(r.DiscreteResourceSpec.Kind)+"="+strconv.FormatInt(r.DiscreteResourceSpec.Value, 10))
+		}
+	}
+	return env
 }
 
 func config(t *api.Task, cs *swarm.ContainerSpec) *container.Config {
@@ -61,14 +82,6 @@ func config(t *api.Task, cs *swarm.ContainerSpec) *container.Config {
 	if g := cs.StopGracePeriod; g != nil {
 		seconds := int((*g + 999_999_999) / 1_000_000_000) // whole ones, upwards
 		c.StopTimeout = &seconds
-	}
-	for _, r := range t.GenericResources {
-		switch {
-		case r.NamedResourceSpec != nil:
-			c.Env = append(c.Env, "DOCKER_RESOURCE_"+strings.ToUpper(r.NamedResourceSpec.Kind)+"="+r.NamedResourceSpec.Value)
-		case r.DiscreteResourceSpec != nil:
-			c.Env = append(c.Env, "DOCKER_RESOURCE_"+strings.ToUpper(r.DiscreteResourceSpec.Kind)+"="+strconv.FormatInt(r.DiscreteResourceSpec.Value, 10))
-		}
 	}
 	c.Labels = maps.Clone(cs.Labels)
 	if c.Labels == nil {
@@ -90,7 +103,8 @@ func config(t *api.Task, cs *swarm.ContainerSpec) *container.Config {
 	return c
 }
 
-func hostConfig(t *api.Task, cs *swarm.ContainerSpec) (*container.HostConfig, error) {
+func hostConfig(t *api.Task, spec *swarm.TaskSpec) (*container.HostConfig, error) {
+	cs := spec.ContainerSpec
 	h := &container.HostConfig{
 		Mounts: cs.Mounts, GroupAdd: cs.Groups, Init: cs.Init, ReadonlyRootfs: cs.ReadOnly, Isolation: cs.Isolation,
 		Sysctls: cs.Sysctls, CapAdd: cs.CapabilityAdd, CapDrop: cs.CapabilityDrop, OomScoreAdj: int(cs.OomScoreAdj),
@@ -110,10 +124,13 @@ func hostConfig(t *api.Task, cs *swarm.ContainerSpec) (*container.HostConfig, er
 	if d := cs.DNSConfig; d != nil {
 		h.DNS, h.DNSSearch, h.DNSOptions = d.Nameservers, d.Search, d.Options
 	}
-	if l := t.Spec.LogDriver; l != nil && l.Name != "" {
+	if l := spec.LogDriver; l != nil && l.Name != "" {
 		h.LogConfig = container.LogConfig{Type: l.Name, Config: l.Options}
 	}
-	limits(t.Spec.Resources, &h.Resources)
+	limits(spec.Resources, &h.Resources)
+	if p := cs.Privileges; p != nil && p.CredentialSpec != nil {
+		return nil, api.Errorf(api.Unimplemented, "ContainerSpec.Privileges.CredentialSpec: credential specs are for Windows, and this node runs Linux")
+	}
 	h.SecurityOpt = security(cs.Privileges)
 	return h, nil
 }
@@ -192,68 +209,12 @@ func security(p *swarm.Privileges) []string {
 	return opts
 }
 
-// files are the secrets and configs that the task refers to.
-func files(cs *swarm.ContainerSpec, deps exec.Dependencies) ([]engine.File, error) {
-	var list []engine.File
-	for _, ref := range cs.Secrets {
-		if ref == nil || ref.File == nil {
-			continue
-		}
-		s, ok := deps.Secret(ref.SecretID)
-		if !ok {
-			return nil, api.Errorf(api.NotFound, "secret %s (%s) was not sent to this node", ref.SecretName, ref.SecretID)
-		}
-		f, err := file(ref.File.Name, "/run/secrets", ref.File.UID, ref.File.GID, uint32(ref.File.Mode), s.Spec.Data)
-		if err != nil {
-			return nil, fmt.Errorf("secret %s: %w", ref.SecretName, err)
-		}
-		f.Secret = true
-		list = append(list, f)
-	}
-	for _, ref := range cs.Configs {
-		if ref == nil || ref.File == nil {
-			continue
-		}
-		c, ok := deps.Config(ref.ConfigID)
-		if !ok {
-			return nil, api.Errorf(api.NotFound, "config %s (%s) was not sent to this node", ref.ConfigName, ref.ConfigID)
-		}
-		f, err := file(ref.File.Name, "/", ref.File.UID, ref.File.GID, uint32(ref.File.Mode), c.Spec.Data)
-		if err != nil {
-			return nil, fmt.Errorf("config %s: %w", ref.ConfigName, err)
-		}
-		list = append(list, f)
-	}
-	return list, nil
-}
-
-func file(name, dir, uid, gid string, mode uint32, data []byte) (engine.File, error) {
-	if !path.IsAbs(name) {
-		name = path.Join(dir, name)
-	}
-	f := engine.File{Path: name, Data: data, Mode: mode}
-	for _, n := range []struct {
-		s  string
-		to *int
-	}{{uid, &f.UID}, {gid, &f.GID}} {
-		if n.s == "" {
-			continue
-		}
-		v, err := strconv.ParseUint(n.s, 10, 31)
-		if err != nil {
-			return f, api.Errorf(api.Invalid, "owner %q of file %s is not a number", n.s, name)
-		}
-		*n.to = int(v)
-	}
-	return f, nil
-}
-
 // networks says which networks the container joins; the node's default bridge
 // when the task names none.
-func networks(t *api.Task, deps exec.Dependencies) (*network.NetworkingConfig, container.NetworkMode) {
+func networks(attached []api.NetworkAttachment, deps exec.Dependencies) (*network.NetworkingConfig, container.NetworkMode) {
 	eps := map[string]*network.EndpointSettings{}
 	mode := container.NetworkMode(network.NetworkBridge)
-	for i, a := range t.Networks {
+	for i, a := range attached {
 		name := a.NetworkID
 		if n, ok := deps.Network(a.NetworkID); ok && n.Spec.Name != "" {
 			name = n.Spec.Name

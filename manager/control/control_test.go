@@ -283,10 +283,10 @@ func TestSecretsAndConfigs(t *testing.T) {
 	if err := f.SecretRemove(ctx, "key"); err != nil {
 		t.Error(err)
 	}
-	big := &swarm.ConfigSpec{Data: make([]byte, maxConfig+1)}
+	big := &swarm.ConfigSpec{Data: make([]byte, api.MaxConfigSize)}
 	big.Name = "big"
 	_, err = f.ConfigCreate(ctx, big)
-	refused(t, err, api.Invalid, "too large")
+	refused(t, err, api.Invalid, "config data must be larger than 0 and less than 1024000 bytes")
 	big.Data, big.Name = big.Data[:1], "no good!"
 	_, err = f.ConfigCreate(ctx, big)
 	refused(t, err, api.Invalid, "invalid config name")

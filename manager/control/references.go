@@ -2,11 +2,13 @@ package control
 
 import (
 	"slices"
+	"time"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/rotator"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -24,6 +26,9 @@ func resolve(r store.Reader, in *swarm.ServiceSpec) (swarm.ServiceSpec, error) {
 	if c := s.TaskTemplate.ContainerSpec; c != nil {
 		if err := files(r, c); err != nil {
 			return s, err
+		}
+		if rotator.Rotates(&s) { // at once, not by a second update
+			s, _ = rotator.Apply(&s, rotator.Read(r), time.Time{})
 		}
 	}
 	s.TaskTemplate.Networks = slices.Clone(s.TaskTemplate.Networks)

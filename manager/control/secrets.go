@@ -2,36 +2,48 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
+	"github.com/legion-swarm/legion/templates"
 )
 
-// Docker's limits.
-const (
-	maxSecret     = 500 << 10
-	maxConfig     = 1000 << 10
-	maxObjectName = 64
-)
+// maxObjectName is Docker's limit.
+const maxObjectName = 64
 
-func validateObject(kind string, a *swarm.Annotations, size, limit int, templating, driver *swarm.Driver) error {
+// checkPatience is how long templates may take to be tried, which are bounded by
+// work too.
+const checkPatience = 5 * time.Second
+
+func validateObject(ctx context.Context, kind string, a *swarm.Annotations, data []byte, limit int, templating, driver *swarm.Driver) error {
 	switch {
-	case a.Name == "" || len(a.Name) > maxObjectName || !regexp.MustCompile(`^[a-zA-Z0-9]+(?:[a-zA-Z0-9-_.]*[a-zA-Z0-9])?$`).MatchString(a.Name):
+	case a.Name == "":
+		return invalid("name must be provided")
+	case len(a.Name) > maxObjectName || !regexp.MustCompile(`^[a-zA-Z0-9]+(?:[a-zA-Z0-9-_.]*[a-zA-Z0-9])?$`).MatchString(a.Name):
 		return invalid("invalid %s name %q: only %d [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]", kind, a.Name, maxObjectName)
 	case driver != nil:
-		return api.Errorf(api.Unimplemented, "%s drivers are not served: there are no plugins", kind)
-	case templating != nil && templating.Name != "":
-		return api.Errorf(api.Unimplemented, "templates in a %s are not served yet", kind)
-	case size == 0:
-		return invalid("%s data must not be empty", kind)
-	case size > limit:
-		return invalid("%s data too large: must be larger than 0 and less than or equal to %d bytes, not %d", kind, limit, size)
+		return api.Errorf(api.Unimplemented, "%s drivers are not served: there are no plugins; create the %s with its data", kind, kind)
+	case len(data) == 0 || len(data) >= limit:
+		return invalid("%s data must be larger than 0 and less than %d bytes: it has %d", kind, limit, len(data))
+	}
+	if templating != nil {
+		if templating.Name != templates.Driver {
+			return invalid("%s template driver %q is not known: want %s", kind, templating.Name, templates.Driver)
+		}
+		ctx, cancel := context.WithTimeout(ctx, checkPatience)
+		defer cancel()
+		if err := templates.CheckPayload(ctx, data, limit); err != nil {
+			return fmt.Errorf("%s %s: %w", kind, a.Name, err)
+		}
 	}
 	return validateDataLabels(a.Labels)
 }
@@ -90,7 +102,7 @@ func (c *Control) SecretInspect(_ context.Context, name string) (*swarm.Secret, 
 
 // SecretCreate adds a secret.
 func (c *Control) SecretCreate(ctx context.Context, spec *swarm.SecretSpec) (string, error) {
-	if err := validateObject("secret", &spec.Annotations, len(spec.Data), maxSecret, spec.Templating, spec.Driver); err != nil {
+	if err := validateObject(ctx, "secret", &spec.Annotations, spec.Data, api.MaxSecretSize, spec.Templating, spec.Driver); err != nil {
 		return "", err
 	}
 	s := &api.Secret{}
@@ -106,7 +118,8 @@ func (c *Control) SecretUpdate(ctx context.Context, name string, version uint64,
 		if err != nil {
 			return err
 		}
-		if spec.Name != s.Spec.Name || spec.Data != nil && string(spec.Data) != string(s.Spec.Data) {
+		if spec.Name != s.Spec.Name || spec.Data != nil && string(spec.Data) != string(s.Spec.Data) ||
+			spec.Driver != nil || otherDriver(spec.Templating, s.Spec.Templating) {
 			return invalid("only updates to Labels are allowed")
 		}
 		if err := validateDataLabels(spec.Labels); err != nil {
@@ -159,7 +172,7 @@ func (c *Control) ConfigInspect(_ context.Context, name string) (*swarm.Config, 
 
 // ConfigCreate adds a config.
 func (c *Control) ConfigCreate(ctx context.Context, spec *swarm.ConfigSpec) (string, error) {
-	if err := validateObject("config", &spec.Annotations, len(spec.Data), maxConfig, spec.Templating, nil); err != nil {
+	if err := validateObject(ctx, "config", &spec.Annotations, spec.Data, api.MaxConfigSize, spec.Templating, nil); err != nil {
 		return "", err
 	}
 	o := &api.Config{}
@@ -175,7 +188,7 @@ func (c *Control) ConfigUpdate(ctx context.Context, name string, version uint64,
 		if err != nil {
 			return err
 		}
-		if spec.Name != o.Spec.Name || spec.Data != nil && string(spec.Data) != string(o.Spec.Data) {
+		if spec.Name != o.Spec.Name || spec.Data != nil && string(spec.Data) != string(o.Spec.Data) || otherDriver(spec.Templating, o.Spec.Templating) {
 			return invalid("only updates to Labels are allowed")
 		}
 		if err := validateDataLabels(spec.Labels); err != nil {
@@ -202,6 +215,9 @@ func (c *Control) ConfigRemove(ctx context.Context, name string) error {
 	})
 	return err
 }
+
+// otherDriver reports whether an update names another driver; it need not name any.
+func otherDriver(in, have *swarm.Driver) bool { return in != nil && !reflect.DeepEqual(in, have) }
 
 // validateDataLabels checks a secret's or config's labels.
 func validateDataLabels(labels map[string]string) error {

@@ -48,7 +48,10 @@ func ValidateService(s *swarm.ServiceSpec) error {
 	if err := validateEndpoint(s); err != nil {
 		return err
 	}
-	return validateTask(&s.TaskTemplate)
+	if err := validateTask(&s.TaskTemplate); err != nil {
+		return err
+	}
+	return validateTemplates(s)
 }
 
 func validateName(name string) error {
@@ -272,10 +275,10 @@ func validateContainer(c *swarm.ContainerSpec) error {
 	if c.StopGracePeriod != nil && *c.StopGracePeriod < 0 {
 		return invalid("ContainerSpec: stop-grace-period cannot be negative: %s", *c.StopGracePeriod)
 	}
-	if err := validateMounts(c.Mounts); err != nil {
+	if err := validateFiles(c); err != nil {
 		return err
 	}
-	if err := validateFiles(c); err != nil {
+	if err := validateCredentials(c); err != nil {
 		return err
 	}
 	return validateHealth(c.Healthcheck)
@@ -303,39 +306,6 @@ func validateMounts(mounts []mount.Mount) error {
 			return invalid("unknown mount type %q: want bind, volume, tmpfs or image", m.Type)
 		}
 		seen[m.Target] = true
-	}
-	return nil
-}
-
-func validateFiles(c *swarm.ContainerSpec) error {
-	targets := map[string]string{}
-	for _, s := range c.Secrets {
-		if s == nil || s.SecretID == "" || s.SecretName == "" {
-			return invalid("malformed secret reference: it needs an id and a name")
-		}
-		if s.File == nil || s.File.Name == "" {
-			return invalid("malformed secret reference %s, no target provided", s.SecretName)
-		}
-		if other, taken := targets[s.File.Name]; taken {
-			return invalid("secret references '%s' and '%s' have a conflicting target: '%s'", other, s.SecretName, s.File.Name)
-		}
-		targets[s.File.Name] = s.SecretName
-	}
-	targets = map[string]string{}
-	for _, r := range c.Configs {
-		if r == nil || r.ConfigID == "" || r.ConfigName == "" {
-			return invalid("malformed config reference: it needs an id and a name")
-		}
-		if r.File == nil && r.Runtime == nil {
-			return invalid("malformed config reference %s, no target provided", r.ConfigName)
-		}
-		if r.File == nil {
-			continue
-		}
-		if other, taken := targets[r.File.Name]; taken {
-			return invalid("config references '%s' and '%s' have a conflicting target: '%s'", other, r.ConfigName, r.File.Name)
-		}
-		targets[r.File.Name] = r.ConfigName
 	}
 	return nil
 }
