@@ -163,7 +163,7 @@ func (s *session) noteNode(id string, was, is *api.Node) {
 		s.agenda.add(t.ServiceID)
 	}
 	for o := range store.List[*api.Service](view) {
-		if o.Spec.Mode.Global != nil {
+		if o.Spec.Mode.Global != nil || o.Spec.Mode.GlobalJob != nil {
 			s.agenda.add(o.ID)
 		}
 	}
