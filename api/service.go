@@ -57,6 +57,14 @@ func (s *Service) Iteration(t *Task) bool {
 	return s.JobStatus != nil && t.JobIteration != nil && t.JobIteration.Index == s.JobStatus.JobIteration.Index
 }
 
+// SameService reports whether two services' specs say the same, whether they
+// are stopped aside.
+func SameService(a, b *swarm.ServiceSpec) bool {
+	x, y := *a, *b
+	x.Labels, y.Labels = SetStopped(a.Labels, false), SetStopped(b.Labels, false)
+	return reflect.DeepEqual(x, y) || sameJSON(x, y)
+}
+
 // Equal reports whether two specs say the same.
 func (s *TaskSpec) Equal(o *TaskSpec) bool {
 	return s == o || reflect.DeepEqual(s, o) || sameJSON(s, o)

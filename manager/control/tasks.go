@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -33,6 +34,9 @@ func Task(r store.Reader, t *api.Task) swarm.Task {
 		ID: t.ID, Meta: t.Meta, Spec: t.Spec.TaskSpec, ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID,
 		Status: t.Status, DesiredState: t.DesiredState, GenericResources: t.GenericResources, JobIteration: t.JobIteration,
 		Volumes: t.Volumes,
+	}
+	if wait := backedOff(t, time.Now()); wait != "" {
+		out.Status.Err = wait
 	}
 	out.Labels = map[string]string{}
 	if out.Volumes == nil {
@@ -145,7 +149,7 @@ func (tf *taskFilter) matchDesired(t *api.Task) bool {
 	for _, d := range tf.desired {
 		switch d {
 		case "running":
-			if api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
+			if !over(t) {
 				return true
 			}
 		case "accepted":
@@ -153,12 +157,17 @@ func (tf *taskFilter) matchDesired(t *api.Task) bool {
 				return true
 			}
 		default:
-			if api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+			if over(t) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// over reports whether a task shall not run: one of a job that has completed too.
+func over(t *api.Task) bool {
+	return api.ToldToEnd(t.DesiredState) || t.DesiredState == swarm.TaskStateComplete && api.Final(t.Status.State)
 }
 
 func (tf *taskFilter) matchUpToDate(view *store.View, t *api.Task) bool {
@@ -173,8 +182,13 @@ func (tf *taskFilter) matchUpToDate(view *store.View, t *api.Task) bool {
 // labels alone, say, replaces none.
 func (tf *taskFilter) upToDate(view *store.View, t *api.Task) bool {
 	s := store.Get[*api.Service](view, t.ServiceID)
-	if s == nil || s.SpecVersion == t.SpecVersion {
-		return s != nil
+	switch {
+	case s == nil:
+		return false
+	case s.Job():
+		return s.Iteration(t)
+	case s.SpecVersion == t.SpecVersion:
+		return true
 	}
 	key := specVersion{s.ID, t.SpecVersion}
 	same, known := tf.same[key]
