@@ -60,12 +60,19 @@ func ends(s *api.Service) bool {
 		r.MaxAttempts != nil && *r.MaxAttempts > 0)
 }
 
+// unended counts the service's tasks that have not ended, as far as nodes that
+// are not down can tell.
 func unended(view *store.View, s *api.Service) int {
 	n := 0
 	for t := range store.List[*api.Task](view, store.ByService(s.ID)) {
-		if !api.Final(t.Status.State) && (t.NodeID != "" || !api.ToldToEnd(t.DesiredState)) {
-			n++
+		placed := api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned)
+		if api.Final(t.Status.State) || !placed && api.ToldToEnd(t.DesiredState) {
+			continue
 		}
+		if node := store.Get[*api.Node](view, t.NodeID); node == nil && t.NodeID != "" || node != nil && node.Status.State == swarm.NodeStateDown {
+			continue
+		}
+		n++
 	}
 	return n
 }
@@ -149,5 +156,5 @@ func backedOff(t *api.Task, now time.Time) string {
 	if t.DesiredState != swarm.TaskStateReady || api.Final(t.Status.State) || !t.NotBefore.After(now) || !orchestrator.BackedOff(t) {
 		return ""
 	}
-	return fmt.Sprintf("back-off: restarted %s after repeated quick failures, at %s", t.NotBefore.Sub(t.CreatedAt).Round(time.Second), t.NotBefore.Format("15:04:05Z07:00"))
+	return fmt.Sprintf("back-off: restarts %s after several quick failures, at %s", t.NotBefore.Sub(t.CreatedAt).Round(time.Second), t.NotBefore.Format("15:04:05Z07:00"))
 }

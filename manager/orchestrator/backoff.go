@@ -59,7 +59,7 @@ func BackedOff(t *api.Task) bool {
 	if r := t.Spec.RestartPolicy; r != nil && r.Delay != nil {
 		least = *r.Delay
 	}
-	return t.NotBefore.Sub(t.CreatedAt) > least
+	return t.NotBefore.Sub(t.CreatedAt) > least+minBackoff/2 // a task is written a little after it was planned
 }
 
 // delay is how long the slot's next task waits, after the one that just ended.

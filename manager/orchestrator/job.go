@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -61,13 +62,15 @@ func (p *plan) endFormer(s *slot) {
 
 // tries are the slot's tasks of the present iteration, newest first.
 func (p *plan) tries(s *slot) []*api.Task {
-	var out []*api.Task
-	for _, t := range s.tasks {
-		if p.Service.Iteration(t) {
-			out = append(out, t)
-		}
+	former := func(t *api.Task) bool { return !p.Service.Iteration(t) }
+	n := slices.IndexFunc(s.tasks, former)
+	switch {
+	case n < 0:
+		return s.tasks
+	case slices.IndexFunc(s.tasks[n:], p.Service.Iteration) < 0:
+		return s.tasks[:n]
 	}
-	return out
+	return slices.DeleteFunc(slices.Clone(s.tasks), former) // a clock went back between them
 }
 
 // stand says how far a slot has come; with waiting also until when. It ends what
