@@ -130,7 +130,7 @@ func policyLabels() map[string]func(p *Policy, value string) error {
 		"legion.update.promote":     func(p *Policy, v string) error { return oneOf(&p.Promote, v, PromoteManual, PromoteHealth) },
 		"legion.history":            func(p *Policy, v string) error { return integer(&p.History, v, 0, maxHistory) },
 		"legion.rotate":             func(p *Policy, v string) error { return boolean(&p.Rotate, v) },
-		"legion.stopped":            func(p *Policy, v string) error { return boolean(&p.Stopped, v) },
+		StoppedLabel:                func(p *Policy, v string) error { return boolean(&p.Stopped, v) },
 		TemplatesLabel:              func(p *Policy, v string) error { return templates(&p.DockerTemplates, v) },
 		"legion.ready.test":         func(p *Policy, v string) error { return text(&p.Ready.Test, v, maxTestLength) },
 		"legion.ready.interval":     func(p *Policy, v string) error { return duration(&p.Ready.Interval, v, minInterval) },

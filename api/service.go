@@ -3,18 +3,66 @@ package api
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"reflect"
+	"strconv"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 )
 
+// StoppedLabel is true on a service that keeps its scale and has no tasks. It is
+// no business of the tasks': a service that is stopped and started is of the same
+// version.
+const StoppedLabel = PolicyPrefix + "stopped"
+
 // TaskSpec returns what tasks made of the service now have in common.
 func (s *Service) TaskSpec() *TaskSpec {
+	labels := s.Spec.Labels
+	if _, ok := labels[StoppedLabel]; ok {
+		labels = maps.Clone(labels)
+		delete(labels, StoppedLabel)
+	}
 	return &TaskSpec{
-		TaskSpec: s.Spec.TaskTemplate, ServiceName: s.Spec.Name, ServiceLabels: s.Spec.Labels,
+		TaskSpec: s.Spec.TaskTemplate, ServiceName: s.Spec.Name, ServiceLabels: labels,
 		Global: s.Spec.Mode.Global != nil || s.Spec.Mode.GlobalJob != nil, Endpoint: s.Spec.EndpointSpec, RegistryAuth: s.RegistryAuth,
 	}
+}
+
+// Stopped reports whether the service shall have no tasks for now.
+func (s *Service) Stopped() bool {
+	on, err := strconv.ParseBool(s.Spec.Labels[StoppedLabel])
+	return err == nil && on
+}
+
+// SetStopped returns the labels with the service stopped, or not. The given ones
+// stay as they are.
+func SetStopped(labels map[string]string, stopped bool) map[string]string {
+	out := maps.Clone(labels)
+	if out == nil {
+		out = map[string]string{}
+	}
+	delete(out, StoppedLabel)
+	if stopped {
+		out[StoppedLabel] = "true"
+	}
+	return out
+}
+
+// Job reports whether the service's tasks are to run to completion.
+func (s *Service) Job() bool { return s.Spec.Mode.ReplicatedJob != nil || s.Spec.Mode.GlobalJob != nil }
+
+// Iteration reports whether the task belongs to the job's present iteration.
+func (s *Service) Iteration(t *Task) bool {
+	return s.JobStatus != nil && t.JobIteration != nil && t.JobIteration.Index == s.JobStatus.JobIteration.Index
+}
+
+// SameService reports whether two services' specs say the same, whether they
+// are stopped aside.
+func SameService(a, b *swarm.ServiceSpec) bool {
+	x, y := *a, *b
+	x.Labels, y.Labels = SetStopped(a.Labels, false), SetStopped(b.Labels, false)
+	return reflect.DeepEqual(x, y) || sameJSON(x, y)
 }
 
 // Equal reports whether two specs say the same.
@@ -68,10 +116,14 @@ func sameJSON(a, b any) bool {
 }
 
 // Rollback returns a copy of the service with its previous spec in place of the
-// present one, and without a previous one. It must have one.
+// present one, and without a previous one. It must have one. A service that is
+// stopped stays so.
 func (s *Service) Rollback() *Service {
 	r := *s
 	r.Spec, r.SpecVersion, r.RegistryAuth = *s.PreviousSpec, s.PreviousSpecVersion, s.PreviousRegistryAuth
+	if _, was := r.Spec.Labels[StoppedLabel]; was || s.Stopped() {
+		r.Spec.Labels = SetStopped(r.Spec.Labels, s.Stopped())
+	}
 	r.PreviousSpec, r.PreviousSpecVersion, r.PreviousRegistryAuth = nil, 0, ""
 	return &r
 }

@@ -56,6 +56,10 @@ func StateOfRank(rank int) (swarm.TaskState, bool) {
 	return "", false
 }
 
+// ToldToEnd reports whether a task with this desired state shall end, or be gone.
+// The others are meant to run, now, soon, or until they complete.
+func ToldToEnd(desired swarm.TaskState) bool { return Rank(desired) >= Rank(swarm.TaskStateShutdown) }
+
 // Final reports whether a task in this state has ended and will not change
 // any more.
 func Final(s swarm.TaskState) bool { return Rank(s) > Rank(swarm.TaskStateRunning) }

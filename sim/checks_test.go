@@ -273,7 +273,7 @@ func (k *checks) told(node, session string, m *swarmpb.AssignmentsMessage, writt
 	}
 	for _, a := range m.GetChanges() {
 		t := a.GetAssignment().GetTask()
-		if t == nil || api.Rank(t.API().DesiredState) > api.Rank(swarm.TaskStateRunning) {
+		if t == nil || api.ToldToEnd(t.API().DesiredState) {
 			continue
 		}
 		if ended := k.ended[t.GetId()]; ended != 0 && ended < began {
@@ -292,7 +292,7 @@ func (k *checks) marks(c store.Change) {
 	if c.Kind != store.KindTask || k.ended[c.ID] != 0 {
 		return
 	}
-	if t, ok := c.New.(*api.Task); !ok || api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+	if t, ok := c.New.(*api.Task); !ok || api.ToldToEnd(t.DesiredState) {
 		k.ended[c.ID] = c.Index
 	}
 }

@@ -107,6 +107,9 @@ func newRoot(docker *command.DockerCli) (*cobra.Command, *cliflags.ClientOptions
 	setHelp(docker, root, help)
 	commands.AddCommands(root, docker)
 	root.AddCommand(newDaemonCommand(), newMachineCommand(docker))
+	if services, _, err := root.Find([]string{"service"}); err == nil {
+		services.AddCommand(newServiceVerbs(docker)...)
+	}
 	brand(root)
 	return root, opts
 }

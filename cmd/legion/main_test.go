@@ -54,7 +54,7 @@ func TestHelpSaysLegion(t *testing.T) {
 func TestEveryDockerCommandIsThere(t *testing.T) {
 	root, _ := newTestRoot(t)
 	for _, name := range []string{"swarm init", "service create", "node ls", "stack deploy", "config create", "secret create", "image load", "container exec",
-		"network create", "volume ls", "system df", "run", "ps", "version", "info", "login", "context use", "daemon"} {
+		"network create", "volume ls", "system df", "run", "ps", "version", "info", "login", "context use", "daemon", "service stop", "service start", "service restart"} {
 		if c, _, err := root.Find(strings.Fields(name)); err != nil || c.CommandPath() != "legion "+name {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -168,7 +168,7 @@ func (s *session) allocateTasks(ctx context.Context, ids []string) error {
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
 		for _, id := range ids {
 			t := store.Get[*api.Task](tx, id)
-			if t == nil || t.Status.State != swarm.TaskStateNew || api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+			if t == nil || t.Status.State != swarm.TaskStateNew || api.ToldToEnd(t.DesiredState) {
 				continue
 			}
 			c := Task(t, store.Get[*api.Service](tx, t.ServiceID), s.refused[t.ServiceID], now)

@@ -29,12 +29,16 @@ func withDefaults(s swarm.ServiceSpec) swarm.ServiceSpec {
 	if s.TaskTemplate.Resources == nil {
 		s.TaskTemplate.Resources = &swarm.ResourceRequirements{}
 	}
+	job := s.Mode.ReplicatedJob != nil || s.Mode.GlobalJob != nil
 	r := swarm.RestartPolicy{}
 	if s.TaskTemplate.RestartPolicy != nil {
 		r = *s.TaskTemplate.RestartPolicy
 	}
 	if r.Condition == "" {
 		r.Condition = swarm.RestartPolicyConditionAny
+		if job {
+			r.Condition = swarm.RestartPolicyConditionOnFailure
+		}
 	}
 	if r.Delay == nil {
 		r.Delay = new(defaultRestartDelay)
@@ -46,7 +50,9 @@ func withDefaults(s swarm.ServiceSpec) swarm.ServiceSpec {
 	if s.TaskTemplate.Placement == nil {
 		s.TaskTemplate.Placement = &swarm.Placement{}
 	}
-	s.UpdateConfig, s.RollbackConfig = updateDefaults(s.UpdateConfig), updateDefaults(s.RollbackConfig)
+	if !job {
+		s.UpdateConfig, s.RollbackConfig = updateDefaults(s.UpdateConfig), updateDefaults(s.RollbackConfig)
+	}
 	if s.EndpointSpec == nil {
 		s.EndpointSpec = &swarm.EndpointSpec{Mode: swarm.ResolutionModeVIP}
 	}

@@ -16,10 +16,7 @@ import (
 // named by id. Invalid: something that it refers to is not there. The parts that
 // it changes are copies.
 func resolve(r store.Reader, in *swarm.ServiceSpec) (swarm.ServiceSpec, error) {
-	s := *in
-	if s.Mode.Global == nil && (s.Mode.Replicated == nil || s.Mode.Replicated.Replicas == nil) {
-		s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(1))}
-	}
+	s := *Complete(in)
 	if s.Labels == nil {
 		s.Labels = map[string]string{}
 	}

@@ -26,10 +26,11 @@ func (c *Control) ServiceCreate(ctx context.Context, spec *swarm.ServiceSpec, o 
 	if err := ValidateService(spec); err != nil {
 		return nil, err
 	}
-	id := api.NewID()
+	id, now := api.NewID(), time.Now().UTC()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		n := &api.Service{RegistryAuth: o.RegistryAuth, SpecVersion: 1}
 		n.ID = id
+		n.JobStatus = firstIteration(spec, now)
 		var err error
 		if n.Spec, err = resolve(tx, spec); err != nil {
 			return err
@@ -96,6 +97,10 @@ func updated(r store.Reader, old *api.Service, spec *swarm.ServiceSpec, o Servic
 	if n.Spec, err = resolve(r, spec); err != nil {
 		return nil, err
 	}
+	if onlyStopped(old, &n) {
+		return &n, nil
+	}
+	n.JobStatus = nextIteration(old, &n, now)
 	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &old.Spec, old.SpecVersion, old.RegistryAuth
 	switch {
 	case o.RegistryAuth != "":
@@ -126,6 +131,9 @@ func rolledBack(r store.Reader, old *api.Service, now time.Time) (*api.Service, 
 	n := old.Rollback()
 	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &old.Spec, old.SpecVersion, old.RegistryAuth
 	n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback", StartedAt: &now}
+	if n.Job() {
+		n.UpdateStatus, n.JobStatus = nil, nextIteration(old, n, now)
+	}
 	return n, nil
 }
 
@@ -156,11 +164,13 @@ func (c *Control) ServiceRemove(ctx context.Context, name string) error {
 // ServiceInspect returns a service; with defaults, what the user did not say is
 // filled in.
 func (c *Control) ServiceInspect(_ context.Context, name string, defaults bool) (*swarm.Service, error) {
-	s, err := c.service(c.cfg.Store.View(), name)
+	view := c.cfg.Store.View()
+	s, err := c.service(view, name)
 	if err != nil {
 		return nil, err
 	}
 	out := s.Service
+	out.UpdateStatus = progress(view, s, time.Now().UTC())
 	if defaults {
 		out.Spec = withDefaults(out.Spec)
 	}
@@ -192,38 +202,4 @@ func runtime(s *swarm.ServiceSpec) string {
 		return string(swarm.RuntimeContainer)
 	}
 	return string(s.TaskTemplate.Runtime)
-}
-
-// fillStatus counts the services' tasks in one pass.
-func fillStatus(view *store.View, services []swarm.Service) {
-	counts := make(map[string]*swarm.ServiceStatus, len(services))
-	for i := range services {
-		s := &services[i]
-		s.ServiceStatus = &swarm.ServiceStatus{}
-		if r := s.Spec.Mode.Replicated; r != nil && r.Replicas != nil {
-			s.ServiceStatus.DesiredTasks = *r.Replicas // always set, see resolve
-		}
-		counts[s.ID] = s.ServiceStatus
-	}
-	count := func(t *api.Task) {
-		st := counts[t.ServiceID]
-		if st == nil {
-			return
-		}
-		if t.Status.State == swarm.TaskStateRunning && t.DesiredState == swarm.TaskStateRunning {
-			st.RunningTasks++
-		}
-		if t.Spec.Global && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
-			st.DesiredTasks++
-		}
-	}
-	if len(services) == 1 {
-		for t := range store.List[*api.Task](view, store.ByService(services[0].ID)) {
-			count(t)
-		}
-		return
-	}
-	for t := range store.List[*api.Task](view) {
-		count(t)
-	}
 }

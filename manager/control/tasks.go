@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -36,6 +37,9 @@ func Task(r store.Reader, t *api.Task) swarm.Task {
 	}
 	if t.Evicted != "" && out.Status.Err == "" {
 		out.Status.Err = t.Evicted // the node only knows that it was told to end
+	}
+	if wait := backedOff(t, time.Now()); wait != "" {
+		out.Status.Err = wait
 	}
 	out.Labels = map[string]string{}
 	if out.Volumes == nil {
@@ -148,7 +152,7 @@ func (tf *taskFilter) matchDesired(t *api.Task) bool {
 	for _, d := range tf.desired {
 		switch d {
 		case "running":
-			if api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
+			if !over(t) {
 				return true
 			}
 		case "accepted":
@@ -156,12 +160,17 @@ func (tf *taskFilter) matchDesired(t *api.Task) bool {
 				return true
 			}
 		default:
-			if api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+			if over(t) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// over reports whether a task shall not run: one of a job that has completed too.
+func over(t *api.Task) bool {
+	return api.ToldToEnd(t.DesiredState) || t.DesiredState == swarm.TaskStateComplete && api.Final(t.Status.State)
 }
 
 func (tf *taskFilter) matchUpToDate(view *store.View, t *api.Task) bool {
@@ -176,8 +185,13 @@ func (tf *taskFilter) matchUpToDate(view *store.View, t *api.Task) bool {
 // labels alone, say, replaces none.
 func (tf *taskFilter) upToDate(view *store.View, t *api.Task) bool {
 	s := store.Get[*api.Service](view, t.ServiceID)
-	if s == nil || s.SpecVersion == t.SpecVersion {
-		return s != nil
+	switch {
+	case s == nil:
+		return false
+	case s.Job():
+		return s.Iteration(t)
+	case s.SpecVersion == t.SpecVersion:
+		return true
 	}
 	key := specVersion{s.ID, t.SpecVersion}
 	same, known := tf.same[key]

@@ -40,6 +40,9 @@ func ValidateService(s *swarm.ServiceSpec) error {
 	if err := validateMode(&s.Mode); err != nil {
 		return err
 	}
+	if err := validateJob(s); err != nil {
+		return err
+	}
 	for what, u := range map[string]*swarm.UpdateConfig{"update": s.UpdateConfig, "rollback": s.RollbackConfig} {
 		if err := validateUpdate(what, u); err != nil {
 			return err
@@ -90,8 +93,6 @@ func validateMode(m *swarm.ServiceMode) error {
 	switch {
 	case modes > 1:
 		return invalid("must specify only one service mode")
-	case m.ReplicatedJob != nil || m.GlobalJob != nil:
-		return api.Errorf(api.Unimplemented, "jobs are not served yet: use mode replicated or global")
 	case m.Replicated != nil && m.Replicated.Replicas != nil && *m.Replicated.Replicas > maxReplicas:
 		return invalid("Number of replicas must be non-negative and at most %d, not %d", maxReplicas, *m.Replicated.Replicas)
 	}

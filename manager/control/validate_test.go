@@ -108,9 +108,6 @@ func TestValidateService(t *testing.T) {
 	if err := ValidateService(spec("web_1-x")); err != nil {
 		t.Error(err)
 	}
-	job := spec("job")
-	job.Mode.ReplicatedJob = &swarm.ReplicatedJob{}
-	refused(t, ValidateService(job), api.Unimplemented, "jobs are not served yet")
 }
 
 func secret(name, file string) *swarm.SecretReference {

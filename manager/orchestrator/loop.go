@@ -182,7 +182,7 @@ func (s *session) noteNode(id string, was, is *api.Node) {
 		s.agenda.add(t.ServiceID)
 	}
 	for o := range store.List[*api.Service](view) {
-		if o.Spec.Mode.Global != nil || o.Spec.Labels[api.RebalanceLabel] != "" {
+		if o.Spec.Mode.Global != nil || o.Spec.Mode.GlobalJob != nil || o.Spec.Labels[api.RebalanceLabel] != "" {
 			s.agenda.add(o.ID)
 		}
 	}

@@ -63,22 +63,38 @@ type plan struct {
 	moved       map[string]bool // tasks that others were made for elsewhere
 }
 
-// Plan says what to do about a service's tasks.
-func Plan(in Input) Output {
+func newPlan(in Input) *plan {
 	p := &plan{
 		Input: in, out: Output{Desired: map[string]swarm.TaskState{}},
 		differences: map[uint64]difference{}, constraints: map[*api.TaskSpec][]api.Constraint{},
 	}
+	if in.Service != nil {
+		p.spec = in.Service.TaskSpec()
+	}
+	return p
+}
+
+// Plan says what to do about a service's tasks.
+func Plan(in Input) Output {
+	p := newPlan(in)
 	if in.Service == nil {
 		p.removeAll(in.Tasks)
 		p.reapRemoved()
 		return p.out
 	}
-	p.spec = in.Service.TaskSpec()
 	p.group()
-	if p.spec.Global {
+	switch {
+	case in.Service.Job():
+		p.job()
+		return p.out
+	case in.Service.Stopped():
+		p.stop()
+		p.reapRemoved()
+		p.reapHistory()
+		return p.out
+	case p.spec.Global:
 		p.global()
-	} else {
+	default:
 		p.abandon()
 		p.replicated()
 	}
@@ -135,7 +151,7 @@ func (p *plan) desired(t *api.Task) swarm.TaskState {
 
 // wanted reports whether a task is meant to run, now or soon.
 func (p *plan) wanted(t *api.Task) bool {
-	return api.Rank(p.desired(t)) <= api.Rank(swarm.TaskStateRunning)
+	return !api.ToldToEnd(p.desired(t))
 }
 
 // running reports whether the task runs, and should.

@@ -35,6 +35,10 @@ func (p *plan) reapHistory() {
 		keep = max(keep, 2)
 	}
 	for _, s := range p.slots {
+		keep := keep
+		if len(s.tasks) > 1 && quick(s.tasks[1]) {
+			keep = max(keep, p.forgiven()+1) // to know a row of failures by
+		}
 		for i := len(s.tasks) - 1; i >= 0; i-- {
 			t := s.tasks[i]
 			if t.DesiredState != swarm.TaskStateShutdown || !ended(t) || mayHaveRun(t) && (i == 0 || i < keep) {

@@ -11,13 +11,6 @@ import (
 // defaultRestartDelay is Docker's.
 const defaultRestartDelay = 5 * time.Second
 
-// A task that could not even be prepared (its image is missing, say) is tried
-// again after ever longer delays: twice the last, up to maxBackoff.
-const (
-	minBackoff = time.Second
-	maxBackoff = 5 * time.Minute
-)
-
 func (p *plan) policy() swarm.RestartPolicy {
 	r := swarm.RestartPolicy{}
 	if s := p.Service.Spec.TaskTemplate.RestartPolicy; s != nil {
@@ -25,6 +18,9 @@ func (p *plan) policy() swarm.RestartPolicy {
 	}
 	if r.Condition == "" {
 		r.Condition = swarm.RestartPolicyConditionAny
+	}
+	if p.Service.Job() && r.Condition == swarm.RestartPolicyConditionAny {
+		r.Condition = swarm.RestartPolicyConditionOnFailure // what a job completed is done
 	}
 	if r.Delay == nil {
 		r.Delay = new(defaultRestartDelay)
@@ -102,18 +98,4 @@ func (p *plan) attempts(s *slot, window *time.Duration, end time.Time) uint64 {
 		}
 	}
 	return n
-}
-
-// delay is how long the slot's next task waits.
-func (p *plan) delay(s *slot) time.Duration {
-	d := *p.policy().Delay
-	for i, t := range s.tasks {
-		if t.Status.State != swarm.TaskStateRejected || p.stale(t) {
-			break
-		}
-		if i > 0 && d < maxBackoff {
-			d = min(2*max(d, minBackoff), maxBackoff)
-		}
-	}
-	return d
 }

@@ -111,6 +111,8 @@ func (w *world) command(args []string) {
 				w.set(s, k, v)
 			}
 		})
+	case "stop", "start": // stop SERVICE
+		w.setService(args[1], func(s *swarm.ServiceSpec) { s.Labels = api.SetStopped(s.Labels, args[0] == "stop") })
 	case "rm":
 		delete(w.services, args[1])
 	case "rollback": // rollback SERVICE, as a user
@@ -157,6 +159,16 @@ func (w *world) number(s string) int {
 	return n
 }
 
+// job is the service's mode, as a new one so that older specs keep theirs.
+func (w *world) job(s *swarm.ServiceSpec) *swarm.ReplicatedJob {
+	j := swarm.ReplicatedJob{}
+	if s.Mode.ReplicatedJob != nil {
+		j = *s.Mode.ReplicatedJob
+	}
+	s.Mode.ReplicatedJob = &j
+	return &j
+}
+
 // set sets one thing of a service.
 func (w *world) set(s *swarm.ServiceSpec, key, value string) {
 	duration := func() time.Duration {
@@ -171,6 +183,12 @@ func (w *world) set(s *swarm.ServiceSpec, key, value string) {
 		s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(w.number(value)))}
 	case "global":
 		s.Mode.Global = &swarm.GlobalService{}
+	case "global-job":
+		s.Mode.GlobalJob = &swarm.GlobalJob{}
+	case "completions":
+		w.job(s).TotalCompletions = new(uint64(w.number(value)))
+	case "concurrent":
+		w.job(s).MaxConcurrent = new(uint64(w.number(value)))
 	case "image":
 		s.TaskTemplate.ContainerSpec.Image = value
 	case "force":

@@ -106,7 +106,7 @@ func (p *plan) tidy() {
 // ended reports whether nothing of the task runs any more, or ever will.
 func ended(t *api.Task) bool {
 	return api.Final(t.Status.State) ||
-		api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) && api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning)
+		api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) && api.ToldToEnd(t.DesiredState)
 }
 
 // byItself reports whether a task has ended without having been told to.

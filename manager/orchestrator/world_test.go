@@ -70,6 +70,9 @@ func (w *world) setService(name string, fn func(s *swarm.ServiceSpec)) {
 		old.Spec.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{}
 		old.Spec.UpdateConfig, old.Spec.RollbackConfig = &swarm.UpdateConfig{Parallelism: 1}, &swarm.UpdateConfig{Parallelism: 1}
 		fn(&old.Spec)
+		if old.Job() {
+			old.JobStatus = &swarm.JobStatus{}
+		}
 		w.services[name] = old
 		return
 	}
@@ -87,6 +90,9 @@ func (w *world) setService(name string, fn func(s *swarm.ServiceSpec)) {
 	if !s.TaskSpec().Equal(old.TaskSpec()) {
 		s.PreviousSpec, s.PreviousSpecVersion = &old.Spec, old.SpecVersion
 		s.SpecVersion, s.UpdateStatus = max(old.SpecVersion, old.PreviousSpecVersion)+w.index, nil
+	}
+	if s.Job() && s.Stopped() == old.Stopped() {
+		s.JobStatus = &swarm.JobStatus{JobIteration: swarm.Version{Index: s.JobStatus.JobIteration.Index + 1}}
 	}
 	w.services[name] = &s
 }
@@ -230,7 +236,7 @@ func (w *world) place() (changed bool) {
 	var pending []*api.Task
 	for _, t := range w.sorted() {
 		state.SetTask(t.ID, t, w.now)
-		if api.Rank(t.Status.State) <= api.Rank(swarm.TaskStatePending) && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) {
+		if api.Rank(t.Status.State) <= api.Rank(swarm.TaskStatePending) && !api.ToldToEnd(t.DesiredState) {
 			pending = append(pending, t)
 		}
 	}
@@ -300,6 +306,7 @@ func (w *world) step(t *api.Task) bool {
 		return false
 	}
 	err, broken := w.broken[t.Spec.ContainerSpec.Image]
+	starts := t.DesiredState == swarm.TaskStateRunning || t.DesiredState == swarm.TaskStateComplete
 	switch {
 	case api.Rank(t.DesiredState) >= api.Rank(swarm.TaskStateShutdown):
 		w.status(t.ID, swarm.TaskStateShutdown, "")
@@ -307,9 +314,9 @@ func (w *world) step(t *api.Task) bool {
 		w.status(t.ID, swarm.TaskStateRejected, err)
 	case api.Rank(t.Status.State) < api.Rank(swarm.TaskStateReady):
 		w.status(t.ID, swarm.TaskStateReady, "")
-	case t.DesiredState == swarm.TaskStateRunning && broken:
+	case starts && broken:
 		w.status(t.ID, swarm.TaskStateFailed, err)
-	case t.DesiredState == swarm.TaskStateRunning && t.Status.State != swarm.TaskStateRunning:
+	case starts && t.Status.State != swarm.TaskStateRunning:
 		w.status(t.ID, swarm.TaskStateRunning, "")
 	default:
 		return false

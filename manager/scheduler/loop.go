@@ -129,7 +129,7 @@ func (s *session) retry() {
 
 // task takes a task's new version; nil: it was deleted.
 func (s *session) task(id string, t *api.Task, now time.Time) {
-	pending := t != nil && t.Status.State == swarm.TaskStatePending && api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning)
+	pending := t != nil && t.Status.State == swarm.TaskStatePending && !api.ToldToEnd(t.DesiredState)
 	if p, ok := s.waiting[id]; pending && ok && t.Status.Err == p.Why { // our own explanation
 		s.waiting[id] = Placement{Task: t, Why: p.Why}
 		return
