@@ -24,8 +24,8 @@ func (s *TaskSpec) Equal(o *TaskSpec) bool {
 
 // SameRun reports whether a task of one spec does what one of the other would,
 // so that it need not be replaced. Left aside are the restart policy, which acts
-// on tasks from outside; where they are placed; the service's labels; and ports
-// of the routing mesh.
+// on tasks from outside; where they are placed; the service's labels; and which
+// ports the routing mesh has, but not whether it has any: tasks are in its network.
 func (s *TaskSpec) SameRun(o *TaskSpec) bool {
 	a, b := s.run(), o.run()
 	return reflect.DeepEqual(a, b) || sameJSON(a, b)
@@ -36,6 +36,9 @@ func (s *TaskSpec) run() TaskSpec {
 	c.RestartPolicy, c.Placement, c.ServiceLabels = nil, nil, nil
 	c.Endpoint = &swarm.EndpointSpec{}
 	c.Endpoint.Ports = append(c.Endpoint.Ports, hostPorts(s.Endpoint)...)
+	if UsesIngress(s.Endpoint) {
+		c.Endpoint.Ports = append(c.Endpoint.Ports, swarm.PortConfig{PublishMode: swarm.PortConfigPublishModeIngress})
+	}
 	return c
 }
 
@@ -74,4 +77,17 @@ func (s *Service) Rollback() *Service {
 	r.Spec, r.SpecVersion, r.RegistryAuth = *s.PreviousSpec, s.PreviousSpecVersion, s.PreviousRegistryAuth
 	r.PreviousSpec, r.PreviousSpecVersion, r.PreviousRegistryAuth = nil, 0, ""
 	return &r
+}
+
+// UsesIngress reports whether something is published by the routing mesh.
+func UsesIngress(e *swarm.EndpointSpec) bool {
+	if e == nil {
+		return false
+	}
+	for i := range e.Ports {
+		if e.Ports[i].PublishMode != swarm.PortConfigPublishModeHost {
+			return true
+		}
+	}
+	return false
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"maps"
+	"reflect"
 	"strconv"
 	"time"
 
@@ -56,7 +57,7 @@ func serviceDiff(attrs map[string]string, old, cur *api.Service) bool {
 	diff(attrs, "image", image(old), image(cur))
 	diff(attrs, "replicas", replicas(old), replicas(cur))
 	diff(attrs, "updatestate", updateState(old), updateState(cur))
-	return len(attrs) > 1 || old.Version != cur.Version
+	return len(attrs) > 1 || !reflect.DeepEqual(old.Spec, cur.Spec)
 }
 
 func image(s *api.Service) string {
