@@ -183,10 +183,14 @@ type NetworkAttachment struct {
 	DriverOpts map[string]string
 }
 
-// Network is a cluster-wide network. DriverState and IPAMOptions are written
-// by the allocator.
+// Network is a cluster-wide network. DriverState and IPAMOptions are what was
+// allocated, written when it is created: no two networks have overlapping
+// subnets or the same VXLAN id.
 type Network struct {
 	swarm.Network
+	// Reserved are addresses of its subnets that nobody is given, by name
+	// (--aux-address).
+	Reserved map[string]netip.Addr `json:",omitempty"`
 	// Predefined is set for networks that exist on every node without being
 	// created (bridge, host, none): they can be attached to but not removed.
 	Predefined bool

@@ -73,7 +73,8 @@ func (s *TaskSpec) Equal(o *TaskSpec) bool {
 // SameRun reports whether a task of one spec does what one of the other would,
 // so that it need not be replaced. Left aside are the restart policy, which acts
 // on tasks from outside; where they are placed; the service's labels but those of
-// ours that are about what runs; and ports of the routing mesh.
+// ours that are about what runs; and which ports the routing mesh has, but not
+// whether it has any: tasks are in its network.
 func (s *TaskSpec) SameRun(o *TaskSpec) bool {
 	a, b := s.run(), o.run()
 	return reflect.DeepEqual(a, b) || sameJSON(a, b)
@@ -84,6 +85,9 @@ func (s *TaskSpec) run() TaskSpec {
 	c.RestartPolicy, c.Placement, c.ServiceLabels = nil, nil, runLabels(s.ServiceLabels)
 	c.Endpoint = &swarm.EndpointSpec{}
 	c.Endpoint.Ports = append(c.Endpoint.Ports, hostPorts(s.Endpoint)...)
+	if UsesIngress(s.Endpoint) {
+		c.Endpoint.Ports = append(c.Endpoint.Ports, swarm.PortConfig{PublishMode: swarm.PortConfigPublishModeIngress})
+	}
 	return c
 }
 
@@ -126,4 +130,17 @@ func (s *Service) Rollback() *Service {
 	}
 	r.PreviousSpec, r.PreviousSpecVersion, r.PreviousRegistryAuth = nil, 0, ""
 	return &r
+}
+
+// UsesIngress reports whether something is published by the routing mesh.
+func UsesIngress(e *swarm.EndpointSpec) bool {
+	if e == nil {
+		return false
+	}
+	for i := range e.Ports {
+		if e.Ports[i].PublishMode != swarm.PortConfigPublishModeHost {
+			return true
+		}
+	}
+	return false
 }

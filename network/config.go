@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Config says all that a node's data plane should be. It is a value: once
@@ -20,6 +21,10 @@ type Config struct {
 	// UserProxy has connections to published ports that no rule translates
 	// (to [::1], or to an IPv4-only container from IPv6) relayed by the daemon.
 	UserProxy bool
+	// Underlay is what tunnels between nodes go over.
+	Underlay Underlay
+	// Overlays by id.
+	Overlays map[string]*Overlay
 	// Bridges by device name.
 	Bridges map[string]*Bridge
 	// Sandboxes by id.
@@ -61,7 +66,8 @@ type Interface struct {
 	// HostName is the name of the other end, on the host. Unique for ever: an
 	// interface with the same HostName is the same interface.
 	HostName  string
-	Bridge    string // device
+	Bridge    string // device; empty: in an overlay
+	Overlay   string // id; empty: on a bridge
 	MAC       string // as net.HardwareAddr prints it
 	Addresses []netip.Prefix
 	MTU       int // bytes, 0: the kernel's default
@@ -127,7 +133,7 @@ func (b *Bridge) Equal(o *Bridge) bool {
 
 // Equal reports whether the two mean the same.
 func (i *Interface) Equal(o *Interface) bool {
-	return i.Name == o.Name && i.HostName == o.HostName && i.Bridge == o.Bridge && i.MAC == o.MAC &&
+	return i.Name == o.Name && i.HostName == o.HostName && i.Bridge == o.Bridge && i.Overlay == o.Overlay && i.MAC == o.MAC &&
 		slices.Equal(i.Addresses, o.Addresses) && i.MTU == o.MTU && slices.Equal(i.Sysctls, o.Sysctls)
 }
 
@@ -159,8 +165,11 @@ func (c *Config) Validate() error {
 		}
 		hosts[name] = "bridge " + name
 	}
+	if err := c.validateOverlays(); err != nil {
+		return err
+	}
 	for id, s := range c.Sandboxes {
-		if id == "" || id != s.ID {
+		if id == "" || id != s.ID || strings.HasPrefix(id, OverlayPrefix) {
 			return fmt.Errorf("sandbox %q is listed as %q", s.ID, id)
 		}
 		for i := range s.Interfaces {
@@ -198,7 +207,9 @@ func (c *Config) validateInterface(f *Interface) error {
 	switch {
 	case !validDevice(f.Name) || !validDevice(f.HostName):
 		return fmt.Errorf("%q and %q: not names for devices (1 to %d characters, no space, slash or colon)", f.Name, f.HostName, maxDeviceName)
-	case c.Bridges[f.Bridge] == nil:
+	case f.Overlay != "" && (f.Bridge != "" || c.Overlays[f.Overlay] == nil):
+		return fmt.Errorf("there is no overlay %q, or it is also on bridge %q", f.Overlay, f.Bridge)
+	case f.Overlay == "" && c.Bridges[f.Bridge] == nil:
 		return fmt.Errorf("there is no bridge %q", f.Bridge)
 	}
 	if _, err := net.ParseMAC(f.MAC); err != nil {

@@ -32,7 +32,7 @@ func (n *Networks) prepareConnect(id, name string, asked *dnet.EndpointSettings)
 		return nil, nil, added, err
 	}
 	switch {
-	case w.Device == "" || b.sandbox == nil:
+	case w.plain() || b.sandbox == nil:
 		return nil, nil, added, api.Errorf(api.Invalid, "container cannot be connected to multiple networks with one of the networks in host or none mode; container %s stays as it is", id)
 	case slices.ContainsFunc(b.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID }):
 		return nil, nil, added, api.Errorf(api.PermissionDenied, "endpoint with name %s already exists in network %s", id, w.Network.Name)

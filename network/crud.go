@@ -89,6 +89,8 @@ func (n *Networks) List(f api.Filters) ([]dnet.Summary, error) {
 func (n *Networks) Remove(ctx context.Context, name string) error {
 	w, err := n.take(name, func(w *netw) error {
 		switch {
+		case w.Overlay != nil:
+			return api.Errorf(api.NotFound, "network %s not found on this node: it is the swarm's", name)
 		case predefined(w.Network.Name):
 			return api.Errorf(api.PermissionDenied, "%s is a pre-defined network and cannot be removed", w.Network.Name)
 		case len(w.users) > 0:
@@ -171,7 +173,7 @@ func (n *Networks) Prune(ctx context.Context, f api.Filters) (*dnet.PruneReport,
 	var gone []*netw
 	n.mu.Lock()
 	for id, w := range n.nets {
-		if predefined(w.Network.Name) || len(w.users) > 0 || !match(w) || !until.IsZero() && w.Network.Created.After(until) {
+		if w.Overlay != nil || predefined(w.Network.Name) || len(w.users) > 0 || !match(w) || !until.IsZero() && w.Network.Created.After(until) {
 			continue
 		}
 		delete(n.nets, id)

@@ -69,12 +69,18 @@ type Counters struct {
 // of the host has.
 var ErrPortInUse = errors.New("address already in use")
 
-// Item names a part of a Config: "bridge legion0", "sandbox ID", "port tcp
+// Item names a part of a Config: "bridge legion0", "overlay ID", "tunnel ID", "sandbox ID", "port tcp
 // 0.0.0.0:80", or "rules" for packet filter rules as a whole.
 type Item string
 
 // BridgeItem names a bridge.
 func BridgeItem(device string) Item { return Item("bridge " + device) }
+
+// OverlayItem names an overlay as far as this node's own containers need it.
+func OverlayItem(id string) Item { return Item("overlay " + id) }
+
+// TunnelItem names an overlay's tunnel to other nodes.
+func TunnelItem(id string) Item { return Item("tunnel " + id) }
 
 // SandboxItem names a sandbox.
 func SandboxItem(id string) Item { return Item("sandbox " + id) }

@@ -9,11 +9,14 @@ import (
 // Changes is what leads from one Config to another. Lists are sorted, so that
 // the same two configs always give the same changes.
 type Changes struct {
-	// Options is set when a switch (Rules4, Rules6, Forward, UserProxy) differs;
+	// Options is set when a switch (Rules4, Rules6, Forward, UserProxy) or the
+	// underlay differs;
 	// To has the new ones.
 	Options bool
 	To      *Config
 
+	DropOverlays  []string
+	PutOverlays   []*Overlay // new or different
 	DropBridges   []string
 	PutBridges    []*Bridge // new or different
 	DropSandboxes []string
@@ -32,10 +35,13 @@ func Diff(from, to *Config) *Changes {
 		to = &Config{}
 	}
 	ch := &Changes{To: to, Options: from.Rules4 != to.Rules4 || from.Rules6 != to.Rules6 ||
-		from.Forward != to.Forward || from.UserProxy != to.UserProxy}
+		from.Forward != to.Forward || from.UserProxy != to.UserProxy || from.Underlay != to.Underlay}
+	ch.DropOverlays, ch.PutOverlays = diff(from.Overlays, to.Overlays, (*Overlay).Equal)
 	ch.DropBridges, ch.PutBridges = diff(from.Bridges, to.Bridges, (*Bridge).Equal)
 	ch.DropSandboxes, ch.PutSandboxes = diff(from.Sandboxes, to.Sandboxes, (*Sandbox).Equal)
 	ch.DropPorts, ch.PutPorts = diff(from.Ports, to.Ports, func(a, b *Port) bool { return a == b || *a == *b })
+	slices.Sort(ch.DropOverlays)
+	slices.SortFunc(ch.PutOverlays, func(a, b *Overlay) int { return strings.Compare(a.ID, b.ID) })
 	slices.Sort(ch.DropBridges)
 	slices.Sort(ch.DropSandboxes)
 	slices.SortFunc(ch.DropPorts, PortKey.compare)
@@ -61,7 +67,7 @@ func diff[K comparable, V any](from, to map[K]*V, equal func(a, b *V) bool) (dro
 
 // Empty reports whether there is nothing to do.
 func (ch *Changes) Empty() bool {
-	return !ch.Options && len(ch.DropBridges)+len(ch.PutBridges)+len(ch.DropSandboxes)+len(ch.PutSandboxes)+
+	return !ch.Options && len(ch.DropOverlays)+len(ch.PutOverlays)+len(ch.DropBridges)+len(ch.PutBridges)+len(ch.DropSandboxes)+len(ch.PutSandboxes)+
 		len(ch.DropPorts)+len(ch.PutPorts) == 0
 }
 
@@ -69,6 +75,13 @@ func (ch *Changes) Empty() bool {
 func (ch *Changes) Apply(from *Config) *Config {
 	c := from.Clone()
 	c.Rules4, c.Rules6, c.Forward, c.UserProxy = ch.To.Rules4, ch.To.Rules6, ch.To.Forward, ch.To.UserProxy
+	c.Underlay = ch.To.Underlay
+	for _, id := range ch.DropOverlays {
+		delete(c.Overlays, id)
+	}
+	for _, o := range ch.PutOverlays {
+		c.Overlays[o.ID] = o
+	}
 	for _, n := range ch.DropBridges {
 		delete(c.Bridges, n)
 	}
@@ -97,7 +110,7 @@ func (c *Config) Clone() *Config {
 	if c != nil {
 		*n = *c
 	}
-	n.Bridges, n.Sandboxes, n.Ports = clone(n.Bridges), clone(n.Sandboxes), clone(n.Ports)
+	n.Overlays, n.Bridges, n.Sandboxes, n.Ports = clone(n.Overlays), clone(n.Bridges), clone(n.Sandboxes), clone(n.Ports)
 	return n
 }
 

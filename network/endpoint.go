@@ -28,7 +28,7 @@ func (n *Networks) newEndpoint(w *netw, asked *dnet.EndpointSettings) (endpoint,
 	forgetOperational(s)
 	s.NetworkID, s.EndpointID = w.Network.ID, newID()
 	e := endpoint{NetworkID: w.Network.ID, Settings: s}
-	if w.Device == "" {
+	if w.plain() {
 		return e, nil
 	}
 	if w.Network.Name == dnet.NetworkBridge && s.IPAMConfig != nil && (s.IPAMConfig.IPv4Address.IsValid() || s.IPAMConfig.IPv6Address.IsValid()) {
@@ -40,7 +40,11 @@ func (n *Networks) newEndpoint(w *netw, asked *dnet.EndpointSettings) (endpoint,
 	if len(s.MacAddress) != 0 && (len(s.MacAddress) != 6 || s.MacAddress[0]&1 != 0) {
 		return e, api.Errorf(api.Invalid, "network %s: %s is not a MAC address of a single host", w.Network.Name, s.MacAddress)
 	}
-	if err := w.takeAddresses(s); err != nil {
+	if w.Overlay != nil {
+		if err := w.takeGiven(s); err != nil {
+			return e, err
+		}
+	} else if err := w.takeAddresses(s); err != nil {
 		return e, err
 	}
 	if len(s.MacAddress) == 0 {
@@ -87,6 +91,29 @@ func (w *netw) takeAddresses(s *dnet.EndpointSettings) (err error) {
 	return nil
 }
 
+// takeGiven fills in the addresses that the managers have given a task: in an
+// overlay there are no others.
+func (w *netw) takeGiven(s *dnet.EndpointSettings) error {
+	if s.IPAMConfig == nil || !s.IPAMConfig.IPv4Address.IsValid() {
+		return api.Errorf(api.Invalid, "network %s is the swarm's: only tasks of services can be in it", w.Network.Name)
+	}
+	for _, a := range []netip.Addr{s.IPAMConfig.IPv4Address, s.IPAMConfig.IPv6Address} {
+		if !a.IsValid() {
+			continue
+		}
+		i := slices.IndexFunc(w.Network.IPAM.Config, func(c dnet.IPAMConfig) bool { return c.Subnet.Contains(a) })
+		if i < 0 {
+			return api.Errorf(api.Invalid, "network %s: address %s is in none of its subnets", w.Network.Name, a)
+		}
+		if bits := w.Network.IPAM.Config[i].Subnet.Bits(); a.Is4() {
+			s.IPAddress, s.IPPrefixLen = a, bits
+		} else {
+			s.GlobalIPv6Address, s.GlobalIPv6PrefixLen = a, bits
+		}
+	}
+	return nil
+}
+
 func (w *netw) takeFrom(p *pool, want netip.Addr) (netip.Addr, error) {
 	switch {
 	case p == nil && want.IsValid():
@@ -103,6 +130,9 @@ func (w *netw) takeFrom(p *pool, want netip.Addr) (netip.Addr, error) {
 func (w *netw) claimEndpoint(s *dnet.EndpointSettings) error {
 	if s == nil {
 		return api.Errorf(api.Internal, "network %s: an endpoint without settings", w.Network.Name)
+	}
+	if w.Overlay != nil {
+		return nil
 	}
 	if s.IPAddress.IsValid() {
 		if _, err := w.takeFrom(w.v4, s.IPAddress); err != nil {
@@ -185,8 +215,14 @@ func (n *Networks) nameInterfaces(endpoints []endpoint) error {
 // sortEndpoints puts the one that gives the default route first: the highest
 // priority, then the network's name.
 func (n *Networks) sortEndpoints(l []endpoint) {
+	automatic := func(e endpoint) int {
+		if e.Automatic {
+			return 1
+		}
+		return 0
+	}
 	slices.SortStableFunc(l, func(a, b endpoint) int {
-		return cmp.Or(cmp.Compare(b.Settings.GwPriority, a.Settings.GwPriority),
+		return cmp.Or(cmp.Compare(automatic(a), automatic(b)), cmp.Compare(b.Settings.GwPriority, a.Settings.GwPriority),
 			strings.Compare(n.nets[a.NetworkID].Network.Name, n.nets[b.NetworkID].Network.Name))
 	})
 }
@@ -213,12 +249,15 @@ func (n *Networks) sandboxOf(a *attachment) *Sandbox {
 		if w.Network.Driver == "host" {
 			return nil
 		}
-		if w.Device == "" {
+		if w.plain() {
 			continue
 		}
 		f := Interface{
 			Name: e.Interface, HostName: e.HostName, Bridge: w.Device, MTU: w.mtuOr(n.mtu),
 			MAC: net.HardwareAddr(e.Settings.MacAddress).String(),
+		}
+		if w.Overlay != nil {
+			f.Overlay, f.MTU = w.Network.ID, n.overlayMTU(w)
 		}
 		_, f.Sysctls, _ = parseEndpointOptions(e.Settings.DriverOpts)
 		if e.Settings.IPAddress.IsValid() {

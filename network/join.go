@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -38,6 +39,11 @@ const maxPortTries = 100
 func (n *Networks) Join(ctx context.Context, id string, endpoints map[string]*dnet.EndpointSettings, ports dnet.PortMap) (*Joined, error) {
 	if !validContainerID(id) {
 		return nil, api.Errorf(api.Invalid, "container id %q can't name a namespace", id)
+	}
+	if n.needsGateway(endpoints) {
+		if _, err := n.Create(ctx, gatewayRequest()); err != nil && !api.Is(err, api.Exists) {
+			return nil, fmt.Errorf("network %s, which containers in overlays leave by: %w", gatewayName, err)
+		}
 	}
 	avoid := map[PortKey]bool{}
 	for {
@@ -130,6 +136,12 @@ func (n *Networks) attach(a *attachment, wanted map[*netw]*dnet.EndpointSettings
 		}
 		a.Endpoints = append(a.Endpoints, e)
 	}
+	if a.Endpoints, err = n.addGateway(a.Endpoints); err != nil {
+		return err
+	}
+	if err := n.checkOverlap(a.Endpoints); err != nil {
+		return err
+	}
 	n.sortEndpoints(a.Endpoints)
 	if err := n.nameInterfaces(a.Endpoints); err != nil {
 		return err
@@ -152,7 +164,7 @@ func (n *Networks) resolve(asked map[string]*dnet.EndpointSettings) (map[*netw]*
 		if _, twice := wanted[w]; twice {
 			return nil, api.Errorf(api.Invalid, "network %s is named twice", w.Network.Name)
 		}
-		if w.Device == "" && len(asked) > 1 {
+		if w.plain() && len(asked) > 1 {
 			return nil, api.Errorf(api.Invalid, "container cannot be connected to multiple networks with one of the networks in %s mode", w.Network.Name)
 		}
 		wanted[w] = s
@@ -162,7 +174,7 @@ func (n *Networks) resolve(asked map[string]*dnet.EndpointSettings) (map[*netw]*
 
 // same reports whether a container has what is asked for.
 func (b *box) same(wanted map[*netw]*dnet.EndpointSettings, ports dnet.PortMap) bool {
-	if len(wanted) != len(b.Endpoints) || !maps.EqualFunc(b.Asked, ports, slices.Equal[[]dnet.PortBinding]) {
+	if len(wanted) != len(b.shown()) || !maps.EqualFunc(b.Asked, ports, slices.Equal[[]dnet.PortBinding]) {
 		return false
 	}
 	for w, s := range wanted {
@@ -172,6 +184,11 @@ func (b *box) same(wanted map[*netw]*dnet.EndpointSettings, ports dnet.PortMap) 
 		}
 	}
 	return true
+}
+
+// shown are the endpoints that were asked for.
+func (a *attachment) shown() []endpoint {
+	return slices.DeleteFunc(slices.Clone(a.Endpoints), func(e endpoint) bool { return e.Automatic })
 }
 
 // sameRequest reports whether an endpoint is what is asked for.
@@ -207,7 +224,11 @@ func (n *Networks) itemsOf(a *attachment) []Item {
 	defer n.mu.Unlock()
 	items := []Item{SandboxItem(a.ID)}
 	for _, e := range a.Endpoints {
-		if w := n.nets[e.NetworkID]; w != nil && w.Device != "" {
+		switch w := n.nets[e.NetworkID]; {
+		case w == nil:
+		case w.Overlay != nil: // its tunnel is made when it can be
+			items = append(items, OverlayItem(w.Network.ID))
+		case w.Device != "":
 			items = append(items, BridgeItem(w.Device), RulesItem)
 		}
 	}
@@ -249,7 +270,7 @@ func (n *Networks) joined(a *attachment) *Joined {
 	if b := n.boxes[a.ID]; b != nil && b.sandbox != nil {
 		j.Path = n.plane.Path(a.ID)
 	}
-	for _, e := range a.Endpoints {
+	for _, e := range a.shown() {
 		if w := n.nets[e.NetworkID]; w != nil {
 			j.Endpoints[w.Network.Name] = e.Settings.Copy()
 		}
@@ -276,6 +297,7 @@ func (n *Networks) Leave(ctx context.Context, id string) error {
 	err := n.set.commit(ctx, n.config)
 	n.mu.Lock()
 	n.release(b.Endpoints)
+	n.forgetOverlays()
 	n.mu.Unlock()
 	if err := itemsFailed(err, SandboxItem(id)); err != nil {
 		n.log.Warn("network: a container's namespace can't be removed yet", "container", id, "error", err)

@@ -39,6 +39,12 @@ type Networks struct {
 	closed bool
 	// creating has the networks that are being written, by name.
 	creating map[string]*record
+	// underlay and peers are what was said of other nodes; peers by network.
+	underlay        Underlay
+	peers           map[string][]Peer
+	overlaysChanged chan struct{} // closed and replaced
+
+	kicked chan struct{}
 }
 
 // netw is a network. The record is replaced, never changed.
@@ -47,6 +53,7 @@ type netw struct {
 	settings
 	v4, v6 *pool // nil without the family
 	users  map[string]struct{}
+	holds  int // of an overlay, see Use
 }
 
 // box is a container. Guarded by Networks.mu; what it points to is immutable.
@@ -65,6 +72,7 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 	o = o.withDefaults()
 	n := &Networks{
 		o: o, log: o.Log, plane: o.Dataplane, next: firstDynamicPort, creating: map[string]*record{},
+		peers: map[string][]Peer{}, overlaysChanged: make(chan struct{}), kicked: make(chan struct{}, 1),
 		nets: map[string]*netw{}, boxes: map[string]*box{}, ports: map[PortKey]string{},
 	}
 	n.set.plane, n.set.timeout, n.set.log = o.Dataplane, o.SetTimeout, o.Log
@@ -84,6 +92,9 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 		}
 	}
 	if err := n.load(); err != nil {
+		return nil, err
+	}
+	if err := n.loadOverlays(); err != nil {
 		return nil, err
 	}
 	if err := n.predefine(host); err != nil {
@@ -159,6 +170,7 @@ func (n *Networks) adopt() error {
 			}
 		}
 	}
+	n.forgetOverlays()
 	return nil
 }
 
@@ -189,7 +201,11 @@ func (n *Networks) install(a *attachment) {
 		n.uninstall(old)
 	}
 	for _, e := range a.Endpoints {
-		n.nets[e.NetworkID].users[a.ID] = struct{}{}
+		w := n.nets[e.NetworkID]
+		w.users[a.ID] = struct{}{}
+		if w.Overlay != nil && len(w.users) == 1 {
+			n.noteOverlays()
+		}
 	}
 	for _, p := range a.Published {
 		n.ports[p.PortKey] = a.ID
@@ -202,6 +218,9 @@ func (n *Networks) uninstall(b *box) {
 	for _, e := range b.Endpoints {
 		if w := n.nets[e.NetworkID]; w != nil {
 			delete(w.users, b.ID)
+			if w.Overlay != nil && len(w.users) == 0 {
+				n.noteOverlays()
+			}
 		}
 	}
 	for _, p := range b.Published {
@@ -218,12 +237,18 @@ func (n *Networks) config() *Config {
 	defer n.mu.Unlock()
 	c := &Config{
 		Rules4: !n.o.NoRules4, Rules6: !n.o.NoRules6 && n.ipv6, Forward: !n.o.NoForward, UserProxy: !n.o.NoUserProxy,
+		Underlay:  n.underlay,
+		Overlays:  map[string]*Overlay{},
 		Bridges:   make(map[string]*Bridge, len(n.nets)),
 		Sandboxes: make(map[string]*Sandbox, len(n.boxes)),
 		Ports:     make(map[PortKey]*Port, len(n.ports)),
 	}
 	for _, w := range n.nets {
-		if b := n.bridgeOf(w); b != nil {
+		if w.Overlay != nil {
+			if o := n.overlayOf(w); o != nil {
+				c.Overlays[o.ID] = o
+			}
+		} else if b := n.bridgeOf(w); b != nil {
 			c.Bridges[b.Device] = b
 		}
 	}

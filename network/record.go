@@ -24,7 +24,12 @@ type record struct {
 	Device string `json:",omitempty"`
 	// External bridges were there before.
 	External bool `json:",omitempty"`
+	// Overlay is set for networks of the swarm, which have no Device.
+	Overlay *overlay `json:",omitempty"`
 }
+
+// plain reports whether a network makes no interfaces: host and none.
+func (r *record) plain() bool { return r.Device == "" && r.Overlay == nil }
 
 // endpoint is a container's place in a network. Never changed once stored.
 type endpoint struct {
@@ -34,6 +39,8 @@ type endpoint struct {
 	// HostName of the interface; empty on host and none.
 	HostName  string `json:",omitempty"`
 	Interface string `json:",omitempty"` // name in the container
+	// Automatic endpoints are there because others need them, and not shown.
+	Automatic bool `json:",omitempty"`
 }
 
 // attachment is what is kept of a container, one file each in
@@ -103,6 +110,9 @@ func saveDurably(dir, name string, v any) error {
 func save(dir, name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	path := filepath.Join(dir, name+fileSuffix)

@@ -38,6 +38,7 @@ func (n *Networks) Keep(ctx context.Context, ids []string) error {
 			n.release(b.Endpoints)
 		}
 	}
+	n.forgetOverlays()
 	n.mu.Unlock()
 	for _, b := range gone {
 		if err := forget(n.o.RuntimeDir, b.ID); err != nil {
@@ -76,6 +77,7 @@ func (n *Networks) Run(ctx context.Context) error {
 			case <-changed:
 			default:
 			}
+		case <-n.kicked:
 		case <-t.C:
 		}
 		if err := n.set.commit(ctx, n.config); err != nil && ctx.Err() == nil {
@@ -133,7 +135,7 @@ func (n *Networks) Close(ctx context.Context, removeAll bool) error {
 	var err error
 	if removeAll {
 		if err = n.set.commit(ctx, func() *Config { return &Config{} }); err == nil {
-			err = removeEmpty(n.o.RuntimeDir)
+			err = errors.Join(removeEmpty(n.overlaysDir()), removeEmpty(n.o.RuntimeDir))
 		}
 	}
 	n.set.wait()

@@ -3,6 +3,7 @@ package network
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -12,6 +13,12 @@ import (
 func (c *Config) String() string {
 	var b strings.Builder
 	b.WriteString("rules" + flag(c.Rules4, "ipv4") + flag(c.Rules6, "ipv6") + flag(c.Forward, "forward") + flag(c.UserProxy, "proxy") + "\n")
+	if c.Underlay.Local.IsValid() {
+		fmt.Fprintf(&b, "underlay %s port %d\n", c.Underlay.Local, c.Underlay.Port)
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.Overlays)) {
+		b.WriteString(c.Overlays[id].String())
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
 		b.WriteString(c.Bridges[name].String())
 	}
@@ -38,6 +45,25 @@ func (b *Bridge) String() string {
 	return s.String()
 }
 
+func (o *Overlay) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "overlay %s vni %d mtu %d", o.ID, o.VNI, o.MTU)
+	for _, a := range o.Addresses {
+		b.WriteString(" " + a.String())
+	}
+	b.WriteString("\n")
+	for _, p := range o.Peers {
+		b.WriteString("  peer")
+		for _, a := range []netip.Addr{p.Address, p.Address6} {
+			if a.IsValid() {
+				b.WriteString(" " + a.String())
+			}
+		}
+		b.WriteString(" at " + p.Node.String() + "\n")
+	}
+	return b.String()
+}
+
 func (s *Sandbox) String() string {
 	var b strings.Builder
 	b.WriteString("sandbox " + s.ID)
@@ -54,7 +80,11 @@ func (s *Sandbox) String() string {
 		for _, a := range f.Addresses {
 			b.WriteString(" " + a.String())
 		}
-		fmt.Fprintf(&b, " on %s as %s", f.Bridge, f.HostName)
+		on := f.Bridge
+		if f.Overlay != "" {
+			on = "overlay " + f.Overlay
+		}
+		fmt.Fprintf(&b, " on %s as %s", on, f.HostName)
 		if f.MTU != 0 {
 			fmt.Fprintf(&b, " mtu %d", f.MTU)
 		}

@@ -180,6 +180,13 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 				return err
 			}
 		}
+		ingress, err := control.Ingress(g.cluster)
+		if err != nil {
+			return err
+		}
+		if err := store.Create(tx, ingress); err != nil {
+			return err
+		}
 		return store.Create(tx, g.node)
 	})
 	return err

@@ -31,6 +31,8 @@ func (n engineNetworks) Join(ctx context.Context, id string, endpoints map[strin
 const (
 	scopeLocal = "local"
 	scopeSwarm = "swarm"
+
+	driverOverlay = "overlay"
 )
 
 // networks serves the API's networks: this node's own, and on a manager those
@@ -55,19 +57,33 @@ type swarmNetworks interface {
 	NetworkInspect(ctx context.Context, name string, verbose bool) (*dnet.Inspect, error)
 	NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dnet.CreateResponse, error)
 	NetworkRemove(ctx context.Context, name string) error
+	NetworkPrune(ctx context.Context, f api.Filters) ([]string, error)
 }
 
 var _ dockerapi.Networks = networks{}
 
 func (n networks) NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dnet.CreateResponse, error) {
-	if r.Scope != scopeSwarm && r.Driver != "overlay" {
+	s := n.swarm()
+	if r.Scope != scopeSwarm && r.Driver != driverOverlay {
+		if s != nil && hasNetwork(ctx, s, r.Name) {
+			return nil, api.Errorf(api.Exists, "network with name %s already exists in the swarm", r.Name)
+		}
 		return n.local.Create(ctx, r)
 	}
-	s := n.swarm()
 	if s == nil {
 		return nil, api.Errorf(api.Unavailable, "%s", notManager)
 	}
+	if own, err := n.local.Inspect(r.Name); err == nil && own.Name == r.Name && own.Scope == scopeLocal {
+		return nil, api.Errorf(api.Exists, "network with name %s already exists on this node", r.Name)
+	}
 	return s.NetworkCreate(ctx, r)
+}
+
+// hasNetwork reports whether the swarm has a network of that name, other than
+// those that every node has.
+func hasNetwork(ctx context.Context, s swarmNetworks, name string) bool {
+	l, err := s.NetworkList(ctx, api.Filters{"name": {name}})
+	return err == nil && slices.ContainsFunc(l, func(o dnet.Summary) bool { return o.Name == name })
 }
 
 func (n networks) NetworkList(ctx context.Context, f api.Filters) ([]dnet.Summary, error) {
@@ -75,20 +91,24 @@ func (n networks) NetworkList(ctx context.Context, f api.Filters) ([]dnet.Summar
 	if err != nil {
 		return nil, err
 	}
-	list := []dnet.Summary{}
-	if local {
-		if list, err = n.local.List(rest); err != nil {
-			return nil, err
-		}
+	list, err := n.local.List(rest)
+	if err != nil {
+		return nil, err
 	}
-	if s := n.swarm(); s != nil && swarm {
-		more, err := s.NetworkList(ctx, rest)
-		if err != nil {
-			return nil, err
+	s := n.swarm()
+	// This node's own list has those of the swarm's networks that it has tasks in;
+	// a manager knows them all.
+	list = slices.DeleteFunc(list, func(o dnet.Summary) bool {
+		if o.Scope == scopeSwarm {
+			return !swarm || s != nil
 		}
-		list = append(list, more...)
+		return !local
+	})
+	if s == nil || !swarm {
+		return list, nil
 	}
-	return list, nil
+	more, err := s.NetworkList(ctx, rest)
+	return append(list, more...), err
 }
 
 // splitScope takes the scope filter out of f and says which scopes it means.
@@ -122,16 +142,30 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 		return nil, api.Errorf(api.Invalid, "invalid scope %q: want local, swarm or global", scope)
 	}
 	err := api.Errorf(api.NotFound, "network %s not found", name)
-	if scope == "" || scope == scopeLocal {
-		var found *dnet.Inspect
-		if found, err = n.local.Inspect(name); err == nil || !api.Is(err, api.NotFound) {
-			return found, err
+	own, e := n.local.Inspect(name)
+	switch {
+	case e != nil && !api.Is(e, api.NotFound):
+		return nil, e
+	case e == nil && own.Scope == scopeLocal && (scope == "" || scope == scopeLocal):
+		return own, nil
+	}
+	s := n.swarm()
+	if s == nil || scope == scopeLocal {
+		if e == nil && own.Scope == scopeSwarm && scope != scopeLocal {
+			return own, nil
 		}
+		return nil, err
 	}
-	if s := n.swarm(); s != nil && scope != scopeLocal {
-		return s.NetworkInspect(ctx, name, verbose)
+	in, err := s.NetworkInspect(ctx, name, verbose)
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	// The containers are those of this node; one that was removed may have had the
+	// same name.
+	if here, e := n.local.Inspect(in.ID); e == nil && here.Scope == scopeSwarm {
+		in.Containers, in.Status = here.Containers, nil
+	}
+	return in, nil
 }
 
 func (n networks) NetworkRemove(ctx context.Context, name string) error {
@@ -143,7 +177,13 @@ func (n networks) NetworkRemove(ctx context.Context, name string) error {
 }
 
 func (n networks) NetworkPrune(ctx context.Context, f api.Filters) (*dnet.PruneReport, error) {
-	return n.local.Prune(ctx, f)
+	r, err := n.local.Prune(ctx, f)
+	if s := n.swarm(); s != nil && err == nil {
+		var more []string
+		more, err = s.NetworkPrune(ctx, f)
+		r.NetworksDeleted = append(r.NetworksDeleted, more...)
+	}
+	return r, err
 }
 
 func (n networks) NetworkConnect(ctx context.Context, name string, r *dnet.ConnectRequest) error {

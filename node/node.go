@@ -88,7 +88,7 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.openEngine(ctx); err != nil {
 		return nil, err
 	}
-	n.executor, err = executor.New(executor.Config{
+	n.executor, err = executor.New(executor.Config{Networks: n.networks,
 		Engine: n.engine, Version: cfg.Build.Version, Labels: cfg.Settings.Labels, GenericResources: genericResources(cfg.Settings),
 		Log: n.log.With("component", "executor"),
 	})

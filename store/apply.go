@@ -163,6 +163,9 @@ func (a *applier) finish() (result, fatal error) {
 			if err := nameFree(&a.tables, c.Kind, c.New); err != nil {
 				return err, nil
 			}
+			if n, ok := c.New.(*api.Network); ok && clashes(&a.tables, n) {
+				return errStale, nil
+			}
 		}
 	}
 	for key, n := range a.refs {
@@ -171,4 +174,15 @@ func (a *applier) finish() (result, fatal error) {
 		}
 	}
 	return nil, nil
+}
+
+// clashes reports whether another network has what n was given. Whoever chose it
+// did not see that one: two managers may choose at the same time.
+func clashes(t *tables, n *api.Network) bool {
+	for o := range ByIDPrefix("").index(t, KindNetwork) {
+		if other, ok := o.(*api.Network); ok && other.ID != n.ID && n.Clashes(other) {
+			return true
+		}
+	}
+	return false
 }

@@ -117,7 +117,7 @@ func (c *controller) Start(ctx context.Context) error {
 		return nil // a task runs once; Wait tells how it ended
 	}
 	if !i.State.Running {
-		if err := c.engine.ContainerStart(ctx, id); settled(err, api.NotModified) != nil {
+		if err := c.start(ctx, id); err != nil {
 			return err
 		}
 	}
@@ -136,6 +136,24 @@ func (c *controller) Start(ctx context.Context) error {
 	case container.Healthy, container.NoHealthcheck:
 	}
 	return c.awaitReady(ctx, id)
+}
+
+// start starts the container, in its networks.
+func (c *controller) start(ctx context.Context, id string) error {
+	var nets []*api.Network
+	for _, a := range c.task.Networks {
+		if n, ok := c.deps.Network(a.NetworkID); ok {
+			nets = append(nets, n)
+		}
+	}
+	if use := c.e.cfg.Networks; use != nil {
+		release, err := use.Use(nets)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	return settled(c.engine.ContainerStart(ctx, id), api.NotModified)
 }
 
 // Wait implements exec.Controller.

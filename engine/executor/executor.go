@@ -18,6 +18,9 @@ import (
 type Config struct {
 	// Engine runs the containers. Its Restore must have returned. Required.
 	Engine *engine.Engine
+	// Networks makes the swarm's networks known to what the engine has its
+	// containers' networks from. Nil: tasks can't be in any.
+	Networks Networks
 	// Version is the product's, as nodes show it. Required.
 	Version string
 	// Labels of the engine as key=value.
@@ -26,6 +29,12 @@ type Config struct {
 	GenericResources []swarm.GenericResource
 	// Log receives what has no caller to return to. Required.
 	Log *slog.Logger
+}
+
+// Networks makes networks of the swarm known on this node, by id, until release
+// is called and no container is in them.
+type Networks interface {
+	Use(networks []*api.Network) (release func(), err error)
 }
 
 // Executor makes controllers for tasks. Safe for concurrent use.

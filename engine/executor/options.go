@@ -215,8 +215,10 @@ func networks(attached []api.NetworkAttachment, deps exec.Dependencies) (*networ
 	eps := map[string]*network.EndpointSettings{}
 	mode := container.NetworkMode(network.NetworkBridge)
 	for i, a := range attached {
+		// Those of the swarm go by their ids: one that was removed and one that was
+		// made in its place may have tasks here at the same time.
 		name := a.NetworkID
-		if n, ok := deps.Network(a.NetworkID); ok && n.Spec.Name != "" {
+		if n, ok := deps.Network(a.NetworkID); ok && n.Predefined {
 			name = n.Spec.Name
 		}
 		ep := &network.EndpointSettings{Aliases: a.Aliases, DriverOpts: a.DriverOpts}

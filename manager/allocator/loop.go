@@ -13,7 +13,9 @@ import (
 	"github.com/legion-swarm/legion/store"
 )
 
-// Loop allocates what new services and tasks need; tasks then are PENDING.
+// Loop allocates what new services and tasks need; tasks then are PENDING. It is
+// the only one that gives out addresses, so that what is free can be decided in
+// memory.
 type Loop struct {
 	Store *store.Store
 	Log   *slog.Logger
@@ -36,21 +38,17 @@ func (l *Loop) Run(ctx context.Context) error {
 // session is the loop from one snapshot on.
 type session struct {
 	*Loop
-	services map[string]struct{} // to look at
-	tasks    map[string]struct{}
-	refused  map[string]error // services that can't get what they need, with the reason
+	addresses *State
+	services  map[string]struct{} // to look at
+	tasks     map[string]struct{}
+	refused   map[string]error    // services that can't get what they need, with the reason
+	waiting   map[string]struct{} // tasks that there was no address for
 }
 
 func (l *Loop) follow(ctx context.Context) error {
-	view, w := l.Store.Watch(store.KindService, store.KindTask)
+	view, w := l.Store.Watch(store.KindNetwork, store.KindService, store.KindTask)
 	defer w.Close()
-	s := &session{Loop: l, services: map[string]struct{}{}, tasks: map[string]struct{}{}, refused: map[string]error{}}
-	for o := range store.List[*api.Service](view) {
-		s.services[o.ID] = struct{}{}
-	}
-	for t := range store.List[*api.Task](view, store.ByTaskState(swarm.TaskStateNew)) {
-		s.tasks[t.ID] = struct{}{}
-	}
+	s := l.begin(view)
 	for {
 		if err := s.allocate(ctx); err != nil {
 			return err
@@ -65,22 +63,77 @@ func (l *Loop) follow(ctx context.Context) error {
 	}
 }
 
-func (s *session) note(c *store.Change) {
-	if c.Kind == store.KindService {
-		for id := range s.refused { // what this one had may be what others wait for
-			s.services[id] = struct{}{}
-		}
+// begin computes from the store what is in use, and what is to be looked at.
+func (l *Loop) begin(view *store.View) *session {
+	s := &session{
+		Loop: l, addresses: NewState(), services: map[string]struct{}{}, tasks: map[string]struct{}{},
+		refused: map[string]error{}, waiting: map[string]struct{}{},
 	}
-	switch o := c.New.(type) {
-	case *api.Service:
+	for n := range store.List[*api.Network](view) {
+		s.addresses.SetNetwork(n)
+	}
+	for o := range store.List[*api.Service](view) {
+		s.addresses.ChangeService(nil, o)
 		s.services[o.ID] = struct{}{}
-	case *api.Task:
-		if o.Status.State == swarm.TaskStateNew {
-			s.tasks[o.ID] = struct{}{}
-		}
-	case nil:
-		delete(s.refused, c.ID)
 	}
+	for t := range store.List[*api.Task](view) {
+		s.addresses.ChangeTask(nil, t)
+		if t.Status.State == swarm.TaskStateNew {
+			s.tasks[t.ID] = struct{}{}
+		}
+	}
+	s.addresses.Resume()
+	return s
+}
+
+func (s *session) note(c *store.Change) {
+	switch c.Kind {
+	case store.KindNetwork:
+		if n, _ := c.New.(*api.Network); n != nil {
+			s.addresses.SetNetwork(n)
+		} else {
+			s.addresses.RemoveNetwork(c.ID)
+		}
+		s.retry(true)
+	case store.KindService:
+		was, _ := c.Old.(*api.Service)
+		is, _ := c.New.(*api.Service)
+		freed := s.addresses.ChangeService(was, is)
+		s.retry(len(freed) > 0) // also what this one published may be what others wait for
+		if is == nil {
+			delete(s.refused, c.ID)
+			delete(s.services, c.ID)
+			return
+		}
+		s.services[c.ID] = struct{}{}
+	case store.KindTask:
+		was, _ := c.Old.(*api.Task)
+		is, _ := c.New.(*api.Task)
+		if freed := s.addresses.ChangeTask(was, is); len(freed) > 0 {
+			s.retry(true)
+		}
+		if is == nil {
+			delete(s.waiting, c.ID)
+			delete(s.tasks, c.ID)
+		} else if is.Status.State == swarm.TaskStateNew {
+			s.tasks[c.ID] = struct{}{}
+		}
+	}
+}
+
+// retry has what waits looked at again; addresses tells whether tasks may find
+// one now.
+func (s *session) retry(addresses bool) {
+	for id := range s.refused {
+		s.services[id] = struct{}{}
+	}
+	if !addresses {
+		return
+	}
+	for id := range s.waiting {
+		s.tasks[id] = struct{}{}
+	}
+	clear(s.waiting)
 }
 
 // allocate takes everything out of the sets.
@@ -110,7 +163,9 @@ func (s *session) allocate(ctx context.Context) error {
 
 func (s *session) allocateServices(ctx context.Context) error {
 	refused := map[string]error{}
+	var undo []func()
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
+		revert(&undo)
 		clear(refused)
 		ports := api.Ports{}
 		for o := range store.List[*api.Service](tx) {
@@ -121,7 +176,7 @@ func (s *session) allocateServices(ctx context.Context) error {
 			if o == nil {
 				continue
 			}
-			c, err := Service(o, ports)
+			c, err := Service(o, ports, s.addresses)
 			if err != nil {
 				refused[id] = err
 				continue
@@ -129,16 +184,28 @@ func (s *session) allocateServices(ctx context.Context) error {
 			if c == nil {
 				continue
 			}
+			undo = append(undo, func() { s.addresses.change(heldByService(c), heldByService(o)) })
 			if err := store.Put(tx, c); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	if err != nil {
+		revert(&undo)
+	}
 	for id := range s.services {
 		s.settle(ctx, id, refused[id])
 	}
 	return err
+}
+
+// revert gives back what an attempt that was not written had taken.
+func revert(undo *[]func()) {
+	for _, f := range *undo {
+		f()
+	}
+	*undo = nil
 }
 
 // settle notes what came of a service, and has tasks looked at that waited.
@@ -165,28 +232,43 @@ func (s *session) settle(ctx context.Context, id string, refused error) {
 // allocateTasks moves tasks on, in halves if the store won't take them at once.
 func (s *session) allocateTasks(ctx context.Context, ids []string) error {
 	now := time.Now().UTC()
+	var undo []func()
+	var waiting []string
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
+		revert(&undo)
+		waiting = waiting[:0]
 		for _, id := range ids {
 			t := store.Get[*api.Task](tx, id)
 			if t == nil || t.Status.State != swarm.TaskStateNew || api.ToldToEnd(t.DesiredState) {
 				continue
 			}
-			c := Task(t, store.Get[*api.Service](tx, t.ServiceID), s.refused[t.ServiceID], now)
+			refused := s.refused[t.ServiceID]
+			c := Task(t, store.Get[*api.Service](tx, t.ServiceID), refused, s.addresses, now)
+			if refused == nil && (c == nil || c.Status.State == swarm.TaskStateNew) {
+				waiting = append(waiting, id)
+			}
 			if c == nil {
 				continue
 			}
+			undo = append(undo, func() { s.addresses.ChangeTask(c, nil) })
 			if err := store.Put(tx, c); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	if err != nil {
+		revert(&undo)
+	}
 	if api.Is(err, api.ResourceExhausted) && len(ids) > 1 {
 		half := len(ids) / 2
 		if err := s.allocateTasks(ctx, ids[:half]); err != nil {
 			return err
 		}
 		return s.allocateTasks(ctx, ids[half:])
+	}
+	for _, id := range waiting {
+		s.waiting[id] = struct{}{}
 	}
 	return err
 }

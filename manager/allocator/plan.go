@@ -10,9 +10,10 @@ import (
 )
 
 // Service returns the service with what its spec needs allocated, nil if it has
-// that already. ports are those in use; what the service gets is counted in.
-// Conflict: another service has a port; ResourceExhausted: none is left.
-func Service(s *api.Service, ports api.Ports) (*api.Service, error) {
+// that already. ports are those in use, addresses those of networks; what the
+// service gets is counted in. Conflict: another service has a port;
+// ResourceExhausted: no port or address is left.
+func Service(s *api.Service, ports api.Ports, addresses *State) (*api.Service, error) {
 	var e swarm.Endpoint
 	if s.Spec.EndpointSpec != nil {
 		e.Spec = *s.Spec.EndpointSpec
@@ -21,8 +22,10 @@ func Service(s *api.Service, ports api.Ports) (*api.Service, error) {
 	if e.Ports, err = ports.Allocate(s); err != nil {
 		return nil, err
 	}
-	e.VirtualIPs = s.Endpoint.VirtualIPs
-	if reflect.DeepEqual(e, s.Endpoint) {
+	if e.VirtualIPs, err = addresses.virtualIPs(s); err != nil {
+		return nil, err
+	}
+	if reflect.DeepEqual(e, s.Endpoint) || len(e.VirtualIPs)+len(s.Endpoint.VirtualIPs) == 0 && sameButAddresses(e, s.Endpoint) {
 		return nil, nil
 	}
 	c := *s
@@ -30,11 +33,21 @@ func Service(s *api.Service, ports api.Ports) (*api.Service, error) {
 	return &c, nil
 }
 
+func sameButAddresses(a, b swarm.Endpoint) bool {
+	a.VirtualIPs, b.VirtualIPs = nil, nil
+	return reflect.DeepEqual(a, b)
+}
+
 // Task returns a new task with what it needs, ready to be scheduled, or with the
 // reason why it has to wait; nil if nothing changes. refused is what Service said
-// of its service, which is nil when the task has none.
-func Task(t *api.Task, s *api.Service, refused error, now time.Time) *api.Task {
+// of its service, which is nil when the task has none. What the task gets is
+// counted in.
+func Task(t *api.Task, s *api.Service, refused error, addresses *State, now time.Time) *api.Task {
 	c := *t
+	c.Networks = nil
+	if refused == nil {
+		c.Networks, refused = addresses.attach(t)
+	}
 	if refused != nil {
 		if t.Status.Err == refused.Error() {
 			return nil
@@ -44,10 +57,6 @@ func Task(t *api.Task, s *api.Service, refused error, now time.Time) *api.Task {
 	}
 	if s != nil {
 		c.Ports = s.Endpoint.Ports
-	}
-	c.Networks = nil
-	for _, n := range t.Spec.Networks {
-		c.Networks = append(c.Networks, api.NetworkAttachment{NetworkID: n.Target, Aliases: n.Aliases, DriverOpts: n.DriverOpts})
 	}
 	c.Status = swarm.TaskStatus{State: swarm.TaskStatePending, Timestamp: now, Message: "pending task scheduling"}
 	return &c

@@ -28,29 +28,29 @@ func published(s *api.Service) []uint32 {
 
 func TestServicePorts(t *testing.T) {
 	ports := api.Ports{}
-	a, err := Service(service("a", swarm.PortConfig{TargetPort: 80}, swarm.PortConfig{TargetPort: 81, PublishedPort: 30000}), ports)
+	a, err := Service(service("a", swarm.PortConfig{TargetPort: 80}, swarm.PortConfig{TargetPort: 81, PublishedPort: 30000}), ports, NewState())
 	if err != nil || !slices.Equal(published(a), []uint32{30001, 30000}) {
 		t.Fatal(published(a), err)
 	}
-	if again, err := Service(a, ports); again != nil || err != nil {
+	if again, err := Service(a, ports, NewState()); again != nil || err != nil {
 		t.Error("allocated again:", again, err)
 	}
 	b := service("b", swarm.PortConfig{TargetPort: 80, PublishedPort: 30001})
-	if _, err := Service(b, ports); !api.Is(err, api.Conflict) || err.Error() != "port '30001' is already in use by service (a) as an ingress port" {
+	if _, err := Service(b, ports, NewState()); !api.Is(err, api.Conflict) || err.Error() != "port '30001' is already in use by service (a) as an ingress port" {
 		t.Error(err)
 	}
 	host := service("b", swarm.PortConfig{TargetPort: 80, PublishedPort: 30001, PublishMode: swarm.PortConfigPublishModeHost})
-	if _, err := Service(host, ports); err != nil {
+	if _, err := Service(host, ports, NewState()); err != nil {
 		t.Error("a port of the node itself is no port of the mesh:", err)
 	}
 	udp := service("c", swarm.PortConfig{TargetPort: 80, PublishedPort: 30001, Protocol: "udp"})
-	if _, err := Service(udp, ports); err != nil {
+	if _, err := Service(udp, ports, NewState()); err != nil {
 		t.Error("another protocol is another port:", err)
 	}
 	// The port stays when something else of the service changes.
 	more := *a
 	more.Spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 90}, {TargetPort: 80}}}
-	c, err := Service(&more, api.Ports{})
+	c, err := Service(&more, api.Ports{}, NewState())
 	if err != nil || !slices.Equal(published(c), []uint32{30000, 30001}) {
 		t.Error(published(c), err)
 	}
@@ -61,7 +61,7 @@ func TestPortsRunOut(t *testing.T) {
 	for n := uint32(30000); n <= 32767; n++ {
 		ports[api.Port{Number: n, Protocol: "tcp"}] = "other"
 	}
-	if _, err := Service(service("a", swarm.PortConfig{TargetPort: 80}), ports); !api.Is(err, api.ResourceExhausted) {
+	if _, err := Service(service("a", swarm.PortConfig{TargetPort: 80}), ports, NewState()); !api.Is(err, api.ResourceExhausted) {
 		t.Error(err)
 	}
 }
@@ -70,17 +70,17 @@ func TestTaskMovesOn(t *testing.T) {
 	now := time.Unix(1, 0)
 	task := &api.Task{ID: "t", Spec: &api.TaskSpec{}, Status: swarm.TaskStatus{State: swarm.TaskStateNew}}
 	task.Spec.Networks = []swarm.NetworkAttachmentConfig{{Target: "net", Aliases: []string{"x"}}}
-	s, _ := Service(service("a", swarm.PortConfig{TargetPort: 80}), api.Ports{})
-	got := Task(task, s, nil, now)
+	s, _ := Service(service("a", swarm.PortConfig{TargetPort: 80}), api.Ports{}, NewState())
+	got := Task(task, s, nil, NewState(), now)
 	if got.Status.State != swarm.TaskStatePending || got.Status.Message != "pending task scheduling" || got.Networks[0].NetworkID != "net" || len(got.Ports) != 1 {
 		t.Errorf("%+v", got)
 	}
 	refused := api.Errorf(api.Conflict, "port is taken")
-	waits := Task(task, s, refused, now)
+	waits := Task(task, s, refused, NewState(), now)
 	if waits.Status.State != swarm.TaskStateNew || waits.Status.Err != "port is taken" {
 		t.Errorf("%+v", waits.Status)
 	}
-	if Task(waits, s, refused, now) != nil {
+	if Task(waits, s, refused, NewState(), now) != nil {
 		t.Error("the same reason is written twice")
 	}
 }
@@ -111,7 +111,7 @@ func TestPortsAreNeverShared(t *testing.T) {
 					ports.Add(o)
 				}
 			}
-			if c, err := Service(s, ports); err == nil && c != nil {
+			if c, err := Service(s, ports, NewState()); err == nil && c != nil {
 				services[id] = c
 			}
 			owners := map[uint32]string{}

@@ -29,6 +29,7 @@ func resolve(r store.Reader, in *swarm.ServiceSpec) (swarm.ServiceSpec, error) {
 		}
 	}
 	s.TaskTemplate.Networks = slices.Clone(s.TaskTemplate.Networks)
+	var nets []*api.Network
 	seen := map[string]bool{}
 	for i := range s.TaskTemplate.Networks {
 		n := &s.TaskTemplate.Networks[i]
@@ -41,8 +42,9 @@ func resolve(r store.Reader, in *swarm.ServiceSpec) (swarm.ServiceSpec, error) {
 		}
 		seen[found.ID] = true
 		n.Target = found.ID
+		nets = append(nets, found)
 	}
-	return s, nil
+	return s, attachable(r, &s, nets)
 }
 
 // files checks that secrets and configs are there, under the names given.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/nftables"
@@ -72,6 +73,10 @@ func (w *world) observe(p *Plane) *network.Config {
 	entries, err := os.ReadDir(p.dir)
 	w.ok(err)
 	for _, e := range entries {
+		if id, ok := strings.CutPrefix(e.Name(), network.OverlayPrefix); ok {
+			c.Overlays[id] = w.observeOverlay(p, id)
+			continue
+		}
 		c.Sandboxes[e.Name()] = w.observeSandbox(p, e.Name(), bridges)
 	}
 	w.observePorts(p, c)
@@ -92,6 +97,7 @@ func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *net
 	w.t.Helper()
 	s := &network.Sandbox{ID: id}
 	peers := map[string]int{}
+	overlays := w.overlayEnds(p)
 	w.in(p.Path(id), func() {
 		links, err := netlink.LinkList()
 		w.ok(err)
@@ -116,12 +122,88 @@ func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *net
 	})
 	w.in(w.host, func() {
 		for i := range s.Interfaces {
+			if end, ok := overlays[id+" "+s.Interfaces[i].MAC]; ok {
+				s.Interfaces[i].HostName, s.Interfaces[i].Overlay = end[0], end[1]
+				continue
+			}
 			l, err := netlink.LinkByIndex(peers[s.Interfaces[i].Name])
 			w.ok(err)
 			s.Interfaces[i].HostName, s.Interfaces[i].Bridge = l.Attrs().Name, bridges[l.Attrs().MasterIndex]
 		}
 	})
 	return s
+}
+
+// overlayEnds finds the ends of pairs in overlays, by the sandbox and the address
+// of the other end; only those that are up, on the bridge.
+func (w *world) overlayEnds(p *Plane) map[string][2]string {
+	w.t.Helper()
+	found := map[string][2]string{}
+	entries, err := os.ReadDir(p.dir)
+	w.ok(err)
+	for _, e := range entries {
+		id, ok := strings.CutPrefix(e.Name(), network.OverlayPrefix)
+		if !ok {
+			continue
+		}
+		ends := map[string][2]string{} // name and index of the other end
+		w.in(p.overlayPath(id), func() {
+			links, err := netlink.LinkList()
+			w.ok(err)
+			for _, l := range links {
+				if _, kind, sandbox := ours(l.Attrs().Alias); kind == "sandbox" && l.Attrs().MasterIndex != 0 && l.Attrs().Flags&net.FlagUp != 0 {
+					ends[l.Attrs().Name] = [2]string{sandbox, fmt.Sprint(l.Attrs().ParentIndex)}
+				}
+			}
+		})
+		for name, end := range ends {
+			if !bound(p.Path(end[0])) {
+				continue // on its way out
+			}
+			w.in(p.Path(end[0]), func() {
+				var index int
+				_, err := fmt.Sscan(end[1], &index)
+				w.ok(err)
+				l, err := netlink.LinkByIndex(index)
+				w.ok(err)
+				found[end[0]+" "+l.Attrs().HardwareAddr.String()] = [2]string{name, id}
+			})
+		}
+	}
+	return found
+}
+
+// observeOverlay reads an overlay from the kernel alone.
+func (w *world) observeOverlay(p *Plane, id string) *network.Overlay {
+	w.t.Helper()
+	o := &network.Overlay{ID: id, VNI: 4096}
+	w.in(p.overlayPath(id), func() {
+		b := w.link(overlayBridge)
+		o.MTU, o.Addresses = b.Attrs().MTU, w.addresses(b)
+		l, err := netlink.LinkByName(overlayTunnel)
+		if err != nil {
+			o.VNI = 0
+			return
+		}
+		o.VNI = uint32(l.(*netlink.Vxlan).VxlanId)
+		h, err := netlink.NewHandle()
+		w.ok(err)
+		defer h.Close()
+		o.Peers, err = readPeers(h, l)
+		w.ok(err)
+		static := 0
+		fdb, err := h.NeighList(l.Attrs().Index, unix.AF_BRIDGE)
+		w.ok(err)
+		for _, n := range fdb {
+			if n.Flags&netlink.NTF_SELF == 0 && n.State&netlink.NUD_NOARP != 0 && n.HardwareAddr[0] == 2 && n.HardwareAddr[1] == 0x42 {
+				static++
+			}
+		}
+		if static != len(o.Peers) {
+			w.t.Errorf("the bridge has %d static entries for %d peers", static, len(o.Peers))
+		}
+	})
+	return o
 }
 
 func (w *world) observePorts(p *Plane, c *network.Config) {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -35,12 +37,17 @@ func (p *Plane) observe(was, want *network.Config) (*network.Config, error) {
 	now := was.Clone()
 	if was == nil {
 		now.Rules4, now.Rules6, now.Forward, now.UserProxy = want.Rules4, want.Rules6, !want.Forward, want.UserProxy
+		now.Underlay = want.Underlay // tunnels are looked at one by one
 	}
 	now.Forward = !want.Forward // looked at by every repair
 	if now.Bridges, err = p.observeBridges(h, links, want); err != nil {
 		return nil, err
 	}
-	if now.Sandboxes, err = p.observeSandboxes(links, was, want); err != nil {
+	ends := map[string]map[string]string{}
+	if now.Overlays, err = p.observeOverlays(want, ends); err != nil {
+		return nil, err
+	}
+	if now.Sandboxes, err = p.observeSandboxes(links, ends, was, want); err != nil {
 		return nil, err
 	}
 	p.rules.check(p)
@@ -121,20 +128,28 @@ func portsIntact(links map[string]netlink.Link, bridge netlink.Link, want *netwo
 	return true
 }
 
-func (p *Plane) observeSandboxes(links map[string]netlink.Link, was, want *network.Config) (map[string]*network.Sandbox, error) {
+// observeSandboxes tells what sandboxes there are. ends are the devices that their
+// pairs have on the host's side, by sandbox and name, with the overlay that each is
+// in; links are those of the host itself.
+func (p *Plane) observeSandboxes(links map[string]netlink.Link, ends map[string]map[string]string, was, want *network.Config) (map[string]*network.Sandbox, error) {
 	entries, err := os.ReadDir(p.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list namespaces: %w", err)
 	}
-	veths := map[string][]string{} // by sandbox
 	for name, l := range links {
 		if owner, kind, id := ours(l.Attrs().Alias); owner == p.owner && kind == "sandbox" {
-			veths[id] = append(veths[id], name)
+			if ends[id] == nil {
+				ends[id] = map[string]string{}
+			}
+			ends[id][name] = ""
 		}
 	}
 	now := map[string]*network.Sandbox{}
 	for _, e := range entries {
 		id := e.Name()
+		if strings.HasPrefix(id, network.OverlayPrefix) {
+			continue
+		}
 		w := want.Sandboxes[id]
 		if w == nil || !bound(p.Path(id)) {
 			if w == nil {
@@ -147,13 +162,13 @@ func (p *Plane) observeSandboxes(links map[string]netlink.Link, was, want *netwo
 			s.Gateway4, s.Gateway6 = was.Sandboxes[id].Gateway4, was.Sandboxes[id].Gateway6
 		}
 		for i := range w.Interfaces {
-			if slices.Contains(veths[id], w.Interfaces[i].HostName) {
+			if overlay, there := ends[id][w.Interfaces[i].HostName]; there && overlay == w.Interfaces[i].Overlay {
 				s.Interfaces = append(s.Interfaces, w.Interfaces[i])
 			}
 		}
-		for _, name := range veths[id] {
-			if w.Interface(name) == nil {
-				s.Interfaces = append(s.Interfaces, network.Interface{HostName: name})
+		for _, name := range slices.Sorted(maps.Keys(ends[id])) {
+			if f := w.Interface(name); f == nil || f.Overlay != ends[id][name] {
+				s.Interfaces = append(s.Interfaces, network.Interface{HostName: name, Overlay: ends[id][name]})
 			}
 		}
 		if s.Equal(w) {
@@ -232,6 +247,20 @@ func routed(h *netlink.Handle, r *network.Host, own map[int]bool, links map[int]
 	return nil
 }
 
+// hostEnd finds the end of a pair that is not the sandbox's; h is in the host's
+// namespace.
+func (p *Plane) hostEnd(h *netlink.Handle, f *network.Interface) (netlink.Link, error) {
+	if f.Overlay == "" {
+		return h.LinkByName(f.HostName)
+	}
+	o, err := p.overlayHandle(f.Overlay)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	return o.LinkByName(f.HostName)
+}
+
 // Counters implements network.Dataplane. They are read at the host's ends of
 // the pairs: what those have sent, the sandbox has received.
 func (p *Plane) Counters(_ context.Context, sandbox string) ([]network.Counters, error) {
@@ -246,7 +275,7 @@ func (p *Plane) Counters(_ context.Context, sandbox string) ([]network.Counters,
 	defer p.put(h)
 	var r []network.Counters
 	for _, f := range have.Sandboxes[sandbox].Interfaces {
-		l, err := h.LinkByName(f.HostName)
+		l, err := p.hostEnd(h, &f)
 		if err != nil {
 			return nil, fmt.Errorf("counters of %s: %w", f.Name, err)
 		}

@@ -257,10 +257,12 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 		f.add(network.RulesItem, p.enableForwarding(want))
 	}
 	p.putBridges(ch, now, f)
+	p.putOverlays(ch, now, f)
 	p.setPorts(ch, now, f)
 	f.add(network.RulesItem, p.setRules(now))
 	p.setSandboxes(ctx, ch, now, f)
 	p.dropBridges(ch, now, f)
+	p.dropOverlays(ch, now, f)
 	return now
 }
 

@@ -94,7 +94,7 @@ func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*networ
 		f := &have.Interfaces[i]
 		if w := want.Interface(f.HostName); w != nil && w.Equal(f) {
 			now.Interfaces = append(now.Interfaces, *f)
-		} else if err := n.dropInterface(f.HostName); err != nil {
+		} else if err := n.dropInterface(f); err != nil {
 			return have, err
 		}
 	}
@@ -154,9 +154,18 @@ func (n *inside) close() {
 // addInterface makes a veth pair with one end in the sandbox. The alias, set
 // last, marks it as complete.
 func (n *inside) addInterface(id string, f *network.Interface) error {
-	bridge, err := n.host.LinkByName(f.Bridge)
+	side, done, err := n.side(f)
 	if err != nil {
-		return fmt.Errorf("interface %s: bridge %s: %w", f.Name, f.Bridge, err)
+		return err
+	}
+	defer done()
+	device := f.Bridge
+	if f.Overlay != "" {
+		device = overlayBridge
+	}
+	bridge, err := side.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("interface %s: bridge %s: %w", f.Name, device, err)
 	}
 	mac, err := net.ParseMAC(f.MAC)
 	if err != nil {
@@ -165,38 +174,50 @@ func (n *inside) addInterface(id string, f *network.Interface) error {
 	a := netlink.NewLinkAttrs()
 	a.Name, a.MTU, a.MasterIndex, a.Flags = f.HostName, f.MTU, bridge.Attrs().Index, net.FlagUp
 	v := &netlink.Veth{LinkAttrs: a, PeerName: f.Name, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(n.ns.Fd())}
-	err = n.host.LinkAdd(v)
+	err = side.LinkAdd(v)
 	if errors.Is(err, unix.EEXIST) { // left half-made by a daemon that was killed
-		if err = n.dropInterface(f.HostName); err == nil {
-			err = n.host.LinkAdd(v)
+		if err = n.dropInterface(f); err == nil {
+			err = side.LinkAdd(v)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("interface %s: make veth %s on %s: %w", f.Name, f.HostName, f.Bridge, err)
+		return fmt.Errorf("interface %s: make veth %s on %s: %w", f.Name, f.HostName, device, err)
 	}
 	if err := n.configure(f); err != nil {
 		return fmt.Errorf("interface %s: %w", f.Name, err)
 	}
-	return n.complete(id, f)
+	return n.complete(side, id, f)
+}
+
+// side returns a netlink socket where the other end of an interface is: in the
+// host's namespace, or in an overlay's. done gives it back.
+func (n *inside) side(f *network.Interface) (h *netlink.Handle, done func(), err error) {
+	if f.Overlay == "" {
+		return n.host, func() {}, nil
+	}
+	if h, err = n.p.overlayHandle(f.Overlay); err != nil {
+		return nil, nil, fmt.Errorf("interface %s: %w", f.Name, err)
+	}
+	return h, h.Close, nil
 }
 
 // complete sets what only a bridge's port has, and the mark.
-func (n *inside) complete(id string, f *network.Interface) error {
-	l, err := n.host.LinkByName(f.HostName)
+func (n *inside) complete(side *netlink.Handle, id string, f *network.Interface) error {
+	l, err := side.LinkByName(f.HostName)
 	if err != nil {
 		return fmt.Errorf("interface %s: veth %s: %w", f.Name, f.HostName, err)
 	}
 	// Where frames on a bridge pass the IP packet filter (br_netfilter), a
 	// container reaches its own published port by the port it came from.
-	if err := n.host.LinkSetHairpin(l, true); err != nil {
+	if err := side.LinkSetHairpin(l, true); err != nil {
 		return fmt.Errorf("interface %s: hairpin mode of %s: %w", f.Name, f.HostName, err)
 	}
 	if b := n.p.bridgeOf(f.Bridge); b != nil && b.Isolated {
-		if err := n.host.LinkSetIsolated(l, true); err != nil {
+		if err := side.LinkSetIsolated(l, true); err != nil {
 			return fmt.Errorf("interface %s: isolate %s: %w", f.Name, f.HostName, err)
 		}
 	}
-	if err := n.host.LinkSetAlias(l, n.p.alias("sandbox", id)); err != nil {
+	if err := side.LinkSetAlias(l, n.p.alias("sandbox", id)); err != nil {
 		return fmt.Errorf("interface %s: mark %s: %w", f.Name, f.HostName, err)
 	}
 	return nil
@@ -276,13 +297,21 @@ func (n *inside) setGateways(have, want *network.Sandbox) error {
 
 // dropInterface deletes a pair. It takes some 30 ms of waiting in the kernel,
 // so it's only for interfaces of sandboxes that go on.
-func (n *inside) dropInterface(hostName string) error {
-	l, err := n.host.LinkByName(hostName)
+func (n *inside) dropInterface(f *network.Interface) error {
+	if f.Overlay != "" && !bound(n.p.overlayPath(f.Overlay)) {
+		return nil // it went with the overlay
+	}
+	side, done, err := n.side(f)
+	if err != nil {
+		return err
+	}
+	defer done()
+	l, err := side.LinkByName(f.HostName)
 	if err == nil {
-		err = n.host.LinkDel(l)
+		err = side.LinkDel(l)
 	}
 	if err != nil && !isNotFound(err) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove veth %s: %w", hostName, err)
+		return fmt.Errorf("remove veth %s: %w", f.HostName, err)
 	}
 	return nil
 }

@@ -57,6 +57,12 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 			delete(next.Bridges, b.Device)
 		}
 	}
+	for _, o := range ch.PutOverlays {
+		if err := f.failing[network.OverlayItem(o.ID)]; err != nil {
+			failed[network.OverlayItem(o.ID)] = err
+			delete(next.Overlays, o.ID)
+		}
+	}
 	for _, s := range ch.PutSandboxes {
 		if err := f.failing[network.SandboxItem(s.ID)]; err != nil {
 			failed[network.SandboxItem(s.ID)] = err

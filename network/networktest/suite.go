@@ -40,6 +40,13 @@ func Visible(c *network.Config) *network.Config {
 	for n, b := range c.Bridges {
 		v.Bridges[n] = &network.Bridge{Device: b.Device, Addresses: b.Addresses, MTU: b.MTU}
 	}
+	for id, o := range c.Overlays {
+		q := *o
+		if len(o.Peers) == 0 {
+			q.VNI = 0 // there is no tunnel
+		}
+		v.Overlays[id] = &q
+	}
 	for id, s := range c.Sandboxes {
 		v.Sandboxes[id] = s
 	}
@@ -66,7 +73,8 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 }
 
 // Sample returns a config with n sandboxes on each of two bridges, and a
-// published port for each.
+// published port for each; and n more in an overlay that has peers on another
+// node.
 func Sample(n int) *network.Config {
 	c := (&network.Config{Rules4: true, Rules6: true, Forward: true}).Clone()
 	for b := range 2 {
@@ -86,7 +94,33 @@ func Sample(n int) *network.Config {
 			c.Ports[k] = &network.Port{PortKey: k, Target: netip.AddrPortFrom(addr4(b, (i+2)>>8, i+2), 80), Sandbox: s.ID}
 		}
 	}
+	c.Underlay = network.Underlay{Local: netip.MustParseAddr("10.99.0.1"), Port: 4789}
+	o := &network.Overlay{
+		ID: "net1", VNI: 4096, MTU: 1350,
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.9.1/24"), netip.MustParsePrefix("fd09::1/64")},
+		Peers: []network.Peer{
+			{Address: netip.MustParseAddr("10.0.9.200"), Address6: netip.MustParseAddr("fd09::200"), Node: netip.MustParseAddr("10.99.0.2")},
+			{Address: netip.MustParseAddr("10.0.9.201"), Address6: netip.MustParseAddr("fd09::201"), Node: netip.MustParseAddr("10.99.0.3")},
+		},
+	}
+	c.Overlays[o.ID] = o
+	for i := range n {
+		s := &network.Sandbox{ID: fmt.Sprintf("o-%d", i), Interfaces: []network.Interface{overlaid(o, i+2)}}
+		c.Sandboxes[s.ID] = s
+	}
 	return c
+}
+
+// overlaid is an interface in the overlay with number n.
+func overlaid(o *network.Overlay, n int) network.Interface {
+	a := netip.AddrFrom4([4]byte{10, 0, 9, byte(n)})
+	a6 := o.Addresses[1].Addr().As16()
+	a6[15] = byte(n)
+	return network.Interface{
+		Name: "eth0", HostName: fmt.Sprintf("vetho-%d", n), Overlay: o.ID, MTU: o.MTU,
+		MAC:       net.HardwareAddr(append([]byte{2, 0x42}, a.AsSlice()...)).String(),
+		Addresses: []netip.Prefix{netip.PrefixFrom(a, 24), netip.PrefixFrom(netip.AddrFrom16(a6), 64)},
+	}
 }
 
 func addr4(b, hi, lo int) netip.Addr {
@@ -166,8 +200,9 @@ func Random(r *rapid.T) *network.Config {
 		b.Addresses = []netip.Prefix{netip.MustParsePrefix("172.30.0.1/16")}
 		c.Bridges["legion1"] = &b
 	}
+	randomOverlay(c, draw)
 	for id, s := range c.Sandboxes {
-		if c.Bridges[s.Interfaces[0].Bridge] == nil || draw("without "+id) {
+		if f := &s.Interfaces[0]; f.Overlay == "" && c.Bridges[f.Bridge] == nil || f.Overlay != "" && c.Overlays[f.Overlay] == nil || draw("without "+id) {
 			delete(c.Sandboxes, id)
 		}
 	}
@@ -186,6 +221,38 @@ func Random(r *rapid.T) *network.Config {
 		}
 	}
 	return c
+}
+
+// randomOverlay changes the overlay, or takes it out.
+func randomOverlay(c *network.Config, draw func(string) bool) {
+	o := *c.Overlays["net1"]
+	switch {
+	case draw("no overlay"):
+		delete(c.Overlays, o.ID)
+		return
+	case draw("no peers"):
+		o.Peers = nil
+	case draw("one peer"):
+		o.Peers = o.Peers[1:]
+	case draw("a peer has moved"):
+		o.Peers = []network.Peer{o.Peers[0], o.Peers[1]}
+		o.Peers[0].Node = netip.MustParseAddr("10.99.0.4")
+	}
+	if draw("other tunnel") {
+		o.VNI = 5000
+	}
+	if draw("other port") {
+		c.Underlay.Port = 4790
+	}
+	c.Overlays[o.ID] = &o
+	if f := c.Sandboxes["o-0"]; f != nil && c.Bridges["legion0"] != nil && draw("with a way out") {
+		s := *f
+		out := sandbox("o-0", c.Bridges["legion0"], 200)
+		out.Interfaces[0].Name = "eth1"
+		s.Interfaces = append(append([]network.Interface{}, s.Interfaces...), out.Interfaces...)
+		s.Gateway4 = out.Gateway4
+		c.Sandboxes["o-0"] = &s
+	}
 }
 
 func testReopen(t *testing.T, h *Harness) {

@@ -1,0 +1,55 @@
+package api
+
+import (
+	"net/netip"
+	"strconv"
+)
+
+// Options of overlay networks, as Docker names them.
+const (
+	// OptionVNIs is the network's VXLAN id.
+	OptionVNIs = "com.docker.network.driver.overlay.vxlanid_list"
+	// OptionMTU is in bytes.
+	OptionMTU = "com.docker.network.driver.mtu"
+	// OptionEncrypted asks for encryption between nodes.
+	OptionEncrypted = "encrypted"
+)
+
+// LastVNI is the highest VXLAN id.
+const LastVNI = 1<<24 - 1
+
+// VNI returns the VXLAN id that a network was given; 0 if it has none.
+func (n *Network) VNI() uint32 {
+	v, _ := strconv.ParseUint(n.DriverState.Options[OptionVNIs], 10, 24)
+	return uint32(v)
+}
+
+// Subnets returns the subnets that a network was given.
+func (n *Network) Subnets() []netip.Prefix {
+	if n.IPAMOptions == nil {
+		return nil
+	}
+	var all []netip.Prefix
+	for _, c := range n.IPAMOptions.Configs {
+		if c.Subnet.IsValid() {
+			all = append(all, c.Subnet)
+		}
+	}
+	return all
+}
+
+// Clashes reports whether two networks can't both be in a swarm, because of what
+// they were given.
+func (n *Network) Clashes(o *Network) bool {
+	if v := n.VNI(); v != 0 && v == o.VNI() {
+		return true
+	}
+	for _, a := range n.Subnets() {
+		for _, b := range o.Subnets() {
+			if a.Overlaps(b) {
+				return true
+			}
+		}
+	}
+	return n.Spec.Ingress && o.Spec.Ingress
+}

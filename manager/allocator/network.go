@@ -1,0 +1,211 @@
+package allocator
+
+import (
+	"crypto/sha256"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// VXLAN network identifiers that are given out; those below are left to users.
+const (
+	FirstVNI = 4096
+	LastVNI  = api.LastVNI
+)
+
+// Pools are what subnets are cut from that a user does not name.
+type Pools struct {
+	Bases []netip.Prefix
+	Size  int // mask length of each subnet
+}
+
+// PoolsOf returns a swarm's pools: those of IPv4 that it was made with, and for
+// IPv6 a block of its own (RFC 4193), made from its id.
+func PoolsOf(c *api.Cluster) Pools {
+	return Pools{Bases: append(slices.Clone(c.DefaultAddrPool), uniqueLocal(c.ID)), Size: int(c.SubnetSize)}
+}
+
+func uniqueLocal(id string) netip.Prefix {
+	sum := sha256.Sum256([]byte(id))
+	b := [16]byte{0: 0xfd}
+	copy(b[1:6], sum[:])
+	return netip.PrefixFrom(netip.AddrFrom16(b), 48)
+}
+
+// used is what the networks of a swarm have.
+type used struct {
+	subnets []subnetOf
+	vnis    map[uint32]string // network by name
+}
+
+type subnetOf struct {
+	prefix  netip.Prefix
+	network string
+}
+
+func usedBy(others iter.Seq[*api.Network], except string) *used {
+	u := &used{vnis: map[uint32]string{}}
+	for o := range others {
+		if o.ID == except || o.Predefined {
+			continue
+		}
+		if v := o.VNI(); v != 0 {
+			u.vnis[v] = o.Spec.Name
+		}
+		for _, p := range o.Subnets() {
+			u.subnets = append(u.subnets, subnetOf{p, o.Spec.Name})
+		}
+	}
+	return u
+}
+
+// Network returns a new overlay network with what its spec leaves open: subnets,
+// gateways and the VNI, of which the first free one from seed on is taken. A seed
+// that grows keeps the identifier of a network that was just removed, which nodes
+// may still be about to forget, from being used again at once. Errors: Conflict,
+// a subnet or VNI is another network's; ResourceExhausted; Invalid.
+func Network(n *api.Network, others iter.Seq[*api.Network], pools Pools, seed uint64) (*api.Network, error) {
+	u := usedBy(others, n.ID)
+	c := *n
+	c.DriverState = swarm.Driver{Name: "overlay", Options: map[string]string{}}
+	var asked []swarm.IPAMConfig
+	if d := n.Spec.DriverConfiguration; d != nil {
+		maps.Copy(c.DriverState.Options, d.Options)
+	}
+	if o := n.Spec.IPAMOptions; o != nil {
+		asked = o.Configs
+	}
+	var err error
+	if c.DriverState.Options[api.OptionVNIs], err = u.vni(c.DriverState.Options[api.OptionVNIs], seed); err != nil {
+		return nil, err
+	}
+	c.IPAMOptions = &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}}
+	for _, f := range []struct{ wanted, v6 bool }{{true, false}, {n.Spec.IPv6Enabled, true}} {
+		if !f.wanted {
+			continue
+		}
+		cfg := swarm.IPAMConfig{}
+		if i := slices.IndexFunc(asked, func(a swarm.IPAMConfig) bool { return a.Subnet.IsValid() && a.Subnet.Addr().Is6() == f.v6 }); i >= 0 {
+			cfg = asked[i]
+		}
+		if cfg, err = u.subnet(cfg, f.v6, pools, n.Reserved); err != nil {
+			return nil, err
+		}
+		c.IPAMOptions.Configs = append(c.IPAMOptions.Configs, cfg)
+	}
+	return &c, nil
+}
+
+// vni returns the identifier asked for, or the first free one.
+func (u *used) vni(asked string, seed uint64) (string, error) {
+	if asked != "" {
+		v, err := ParseVNI(asked)
+		if other, taken := u.vnis[v]; err == nil && taken {
+			err = api.Errorf(api.Conflict, "option %s: VXLAN id %d is already that of network %s", api.OptionVNIs, v, other)
+		}
+		return strconv.FormatUint(uint64(v), 10), err
+	}
+	const span = LastVNI - FirstVNI + 1
+	for i := range uint64(span) {
+		v := FirstVNI + uint32((seed+i)%span)
+		if _, taken := u.vnis[v]; !taken {
+			return strconv.FormatUint(uint64(v), 10), nil
+		}
+	}
+	return "", api.Errorf(api.ResourceExhausted, "all VXLAN ids from %d to %d are in use", FirstVNI, LastVNI)
+}
+
+// ParseVNI reads what a user says of a network's identifier: one number.
+func ParseVNI(s string) (uint32, error) {
+	v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 32)
+	if err != nil || v == 0 || v > LastVNI {
+		return 0, api.Errorf(api.Invalid, "option %s=%q: want one number from 1 to %d", api.OptionVNIs, s, LastVNI)
+	}
+	return uint32(v), nil
+}
+
+// subnet fills in a subnet and its gateway.
+func (u *used) subnet(c swarm.IPAMConfig, v6 bool, pools Pools, reserved map[string]netip.Addr) (swarm.IPAMConfig, error) {
+	if c.Subnet.IsValid() {
+		for _, s := range u.subnets {
+			if s.prefix.Overlaps(c.Subnet) {
+				return c, api.Errorf(api.Conflict, "invalid pool request: Pool overlaps with other one on this address space: subnet %s and %s of network %s", c.Subnet, s.prefix, s.network)
+			}
+		}
+	} else {
+		var err error
+		if c.Subnet, err = u.free(pools, v6); err != nil {
+			return c, err
+		}
+	}
+	u.subnets = append(u.subnets, subnetOf{prefix: c.Subnet})
+	if c.Gateway.IsValid() {
+		return c, nil
+	}
+	p := newPool(c.Subnet, netip.Prefix{})
+	for _, a := range reserved {
+		p.claim(a)
+	}
+	gw, ok := p.take()
+	if !ok {
+		return c, api.Errorf(api.Invalid, "subnet %s has no room for a gateway beside its auxiliary addresses", c.Subnet)
+	}
+	c.Gateway = gw.Addr()
+	return c, nil
+}
+
+// size6 is the mask length of IPv6 subnets from a pool.
+const size6 = 64
+
+// free returns the first subnet of the pools that overlaps no other.
+func (u *used) free(pools Pools, v6 bool) (netip.Prefix, error) {
+	size := pools.Size
+	if v6 {
+		size = size6
+	}
+	var names []string
+	count := 0
+	for _, base := range pools.Bases {
+		if base.Addr().Is6() != v6 {
+			continue
+		}
+		names = append(names, base.String())
+		for s := netip.PrefixFrom(base.Masked().Addr(), max(size, base.Bits())); s.IsValid() && base.Contains(s.Addr()); {
+			i := slices.IndexFunc(u.subnets, func(o subnetOf) bool { return o.prefix.Overlaps(s) })
+			if i < 0 {
+				return s, nil
+			}
+			count++
+			// Go on behind the larger of the two.
+			if o := u.subnets[i].prefix; o.Bits() < s.Bits() {
+				s = after(o, s.Bits())
+			} else {
+				s = after(s, s.Bits())
+			}
+		}
+	}
+	return netip.Prefix{}, api.Errorf(api.ResourceExhausted,
+		"could not find an available, non-overlapping subnet: address pool %s is used up by %d subnets (of /%d each); remove networks, or name a subnet of your own (--subnet)",
+		strings.Join(names, ", "), count, size)
+}
+
+// after returns the prefix of the given length that begins behind p; the zero
+// one if there is nothing.
+func after(p netip.Prefix, bits int) netip.Prefix {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits() - 1; i >= 0; i-- { // add one to the network part
+		b[i/8] ^= 1 << (7 - i%8)
+		if b[i/8]&(1<<(7-i%8)) != 0 {
+			a, _ := netip.AddrFromSlice(b)
+			return netip.PrefixFrom(a, bits)
+		}
+	}
+	return netip.Prefix{}
+}

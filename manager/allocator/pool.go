@@ -1,0 +1,153 @@
+package allocator
+
+import (
+	"encoding/binary"
+	"math"
+	"math/bits"
+	"net/netip"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// maxHostBits is how many bits of an address a pool counts in: IPv6 subnets are
+// /64 or smaller.
+const maxHostBits = 64
+
+// pool gives out the addresses of one subnet. Addresses are counted from the
+// subnet's first; what is in use is a sparse set of bits, so that memory follows
+// use and a full pool is passed over 64 addresses at a time. The cursor decides
+// only which free address comes next: one that was just freed comes last.
+type pool struct {
+	subnet      netip.Prefix
+	first, last uint64 // what is given out unasked
+	words       map[uint64]uint64
+	used        uint64
+	next        uint64
+}
+
+// newPool returns a pool of a valid subnet; within limits what is given out
+// unasked, and is the subnet if zero.
+func newPool(subnet, within netip.Prefix) *pool {
+	if !within.IsValid() {
+		within = subnet
+	}
+	p := &pool{subnet: subnet, words: map[uint64]uint64{}}
+	p.first = p.offset(within.Addr())
+	p.last = p.first + hosts(within)
+	if p.first == 0 && hosts(subnet) > 1 {
+		p.first = 1 // the subnet's own
+	}
+	if p.last == hosts(subnet) && subnet.Addr().Is4() && hosts(subnet) > 1 {
+		p.last-- // broadcast
+	}
+	p.next = p.first
+	return p
+}
+
+// hosts returns the last offset in a prefix.
+func hosts(p netip.Prefix) uint64 {
+	n := p.Addr().BitLen() - p.Bits()
+	if n >= maxHostBits {
+		return math.MaxUint64
+	}
+	return 1<<n - 1
+}
+
+// offset of an address of the subnet.
+func (p *pool) offset(a netip.Addr) uint64 { return low(a) - low(p.subnet.Addr()) }
+
+func low(a netip.Addr) uint64 {
+	b := a.As16()
+	return binary.BigEndian.Uint64(b[8:])
+}
+
+func (p *pool) address(offset uint64) netip.Addr {
+	b := p.subnet.Addr().As16()
+	binary.BigEndian.PutUint64(b[8:], low(p.subnet.Addr())+offset)
+	a := netip.AddrFrom16(b)
+	if p.subnet.Addr().Is4() {
+		return a.Unmap()
+	}
+	return a
+}
+
+// take gives out the next free address; false if there is none.
+func (p *pool) take() (netip.Prefix, bool) {
+	at, again := p.next, false
+	for {
+		w := at / 64
+		if free := ^p.words[w] >> (at % 64) << (at % 64); free != 0 {
+			if o := w*64 + uint64(bits.TrailingZeros64(free)); o <= p.last {
+				p.set(o)
+				if p.next = o + 1; o == p.last {
+					p.next = p.first
+				}
+				return netip.PrefixFrom(p.address(o), p.subnet.Bits()), true
+			}
+		} else if w < p.last/64 {
+			at = (w + 1) * 64
+			continue
+		}
+		if again {
+			return netip.Prefix{}, false
+		}
+		at, again = p.first, true
+	}
+}
+
+func (p *pool) set(o uint64) {
+	if w := p.words[o/64]; w&(1<<(o%64)) == 0 {
+		p.words[o/64] = w | 1<<(o%64)
+		p.used++
+	}
+}
+
+// claim notes that an address is in use. Those that are not the subnet's are
+// left out.
+func (p *pool) claim(a netip.Addr) {
+	if p.subnet.Contains(a) {
+		p.set(p.offset(a))
+	}
+}
+
+// release gives an address back; one that is not in use may be released.
+func (p *pool) release(a netip.Addr) {
+	if !p.subnet.Contains(a) {
+		return
+	}
+	o := p.offset(a)
+	w := p.words[o/64]
+	if w&(1<<(o%64)) == 0 {
+		return
+	}
+	p.used--
+	if w &^= 1 << (o % 64); w == 0 {
+		delete(p.words, o/64)
+	} else {
+		p.words[o/64] = w
+	}
+}
+
+func (p *pool) has(a netip.Addr) bool {
+	return p.subnet.Contains(a) && p.words[p.offset(a)/64]&(1<<(p.offset(a)%64)) != 0
+}
+
+// resume puts the cursor behind the highest address in use, so that a new leader
+// does not first give out what was freed lately.
+func (p *pool) resume() {
+	top, found := uint64(0), false
+	for w, set := range p.words {
+		if o := w*64 + 63 - uint64(bits.LeadingZeros64(set)); o <= p.last && (!found || o > top) {
+			top, found = o, true
+		}
+	}
+	if p.next = p.first; found && top >= p.first && top < p.last {
+		p.next = top + 1
+	}
+}
+
+func (p *pool) exhausted(network string) error {
+	return api.Errorf(api.ResourceExhausted,
+		"network %s: no address is left in %s (%s to %s): %d are in use; scale something down, or use a network with a larger subnet",
+		network, p.subnet, p.address(p.first), p.address(p.last), p.used)
+}

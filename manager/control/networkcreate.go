@@ -1,0 +1,248 @@
+package control
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/allocator"
+	"github.com/legion-swarm/legion/store"
+)
+
+const (
+	// maxNetworks bounds a swarm's networks: each is looked at when one is made.
+	maxNetworks    = 10_000
+	maxNetworkName = 255
+	// maxReserved bounds a network's auxiliary addresses.
+	maxReserved = 1000
+	minMTU      = 68 // RFC 791
+	maxMTU      = 65535
+	// maxBits6 is the shortest mask of an IPv6 subnet: the allocator counts in 64 bits.
+	minBits6 = 64
+)
+
+// IngressName is what the network of the routing mesh is called unless a user
+// makes another.
+const IngressName = "ingress"
+
+// Ingress returns the network of the routing mesh as a new swarm has it.
+func Ingress(c *api.Cluster) (*api.Network, error) {
+	n := &api.Network{}
+	n.ID = api.NewID()
+	n.Spec = swarm.NetworkSpec{
+		Annotations: swarm.Annotations{Name: IngressName, Labels: map[string]string{}}, Ingress: true, Scope: scopeSwarm,
+		DriverConfiguration: &swarm.Driver{Name: driverOverlay}, IPAMOptions: &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}},
+	}
+	return allocator.Network(n, slices.Values([]*api.Network(nil)), allocator.PoolsOf(c), 0)
+}
+
+// NetworkCreate adds an overlay network, with subnets, gateways and VXLAN id.
+// Errors name the field; Conflict: what is asked for is another network's;
+// Exists: its name.
+func (c *Control) NetworkCreate(ctx context.Context, q *network.CreateRequest) (*network.CreateResponse, error) {
+	if err := validateNetwork(q); err != nil {
+		return nil, err
+	}
+	n := networkFrom(q)
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		cluster, err := c.cluster(tx)
+		if err != nil {
+			return err
+		}
+		if err := roomFor(tx, n); err != nil {
+			return err
+		}
+		given, err := allocator.Network(n, store.List[*api.Network](tx), allocator.PoolsOf(cluster), c.cfg.Store.View().Index())
+		if err != nil {
+			return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
+		}
+		if err := store.Create(tx, given); api.Is(err, api.Exists) {
+			return api.Errorf(api.Exists, "network with name %s already exists", q.Name)
+		} else if err != nil {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &network.CreateResponse{ID: n.ID}, nil
+}
+
+// roomFor refuses one network too many.
+func roomFor(tx *store.Tx, n *api.Network) error {
+	if have := store.Count[*api.Network](tx); have >= maxNetworks {
+		return api.Errorf(api.ResourceExhausted, "the swarm has %d networks, the most that it may have; remove some (docker network prune)", have)
+	}
+	if !n.Spec.Ingress {
+		return nil
+	}
+	for o := range store.List[*api.Network](tx) {
+		if o.Spec.Ingress {
+			return api.Errorf(api.Exists, "ingress network (%s) already present", o.Spec.Name)
+		}
+	}
+	return nil
+}
+
+// networkFrom returns what was asked for as an object, with nothing allocated.
+func networkFrom(q *network.CreateRequest) *api.Network {
+	n := &api.Network{}
+	n.ID = api.NewID()
+	n.Spec = swarm.NetworkSpec{
+		Annotations:         swarm.Annotations{Name: q.Name, Labels: orEmptyMap(q.Labels)},
+		DriverConfiguration: &swarm.Driver{Name: driverOverlay, Options: maps.Clone(q.Options)},
+		IPv6Enabled:         q.EnableIPv6 != nil && *q.EnableIPv6, Internal: q.Internal, Attachable: q.Attachable, Ingress: q.Ingress,
+		Scope:       scopeSwarm,
+		IPAMOptions: &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}},
+	}
+	if q.IPAM == nil {
+		return n
+	}
+	n.Spec.IPAMOptions.Driver.Options = maps.Clone(q.IPAM.Options)
+	for _, cfg := range q.IPAM.Config {
+		n.Spec.IPAMOptions.Configs = append(n.Spec.IPAMOptions.Configs, swarm.IPAMConfig{Subnet: cfg.Subnet, Range: cfg.IPRange, Gateway: cfg.Gateway})
+		for name, a := range cfg.AuxAddress {
+			if n.Reserved == nil {
+				n.Reserved = map[string]netip.Addr{}
+			}
+			n.Reserved[name] = a
+		}
+	}
+	return n
+}
+
+func orEmptyMap(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return maps.Clone(m)
+}
+
+// validateNetwork checks a request by itself.
+func validateNetwork(q *network.CreateRequest) error {
+	switch {
+	case len(q.Name) > maxNetworkName || !regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`).MatchString(q.Name):
+		return invalid("invalid network name %q: only letters, digits, _ . and - are allowed, at most %d, beginning with a letter or digit", q.Name, maxNetworkName)
+	case slices.Contains([]string{"bridge", "host", "none", "default"}, q.Name):
+		return api.Errorf(api.PermissionDenied, "operation is not permitted on predefined %s network", q.Name)
+	case q.Driver != "" && q.Driver != driverOverlay:
+		return api.Errorf(api.NotFound, "network driver %q can't make a network of scope swarm: only overlay can", q.Driver)
+	case q.Scope != "" && q.Scope != scopeSwarm:
+		return invalid("network %s: an overlay network's scope is swarm, not %q (--scope)", q.Name, q.Scope)
+	case q.ConfigOnly:
+		return api.Errorf(api.Unimplemented, "network %s: configuration networks (--config-only) are not served", q.Name)
+	case q.ConfigFrom != nil && q.ConfigFrom.Network != "":
+		return api.Errorf(api.Unimplemented, "network %s: an overlay network can't be made from a configuration network (--config-from); give the options themselves", q.Name)
+	case q.Ingress && q.Attachable:
+		return invalid("network %s: the ingress network cannot be attachable", q.Name)
+	case q.Ingress && q.Internal:
+		return invalid("network %s: the ingress network cannot be internal", q.Name)
+	case q.EnableIPv4 != nil && !*q.EnableIPv4:
+		return api.Errorf(api.Unimplemented, "network %s: an overlay network without IPv4 is not served (--ipv4=false)", q.Name)
+	}
+	if err := validateLabels(q.Labels); err != nil {
+		return err
+	}
+	if err := validateNetworkOptions(q.Options); err != nil {
+		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
+	}
+	if err := validateIPAM(q); err != nil {
+		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
+	}
+	return nil
+}
+
+func validateNetworkOptions(options map[string]string) error {
+	for _, k := range slices.Sorted(maps.Keys(options)) {
+		v := options[k]
+		switch {
+		case k == api.OptionVNIs:
+			if _, err := allocator.ParseVNI(v); err != nil {
+				return err
+			}
+		case k == api.OptionMTU:
+			if n, err := strconv.Atoi(v); err != nil || n != 0 && (n < minMTU || n > maxMTU) {
+				return invalid("option %s=%q: want a number of bytes from %d to %d", k, v, minMTU, maxMTU)
+			}
+		case k == api.OptionEncrypted:
+			if on, err := strconv.ParseBool(v); v == "" || err != nil || on {
+				return api.Errorf(api.Unimplemented, "option encrypted is not served yet; the network is not made, so that nothing goes in clear text that should not")
+			}
+		case strings.HasPrefix(k, "com.docker.network."):
+			return invalid("option %s is not served by overlay networks", k)
+		}
+	}
+	return nil
+}
+
+func validateIPAM(q *network.CreateRequest) error {
+	if q.IPAM == nil {
+		return nil
+	}
+	if d := q.IPAM.Driver; d != "" && d != "default" {
+		return api.Errorf(api.NotFound, "IPAM driver %q not found; there is only \"default\"", d)
+	}
+	reserved := map[string]bool{}
+	var seen [2]netip.Prefix
+	for i := range q.IPAM.Config {
+		c := &q.IPAM.Config[i]
+		if err := validateSubnet(c, q.EnableIPv6 != nil && *q.EnableIPv6); err != nil {
+			return err
+		}
+		family := 0
+		if c.Subnet.Addr().Is6() {
+			family = 1
+		}
+		if seen[family].IsValid() {
+			return invalid("subnet %s is one too many beside %s: an overlay network has one of each family", c.Subnet, seen[family])
+		}
+		seen[family] = c.Subnet
+		for _, name := range slices.Sorted(maps.Keys(c.AuxAddress)) {
+			switch a := c.AuxAddress[name]; {
+			case reserved[name]:
+				return invalid("auxiliary address %s is named twice", name)
+			case !c.Subnet.Contains(a):
+				return invalid("invalid auxiliary address %s=%s: parent subnet %s doesn't contain this address", name, a, c.Subnet)
+			case a == c.Gateway:
+				return invalid("invalid auxiliary address %s=%s: it is the gateway", name, a)
+			}
+			reserved[name] = true
+		}
+	}
+	if len(reserved) > maxReserved {
+		return invalid("%d auxiliary addresses: at most %d are allowed", len(reserved), maxReserved)
+	}
+	return nil
+}
+
+func validateSubnet(c *network.IPAMConfig, v6 bool) error {
+	s := c.Subnet
+	switch {
+	case !s.IsValid():
+		return invalid("a gateway, ip-range or auxiliary address needs a subnet (--subnet)")
+	case s != s.Masked():
+		return invalid("invalid subnet %s: it should be %s", s, s.Masked())
+	case s.Addr().Is4In6() || s.Addr().IsLoopback() || s.Addr().IsMulticast() || s.Addr().IsUnspecified():
+		return invalid("invalid subnet %s: tasks can't have such addresses", s)
+	case s.Addr().Is6() && !v6:
+		return invalid("subnet %s, but IPv6 is not enabled (--ipv6)", s)
+	case s.Addr().Is6() && s.Bits() < minBits6:
+		return invalid("invalid subnet %s: an IPv6 subnet is a /%d or smaller", s, minBits6)
+	case s.Addr().BitLen()-s.Bits() < 2:
+		return invalid("subnet %s has no room for a gateway and tasks", s)
+	case c.Gateway.IsValid() && !s.Contains(c.Gateway):
+		return invalid("invalid gateway %s: parent subnet %s doesn't contain this address", c.Gateway, s)
+	case c.IPRange.IsValid() && (c.IPRange != c.IPRange.Masked() || !s.Contains(c.IPRange.Addr()) || c.IPRange.Bits() < s.Bits()):
+		return invalid("invalid ip-range %s: it must be a block inside subnet %s", c.IPRange, s)
+	}
+	return nil
+}

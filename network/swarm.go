@@ -1,0 +1,311 @@
+package network
+
+import (
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	dnet "github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+const (
+	driverOverlay = "overlay"
+	scopeLocal    = "local"
+	scopeSwarm    = "swarm"
+	// gatewayName is the network by which containers in overlays reach what is
+	// outside of them. Users may make it themselves, with options of their own.
+	gatewayName = "docker_gwbridge"
+	// overlaysDir is where the overlays that containers are in are kept, below
+	// Options.RuntimeDir.
+	overlaysDir = "overlays"
+)
+
+// overlay is what an overlay network has besides what the API shows.
+type overlay struct {
+	VNI uint32
+	MTU int `json:",omitempty"` // bytes; 0: as large as the host's network allows
+}
+
+// overlayRecord is what the managers said of a network, as a record.
+func overlayRecord(o *api.Network) (*record, error) {
+	r := &record{Network: dnet.Network{
+		Name: o.Spec.Name, ID: o.ID, Created: o.CreatedAt, Scope: scopeSwarm, Driver: driverOverlay, EnableIPv4: true,
+		EnableIPv6: o.Spec.IPv6Enabled, Internal: o.Spec.Internal, Attachable: o.Spec.Attachable, Ingress: o.Spec.Ingress,
+		Options: orEmpty(o.DriverState.Options), Labels: orEmpty(o.Spec.Labels),
+		IPAM: dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
+	}, Overlay: &overlay{VNI: o.VNI()}}
+	switch {
+	case !validContainerID(o.ID):
+		return nil, api.Errorf(api.Invalid, "network %s: id %q can't name a namespace", o.Spec.Name, o.ID)
+	case o.DriverState.Name != driverOverlay:
+		return nil, api.Errorf(api.Invalid, "network %s: driver %q of scope swarm is not served; only overlay is", o.Spec.Name, o.DriverState.Name)
+	case r.Overlay.VNI == 0:
+		return nil, api.Errorf(api.Invalid, "network %s has no VXLAN id: the managers have not allocated it", o.Spec.Name)
+	case isEncrypted(r.Network.Options):
+		return nil, api.Errorf(api.Invalid, "network %s is to be encrypted, which this node can't do; nothing is sent", o.Spec.Name)
+	}
+	if v := r.Network.Options[optMTU]; v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n != 0 && (n < minMTU || n > maxMTU) {
+			return nil, api.Errorf(api.Invalid, "network %s: option %s=%q: must be a number of bytes from %d to %d", o.Spec.Name, optMTU, v, minMTU, maxMTU)
+		}
+		r.Overlay.MTU = n
+	}
+	if o.IPAMOptions != nil {
+		for _, c := range o.IPAMOptions.Configs {
+			r.Network.IPAM.Config = append(r.Network.IPAM.Config, dnet.IPAMConfig{Subnet: c.Subnet, IPRange: c.Range, Gateway: c.Gateway})
+		}
+	}
+	return r, nil
+}
+
+func isEncrypted(options map[string]string) bool {
+	v, ok := options[api.OptionEncrypted]
+	on, err := strconv.ParseBool(v)
+	return ok && (err != nil || on)
+}
+
+// Use makes networks of the swarm known, so that containers can join them by id,
+// and keeps them until release is called; then they are kept as long as a
+// container is in one. Networks that every node has by itself are left alone.
+func (n *Networks) Use(networks []*api.Network) (release func(), err error) {
+	var ids []string
+	release = func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, id := range ids {
+			if w := n.nets[id]; w != nil {
+				w.holds--
+			}
+		}
+		ids = nil
+		n.forgetOverlays()
+	}
+	for _, o := range networks {
+		if o.Predefined {
+			continue
+		}
+		if err := n.hold(o); err != nil {
+			release()
+			return nil, err
+		}
+		ids = append(ids, o.ID)
+	}
+	return release, nil
+}
+
+func (n *Networks) hold(o *api.Network) error {
+	r, err := overlayRecord(o)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return errClosed
+	}
+	if n.nets[o.ID] == nil {
+		if len(n.nets)+len(n.creating) >= maxNetworks {
+			return api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))
+		}
+		if err := save(n.overlaysDir(), o.ID, r); err != nil {
+			return api.Errorf(api.Internal, "network %s: write it to %s: %w", o.Spec.Name, n.overlaysDir(), err)
+		}
+		n.addOverlay(r)
+	}
+	n.nets[o.ID].holds++
+	return nil
+}
+
+func (n *Networks) overlaysDir() string { return filepath.Join(n.o.RuntimeDir, overlaysDir) }
+
+// addOverlay makes a record's overlay known. Callers hold mu or are New.
+func (n *Networks) addOverlay(r *record) {
+	n.nets[r.Network.ID] = &netw{
+		record: r, users: map[string]struct{}{}, settings: settings{ifPrefix: "eth", mtu: r.Overlay.MTU},
+	}
+}
+
+// loadOverlays reads the overlays that containers were in.
+func (n *Networks) loadOverlays() error {
+	records, err := loadAll(n.overlaysDir(), func(r *record) string { return r.Network.ID }, func(path string, err error) {
+		n.log.Error("network: a stored overlay can't be read; its containers will be without it until they are replaced", "file", path, "error", err)
+	})
+	for _, r := range records {
+		if r.Overlay != nil {
+			n.addOverlay(r)
+		}
+	}
+	return err
+}
+
+// forgetOverlays forgets those that nobody needs. Callers hold mu.
+func (n *Networks) forgetOverlays() {
+	for id, w := range n.nets {
+		if w.Overlay == nil || w.holds > 0 || len(w.users) > 0 {
+			continue
+		}
+		delete(n.nets, id)
+		delete(n.peers, id)
+		if err := forget(n.overlaysDir(), id); err != nil {
+			n.log.Warn("network: an overlay that is not needed any more can't be forgotten", "network", id, "error", err)
+		}
+	}
+}
+
+// overlayOf returns what the data plane is to know of an overlay; nil while no
+// container is in it.
+func (n *Networks) overlayOf(w *netw) *Overlay {
+	if len(w.users) == 0 {
+		return nil
+	}
+	o := &Overlay{ID: w.Network.ID, VNI: w.Overlay.VNI, MTU: n.overlayMTU(w), Peers: n.peers[w.Network.ID]}
+	for _, c := range w.Network.IPAM.Config {
+		if c.Gateway.IsValid() {
+			o.Addresses = append(o.Addresses, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
+		}
+	}
+	return o
+}
+
+func (n *Networks) overlayMTU(w *netw) int {
+	if w.mtu != 0 {
+		return w.mtu
+	}
+	return max(n.mtu-VXLANOverhead, minMTU)
+}
+
+// SetUnderlay says by which address of its own this node is reached by others,
+// and the port, which is the same on all.
+func (n *Networks) SetUnderlay(u Underlay) {
+	n.mu.Lock()
+	same := n.underlay == u
+	n.underlay = u
+	n.mu.Unlock()
+	if !same {
+		n.kick()
+	}
+}
+
+// SetPeers says which endpoints of an overlay are on other nodes. They need not
+// be sorted; the slice is the callee's from then on. An overlay that no container
+// here is in is none of this node's business: nothing is kept.
+func (n *Networks) SetPeers(network string, peers []Peer) {
+	slices.SortFunc(peers, Peer.Compare)
+	peers = slices.Compact(peers)
+	n.mu.Lock()
+	w := n.nets[network]
+	known := w != nil && w.Overlay != nil && !slices.Equal(n.peers[network], peers)
+	if known {
+		n.peers[network] = peers
+	}
+	n.mu.Unlock()
+	if known {
+		n.kick()
+	}
+}
+
+// Overlays returns the ids of the overlays that containers here are in, sorted,
+// and a channel that is closed when there may be others.
+func (n *Networks) Overlays() ([]string, <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var ids []string
+	for id, w := range n.nets {
+		if w.Overlay != nil && len(w.users) > 0 {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, n.overlaysChanged
+}
+
+// noteOverlays tells who waits for Overlays to change. Callers hold mu.
+func (n *Networks) noteOverlays() {
+	close(n.overlaysChanged)
+	n.overlaysChanged = make(chan struct{})
+}
+
+// kick has Run set the data plane soon.
+func (n *Networks) kick() {
+	select {
+	case n.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// gatewayRequest is how the gateway network is made if no user has made it.
+func gatewayRequest() *dnet.CreateRequest {
+	return &dnet.CreateRequest{Name: gatewayName, Driver: "bridge", Options: map[string]string{optICC: "false", optMasquerade: "true"}}
+}
+
+// needsGateway reports whether a container that asks for these networks gets an
+// interface in the gateway network, too, and that does not exist yet.
+func (n *Networks) needsGateway(asked map[string]*dnet.EndpointSettings) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed || n.gatewayNetwork() != nil {
+		return false
+	}
+	for name := range maps.Keys(asked) {
+		if w, err := n.lookup(name); err == nil && w.Overlay != nil && !w.Network.Internal {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *Networks) gatewayNetwork() *netw {
+	for _, w := range n.nets {
+		if w.Network.Name == gatewayName && w.Device != "" {
+			return w
+		}
+	}
+	return nil
+}
+
+// addGateway adds the way out to the endpoints of a container that is in an
+// overlay and has none otherwise. Callers hold mu.
+func (n *Networks) addGateway(l []endpoint) ([]endpoint, error) {
+	out := false
+	for _, e := range l {
+		w := n.nets[e.NetworkID]
+		out = out || w.Overlay != nil && !w.Network.Internal
+	}
+	if v4, v6 := gatewayEndpoints(l); !out || v4 != nil || v6 != nil {
+		return l, nil
+	}
+	w := n.gatewayNetwork()
+	if w == nil {
+		return l, api.Errorf(api.NotFound, "network %s, which containers in overlays leave by, is gone; it is made again when one starts", gatewayName)
+	}
+	e, err := n.newEndpoint(w, nil)
+	if err != nil {
+		return l, err
+	}
+	e.Automatic = true
+	return append(l, e), nil
+}
+
+// checkOverlap refuses endpoints whose subnets overlap: the container could not
+// tell them apart. Callers hold mu.
+func (n *Networks) checkOverlap(l []endpoint) error {
+	for i := range l {
+		for j := range i {
+			a, b := n.nets[l[i].NetworkID], n.nets[l[j].NetworkID]
+			for _, x := range a.Network.IPAM.Config {
+				for _, y := range b.Network.IPAM.Config {
+					if x.Subnet.IsValid() && y.Subnet.IsValid() && x.Subnet.Overlaps(y.Subnet) {
+						return api.Errorf(api.Invalid, "subnet %s of network %s overlaps %s of network %s: a container can't be in both",
+							x.Subnet, a.Network.Name, y.Subnet, b.Network.Name)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
