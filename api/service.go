@@ -68,10 +68,11 @@ func sameJSON(a, b any) bool {
 }
 
 // Rollback returns a copy of the service with its previous spec in place of the
-// present one, and without a previous one. It must have one.
+// present one, and without a previous one: its next version. It must have one.
 func (s *Service) Rollback() *Service {
 	r := *s
 	r.Spec, r.SpecVersion, r.RegistryAuth = *s.PreviousSpec, s.PreviousSpecVersion, s.PreviousRegistryAuth
 	r.PreviousSpec, r.PreviousSpecVersion, r.PreviousRegistryAuth = nil, 0, ""
+	r.Number++
 	return &r
 }

@@ -290,8 +290,11 @@ func write(tx *store.Tx, in *Input, out *Output) error {
 			return err
 		}
 	}
-	if out.Update != nil {
-		return store.Put(tx, out.Update)
+	if out.Update == nil {
+		return nil
 	}
-	return nil
+	if err := store.Put(tx, out.Update); err != nil {
+		return err
+	}
+	return Archive(tx, in.Service, out.Update)
 }

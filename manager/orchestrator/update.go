@@ -168,6 +168,7 @@ func (u *updater) fail(task string) {
 		u.status(swarm.UpdateStateRollbackPaused, "rollback paused "+why, false)
 	case u.config.FailureAction == swarm.UpdateFailureActionRollback && u.Service.PreviousSpec != nil:
 		s := u.Service.Rollback()
+		s.SpecSince = u.Now
 		s.UpdateStatus = &swarm.UpdateStatus{
 			State: swarm.UpdateStateRollbackStarted, StartedAt: new(u.Now), Message: "update rolled back " + why,
 		}
