@@ -107,6 +107,8 @@ func newRoot(docker *command.DockerCli) (*cobra.Command, *cliflags.ClientOptions
 	setHelp(docker, root, help)
 	commands.AddCommands(root, docker)
 	root.AddCommand(newDaemonCommand(), newMachineCommand(docker))
+	addVersions(root, docker)
+	addPlans(root, docker)
 	brand(root)
 	return root, opts
 }
