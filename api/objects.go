@@ -10,7 +10,7 @@ import (
 // Object is what the store keeps. Implementations are pointers to the structs
 // of this package; they are immutable once stored.
 type Object interface {
-	*Cluster | *Node | *Service | *Task | *Network | *Secret | *Config
+	*Cluster | *Node | *Service | *Task | *Network | *Secret | *Config | *ServiceVersion
 }
 
 // Cluster is the swarm itself; there is exactly one. Written by package
@@ -115,6 +115,14 @@ type Service struct {
 	// belong to Spec and PreviousSpec.
 	RegistryAuth         string
 	PreviousRegistryAuth string
+
+	// Number counts the service's versions, from 1; SpecSince is when Spec became
+	// the present one. Earlier ones are kept as ServiceVersion.
+	Number    uint64
+	SpecSince time.Time
+	// Promoted is the SpecVersion whose update may go on after its canaries; 0 is
+	// none.
+	Promoted uint64
 }
 
 // Task is one run of a service's spec in a slot (or on a node, for global

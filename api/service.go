@@ -120,8 +120,8 @@ func sameJSON(a, b any) bool {
 }
 
 // Rollback returns a copy of the service with its previous spec in place of the
-// present one, and without a previous one. It must have one. A service that is
-// stopped stays so.
+// present one, and without a previous one: its next version. It must have one. A
+// service that is stopped stays so.
 func (s *Service) Rollback() *Service {
 	r := *s
 	r.Spec, r.SpecVersion, r.RegistryAuth = *s.PreviousSpec, s.PreviousSpecVersion, s.PreviousRegistryAuth
@@ -129,6 +129,7 @@ func (s *Service) Rollback() *Service {
 		r.Spec.Labels = SetStopped(r.Spec.Labels, s.Stopped())
 	}
 	r.PreviousSpec, r.PreviousSpecVersion, r.PreviousRegistryAuth = nil, 0, ""
+	r.Number++
 	return &r
 }
 

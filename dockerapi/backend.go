@@ -142,6 +142,15 @@ type Cluster interface {
 	ServiceCreate(ctx context.Context, s *swarm.ServiceSpec, o ServiceOptions) (*swarm.ServiceCreateResponse, error)
 	ServiceUpdate(ctx context.Context, name string, version uint64, s *swarm.ServiceSpec, o ServiceOptions) (*swarm.ServiceUpdateResponse, error)
 	ServiceRemove(ctx context.Context, name string) error
+	// ServiceHistory is the service's versions, newest first; ServiceRollback makes
+	// one of them the newest.
+	ServiceHistory(ctx context.Context, name string) ([]api.VersionInfo, error)
+	ServiceRollback(ctx context.Context, name string, to uint64) error
+	// ServicePromote lets an update go on after its canaries.
+	ServicePromote(ctx context.Context, name string) error
+	// ServicePlan says what an update of the service, or its creation if there is
+	// none of the name, would do. It changes nothing.
+	ServicePlan(ctx context.Context, name string, s *swarm.ServiceSpec) (*api.ServicePlan, error)
 	ServiceLogs(ctx context.Context, name string, o engine.LogsOptions, fn func(TaskLog) error) (tty bool, err error)
 
 	TaskList(ctx context.Context, f api.Filters) ([]swarm.Task, error)

@@ -238,6 +238,18 @@ func (f *fake) ServiceUpdate(_ context.Context, name string, v uint64, s *swarm.
 func (f *fake) ServiceRemove(_ context.Context, name string) error {
 	return f.call("ServiceRemove", name)
 }
+func (f *fake) ServiceHistory(_ context.Context, name string) ([]api.VersionInfo, error) {
+	return []api.VersionInfo{{Number: 2, Current: true, Image: "app:2", Changes: []string{"image"}}, {Number: 1, Image: "app:1"}}, f.call("ServiceHistory", name)
+}
+func (f *fake) ServiceRollback(_ context.Context, name string, to uint64) error {
+	return f.call("ServiceRollback", name, to)
+}
+func (f *fake) ServicePromote(_ context.Context, name string) error {
+	return f.call("ServicePromote", name)
+}
+func (f *fake) ServicePlan(_ context.Context, name string, s *swarm.ServiceSpec) (*api.ServicePlan, error) {
+	return &api.ServicePlan{Name: s.Name}, f.call("ServicePlan", name, s.Name)
+}
 func (f *fake) ServiceLogs(_ context.Context, name string, o engine.LogsOptions, fn func(TaskLog) error) (bool, error) {
 	if err := f.call("ServiceLogs", name, o.Tail); err != nil {
 		return false, err

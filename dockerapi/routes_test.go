@@ -102,6 +102,14 @@ func TestRequests(t *testing.T) {
 		{name: "both forms of filters", spec: "GET /services?" + filtersQuery(`{"name":["b","a"],"label":{"y":true,"x":true}}`), status: 200, call: "ServiceList(map[label:[x y] name:[b a]], false)"},
 		{name: "bad login", spec: "POST /services/create", body: service, header: map[string]string{"X-Registry-Auth": "%"}, status: 400, has: "X-Registry-Auth", call: "-"},
 
+		// Legion's own.
+		{name: "history", spec: "GET /services/web/history", status: 200, has: `[{"Version":2,`, call: "ServiceHistory(web)"},
+		{name: "rollback to", spec: "POST /services/web/rollback?to=3", status: 200, call: "ServiceRollback(web, 3)"},
+		{name: "rollback to nothing", spec: "POST /services/web/rollback", status: 400, has: "invalid value for to", call: "-"},
+		{name: "rollback to rubbish", spec: "POST /services/web/rollback?to=-1", status: 400, has: "invalid value for to", call: "-"},
+		{name: "promote", spec: "POST /services/web/promote", status: 200, call: "ServicePromote(web)"},
+		{name: "plan", spec: "POST /services/web/plan", body: service, status: 200, has: `"Name":"web"`, call: "ServicePlan(web, web)"},
+
 		// System.
 		{name: "info", spec: "GET /info", status: 200, has: `"Name":"host1"`},
 		{name: "info 1.44", spec: "GET /v1.44/info", status: 200, has: `"BridgeNfIptables":false`},

@@ -112,7 +112,7 @@ func (s *Server) allRoutes() []route {
 	var all []route
 	for _, tag := range [][]route{
 		s.systemRoutes(), s.containerRoutes(), s.containerStreamRoutes(), s.execRoutes(), s.imageRoutes(), s.volumeRoutes(),
-		s.networkRoutes(), s.swarmRoutes(), s.nodeRoutes(), s.serviceRoutes(), s.taskRoutes(),
+		s.networkRoutes(), s.swarmRoutes(), s.nodeRoutes(), s.serviceRoutes(), s.extensionRoutes(), s.taskRoutes(),
 		s.secretRoutes(), s.configRoutes(), absentRoutes(),
 	} {
 		all = append(all, tag...)

@@ -91,6 +91,22 @@ func (c cluster) ServiceUpdate(ctx context.Context, name string, version uint64,
 	})
 }
 
+func (c cluster) ServiceHistory(ctx context.Context, name string) ([]api.VersionInfo, error) {
+	return read(ctx, c, func(m *control.Control) ([]api.VersionInfo, error) { return m.ServiceHistory(ctx, name) })
+}
+
+func (c cluster) ServiceRollback(ctx context.Context, name string, to uint64) error {
+	return do(ctx, c, func(m *control.Control) error { return m.ServiceRollback(ctx, name, to) })
+}
+
+func (c cluster) ServicePromote(ctx context.Context, name string) error {
+	return do(ctx, c, func(m *control.Control) error { return m.ServicePromote(ctx, name) })
+}
+
+func (c cluster) ServicePlan(ctx context.Context, name string, s *swarm.ServiceSpec) (*api.ServicePlan, error) {
+	return read(ctx, c, func(m *control.Control) (*api.ServicePlan, error) { return m.ServicePlan(ctx, name, control.Complete(s)) })
+}
+
 func (c cluster) ServiceRemove(ctx context.Context, name string) error {
 	return do(ctx, c, func(m *control.Control) error { return m.ServiceRemove(ctx, name) })
 }

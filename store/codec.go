@@ -89,6 +89,8 @@ func decodeObject(k Kind, body []byte, in *intern) (o any, err error) {
 		o = new(api.Secret)
 	case KindConfig:
 		o = new(api.Config)
+	case KindServiceVersion:
+		o = new(api.ServiceVersion)
 	default:
 		return nil, fmt.Errorf("%w: unknown %s: written by a newer version?", errMalformed, k)
 	}

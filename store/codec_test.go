@@ -129,7 +129,7 @@ func TestNewerVersionsAreRefused(t *testing.T) {
 	for name, e := range map[string][]byte{
 		"entry format": {format + 1, 0, 0},
 		"operation":    {format, 0, 1, 9, 0, 0, 0, 0},
-		"kind":         {format, 0, 1, opDelete, byte(KindConfig + 1), 1, 'x'},
+		"kind":         {format, 0, 1, opDelete, byte(KindServiceVersion + 1), 1, 'x'},
 		"field":        (&entry{ops: []op{{code: opPut, kind: KindService, body: []byte(`{"ID":"x","Hologram":1}`)}}}).encode(),
 		"spec field":   (&entry{ops: []op{{code: opSpec, id: "s/0", body: []byte(`{"Hologram":1}`)}, {code: opPut, kind: KindTask, body: body}}}).encode(),
 		"task format":  (&entry{ops: []op{{code: opPut, kind: KindTask, body: newTask}}}).encode(),

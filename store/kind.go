@@ -21,10 +21,11 @@ const (
 	KindNetwork
 	KindSecret
 	KindConfig
+	KindServiceVersion
 )
 
 // kinds is how many there are.
-const kinds = int(KindConfig)
+const kinds = int(KindServiceVersion)
 
 func (k Kind) String() string {
 	switch k {
@@ -42,11 +43,13 @@ func (k Kind) String() string {
 		return "secret"
 	case KindConfig:
 		return "config"
+	case KindServiceVersion:
+		return "service version"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-func (k Kind) valid() bool { return k >= KindCluster && k <= KindConfig }
+func (k Kind) valid() bool { return k >= KindCluster && k <= KindServiceVersion }
 
 // named reports whether the kind's names are unique.
 func (k Kind) named() bool {
@@ -74,6 +77,8 @@ func kindOfAny(o any) Kind {
 		return KindSecret
 	case *api.Config:
 		return KindConfig
+	case *api.ServiceVersion:
+		return KindServiceVersion
 	}
 	return 0
 }
@@ -95,6 +100,8 @@ func idOf(o any) string {
 		return o.ID
 	case *api.Config:
 		return o.ID
+	case *api.ServiceVersion:
+		return o.ID
 	}
 	return ""
 }
@@ -114,6 +121,8 @@ func metaOf(o any) *swarm.Meta {
 	case *api.Secret:
 		return &o.Meta
 	case *api.Config:
+		return &o.Meta
+	case *api.ServiceVersion:
 		return &o.Meta
 	}
 	return nil

@@ -245,6 +245,9 @@ func clone(o any) any {
 	case *api.Config:
 		c := *o
 		return &c
+	case *api.ServiceVersion:
+		c := *o
+		return &c
 	}
 	return nil
 }

@@ -110,6 +110,8 @@ func newRoot(docker *command.DockerCli) (*cobra.Command, *cliflags.ClientOptions
 	if services, _, err := root.Find([]string{"service"}); err == nil {
 		services.AddCommand(newServiceVerbs(docker)...)
 	}
+	addVersions(root, docker)
+	addPlans(root, docker)
 	brand(root)
 	return root, opts
 }

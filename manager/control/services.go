@@ -8,6 +8,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/manager/orchestrator"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -28,7 +29,7 @@ func (c *Control) ServiceCreate(ctx context.Context, spec *swarm.ServiceSpec, o 
 	}
 	id, now := api.NewID(), time.Now().UTC()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
-		n := &api.Service{RegistryAuth: o.RegistryAuth, SpecVersion: 1}
+		n := &api.Service{RegistryAuth: o.RegistryAuth, SpecVersion: 1, Number: 1, SpecSince: now}
 		n.ID = id
 		n.JobStatus = firstIteration(spec, now)
 		var err error
@@ -73,7 +74,7 @@ func (c *Control) ServiceUpdate(ctx context.Context, name string, version uint64
 		if err := publish(tx, n); err != nil {
 			return err
 		}
-		return store.Put(tx, n)
+		return put(tx, old, n)
 	})
 	if err != nil {
 		return nil, err
@@ -101,12 +102,14 @@ func updated(r store.Reader, old *api.Service, spec *swarm.ServiceSpec, o Servic
 		return &n, nil
 	}
 	n.JobStatus = nextIteration(old, &n, now)
-	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &old.Spec, old.SpecVersion, old.RegistryAuth
 	switch {
 	case o.RegistryAuth != "":
 		n.RegistryAuth = o.RegistryAuth
 	case o.RegistryAuthFrom == "previous-spec":
 		n.RegistryAuth = old.PreviousRegistryAuth
+	}
+	if n.RegistryAuth != old.RegistryAuth || !sameSpec(&n.Spec, &old.Spec) {
+		succeed(&n, old, now)
 	}
 	changed := !n.TaskSpec().Equal(old.TaskSpec())
 	if changed {
@@ -129,7 +132,7 @@ func rolledBack(r store.Reader, old *api.Service, now time.Time) (*api.Service, 
 		return nil, err
 	}
 	n := old.Rollback()
-	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &old.Spec, old.SpecVersion, old.RegistryAuth
+	succeed(n, old, now)
 	n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback", StartedAt: &now}
 	if n.Job() {
 		n.UpdateStatus, n.JobStatus = nil, nextIteration(old, n, now)
@@ -154,6 +157,9 @@ func (c *Control) ServiceRemove(ctx context.Context, name string) error {
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		s, err := c.service(tx, name)
 		if err != nil {
+			return err
+		}
+		if err := orchestrator.Forget(tx, s.ID); err != nil {
 			return err
 		}
 		return store.Delete[*api.Service](tx, s.ID)

@@ -54,6 +54,7 @@ type session struct {
 	ran    map[string]time.Time // since when tasks that have failed were running
 	evict  map[string]string    // tasks that their nodes have no room for, and why
 	shrunk map[string]bool      // nodes whose resources have changed
+	waits  map[string]bool      // services whose plans wait for tasks that can't be placed
 }
 
 func (l *Loop) follow(ctx context.Context) error {
@@ -61,7 +62,7 @@ func (l *Loop) follow(ctx context.Context) error {
 	defer w.Close()
 	s := &session{
 		Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{}, ran: map[string]time.Time{},
-		evict: map[string]string{}, shrunk: map[string]bool{},
+		evict: map[string]string{}, shrunk: map[string]bool{}, waits: map[string]bool{},
 	}
 	for n := range store.List[*api.Node](view) {
 		s.nodes[n.ID] = n
@@ -153,6 +154,9 @@ func (s *session) matters(was, is *api.Task) bool {
 	if was.Evicted != is.Evicted || was.DesiredState != is.DesiredState || was.Status.State != is.Status.State && api.Rank(is.Status.State) >= running {
 		return true
 	}
+	if s.waits[is.ServiceID] && is.Status.Err != "" && was.Status.Err == "" {
+		return true
+	}
 	if was.NodeID == is.NodeID {
 		return false
 	}
@@ -199,7 +203,7 @@ func sameForPlans(a, b *api.Node) bool {
 // plan plans services in one transaction. Those that there is no room for come
 // again; if even one has too much to write, it is done in smaller steps.
 func (s *session) plan(ctx context.Context, services []string, limit int) error {
-	again := map[string]time.Time{}
+	again, waits := map[string]time.Time{}, map[string]bool{}
 	now := time.Now().UTC() // before the transaction, so that tasks are not older than their plan
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
 		clear(again)
@@ -216,6 +220,7 @@ func (s *session) plan(ctx context.Context, services []string, limit int) error 
 			if err := write(tx, &in, &out); err != nil {
 				return err
 			}
+			waits[id] = out.Waits
 			if !out.Again.IsZero() {
 				again[id] = out.Again
 			}
@@ -237,6 +242,11 @@ func (s *session) plan(ctx context.Context, services []string, limit int) error 
 	}
 	for id, at := range again {
 		s.agenda.at(id, at)
+	}
+	for id, w := range waits {
+		if delete(s.waits, id); w {
+			s.waits[id] = true
+		}
 	}
 	return nil
 }
@@ -290,8 +300,11 @@ func write(tx *store.Tx, in *Input, out *Output) error {
 			return err
 		}
 	}
-	if out.Update != nil {
-		return store.Put(tx, out.Update)
+	if out.Update == nil {
+		return nil
 	}
-	return nil
+	if err := store.Put(tx, out.Update); err != nil {
+		return err
+	}
+	return Archive(tx, in.Service, out.Update)
 }

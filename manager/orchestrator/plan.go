@@ -50,6 +50,9 @@ type Output struct {
 	Again time.Time
 	// Evicted says why tasks are ended that would do well where they are, by id.
 	Evicted map[string]string
+	// Waits says that the plan goes on when the scheduler has found no node for one
+	// of the service's tasks.
+	Waits bool
 }
 
 // plan is a Plan under way.
@@ -61,6 +64,8 @@ type plan struct {
 	differences map[uint64]difference // of older spec versions
 	constraints map[*api.TaskSpec][]api.Constraint
 	moved       map[string]bool // tasks that others were made for elsewhere
+	policyOf    *api.Policy     // see labels
+	staying     map[string]bool // tasks on drained nodes whose turn has not come
 }
 
 func newPlan(in Input) *plan {

@@ -204,39 +204,50 @@ func (c *chaos) dump() {
 	c.rt.Logf("%+v", c.services["web"].UpdateStatus)
 }
 
-// TestAvailability: during a rolling update of a healthy service there are never
-// fewer tasks running than its parallelism and order allow.
+// TestAvailability: during a rolling update of a healthy service, and while its
+// nodes are drained one after the other, there are never fewer tasks running than
+// its parallelism and order allow.
 func TestAvailability(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t)
-		w.node("n1", nil)
+		for i := range rapid.IntRange(2, 4).Draw(rt, "nodes") {
+			w.node(fmt.Sprint("n", i), nil)
+		}
 		replicas := rapid.IntRange(1, 12).Draw(rt, "replicas")
 		parallelism := rapid.IntRange(1, 4).Draw(rt, "parallelism")
 		startFirst := rapid.Bool().Draw(rt, "start first")
 		w.setService("web", func(s *swarm.ServiceSpec) {
 			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(replicas))}
-			s.UpdateConfig.Parallelism = uint64(parallelism)
+			s.UpdateConfig.Parallelism, s.RollbackConfig.Parallelism = uint64(parallelism), uint64(parallelism)
 			s.UpdateConfig.Delay = time.Duration(rapid.IntRange(0, 3).Draw(rt, "delay")) * time.Second
 			if startFirst {
-				s.UpdateConfig.Order = "start-first"
+				s.UpdateConfig.Order, s.RollbackConfig.Order = "start-first", "start-first"
 			}
 		})
 		w.settle()
-		w.setService("web", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = "b" })
 		least := replicas - parallelism
 		if startFirst {
 			least = replicas
 		}
-		for range 400 {
-			switch rapid.SampledFrom([]int{0, 1, 2, 2, 2, 3}).Draw(rt, "step") {
-			case 0:
+		images := 0
+		for range 600 {
+			switch rapid.SampledFrom([]byte("PPSSttttttttttwud")).Draw(rt, "step") {
+			case 'P':
 				w.plan()
-			case 1:
+			case 'S':
 				w.place()
-			case 2:
+			case 't':
 				w.step(rapid.SampledFrom(w.sorted()).Draw(rt, "task"))
-			case 3:
+			case 'w':
 				w.now = w.now.Add(time.Second)
+			case 'u': // a new version, once the last one is out
+				if st := w.services["web"].UpdateStatus; images == 0 || st != nil && st.State == swarm.UpdateStateCompleted {
+					images++
+					w.setService("web", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = fmt.Sprint("v", images) })
+				}
+			case 'd': // drains a node if that leaves one, or has a drained one back
+				id := rapid.SampledFrom(sorted(w.nodes)).Draw(rt, "node")
+				w.drainOne(id)
 			}
 			running := 0
 			for _, t := range w.tasks {
@@ -245,8 +256,29 @@ func TestAvailability(t *testing.T) {
 				}
 			}
 			if running < least {
+				for _, t := range w.sorted() {
+					rt.Logf("%-8s v%d %-9s %-9s %-9s %s", t.ID, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState, t.CreatedAt.Format("04:05"))
+				}
 				rt.Fatalf("%d tasks run, of %d and with parallelism %d", running, replicas, parallelism)
 			}
+		}
+	})
+}
+
+// drainOne drains a node if another one stays, or has it back.
+func (w *world) drainOne(id string) {
+	active := 0
+	for _, n := range w.nodes {
+		if n.Spec.Availability == swarm.NodeAvailabilityActive {
+			active++
+		}
+	}
+	w.setNode(id, func(n *api.Node) {
+		switch {
+		case n.Spec.Availability == swarm.NodeAvailabilityDrain:
+			n.Spec.Availability = swarm.NodeAvailabilityActive
+		case active > 1:
+			n.Spec.Availability = swarm.NodeAvailabilityDrain
 		}
 	})
 }

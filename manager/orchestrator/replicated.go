@@ -32,6 +32,7 @@ func (p *plan) replicated() {
 		}
 		taken = taken[:want]
 	}
+	p.drain(taken)
 	used := make(map[int]bool, len(taken))
 	for _, s := range taken {
 		used[s.number] = true

@@ -119,6 +119,14 @@ func (w *world) command(args []string) {
 		s := w.services[args[1]].Rollback()
 		s.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: new(w.now), Message: "manually requested rollback"}
 		w.services[args[1]] = s
+	case "promote": // promote SERVICE, as a user
+		s := *w.services[args[1]]
+		s.Promoted = s.SpecVersion
+		w.services[args[1]] = &s
+	case "status": // status SERVICE: of its update
+		if st := w.services[args[1]].UpdateStatus; st != nil {
+			w.log("%s: %s", st.State, st.Message)
+		}
 	case "fail": // fail TASK
 		w.status(args[1], swarm.TaskStateFailed, "task: non-zero exit (1)")
 	case "complete":
@@ -228,6 +236,22 @@ func (w *world) set(s *swarm.ServiceSpec, key, value string) {
 		s.UpdateConfig.Monitor, s.RollbackConfig.Monitor = duration(), duration()
 	case "order":
 		s.UpdateConfig.Order = swarm.UpdateOrder(value)
+	case "rollback-order":
+		s.RollbackConfig.Order = swarm.UpdateOrder(value)
+	case "rollback-parallelism":
+		s.RollbackConfig.Parallelism = uint64(w.number(value))
+	case "rollback-on-failure":
+		s.RollbackConfig.FailureAction = swarm.FailureAction(value)
+	case "ratio": // percent
+		s.UpdateConfig.MaxFailureRatio = float32(w.number(value)) / 100
+	case "canary", "promote":
+		l := map[string]string{"legion.update." + key: value}
+		for k, v := range s.Labels {
+			if k != "legion.update."+key {
+				l[k] = v
+			}
+		}
+		s.Labels = l
 	case "on-failure":
 		s.UpdateConfig.FailureAction = swarm.FailureAction(value)
 	case "port":

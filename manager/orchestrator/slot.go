@@ -90,11 +90,16 @@ func (p *plan) tidy() {
 	for _, s := range p.slots {
 		live := p.live(s)
 		for _, t := range s.tasks {
-			if t == live || !p.wanted(t) || p.standIn(live, t) {
+			if t == live || !p.wanted(t) || p.standIn(live, t) || p.staying[t.ID] || live != nil && p.covers(s, live, t) {
 				continue
 			}
 			if p.full() {
 				return
+			}
+			if p.running(t) && !p.running(live) && !p.stale(t) && !p.evicted(t) {
+				p.want(live, swarm.TaskStateShutdown) // t was to leave its node, and need not any more
+				live = t
+				continue
 			}
 			if p.running(live) || p.stale(t) == p.stale(live) || p.evicted(t) || api.Final(t.Status.State) {
 				p.want(t, swarm.TaskStateShutdown)
@@ -130,7 +135,7 @@ func (p *plan) lost(t *api.Task) bool {
 // evicted reports whether the task may not stay on its node: it is down, being
 // drained, meets the constraints no more, or its room is another's.
 func (p *plan) evicted(t *api.Task) bool {
-	if t.NodeID == "" {
+	if t.NodeID == "" || p.staying[t.ID] {
 		return false
 	}
 	if p.toldToLeave(t) || p.lost(t) || p.Nodes[t.NodeID].Spec.Availability == swarm.NodeAvailabilityDrain {

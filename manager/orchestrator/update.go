@@ -60,7 +60,7 @@ func newUpdater(p *plan) *updater {
 	}
 	for _, s := range p.slots {
 		switch t := p.live(s); {
-		case s.created && p.replaced(s):
+		case s.created && len(s.tasks) > 0:
 			u.busy++
 		case t == nil:
 		case p.stale(t):
@@ -123,7 +123,8 @@ func since(t *api.Task) time.Time {
 
 // failed returns the id of a task whose failure, with others, is more than the
 // service allows; "" if all is well. A slot's failures count once, and only
-// those of tasks that did not outlive the time of monitoring.
+// those of tasks that did not outlive the time of monitoring; all, while an
+// update waits for its canaries to be promoted.
 func (u *updater) failed() string {
 	if u.config.FailureAction == swarm.UpdateFailureActionContinue {
 		return ""
@@ -150,7 +151,7 @@ func (u *updater) failure(s *slot) *api.Task {
 			t.Status.State != swarm.TaskStateFailed && t.Status.State != swarm.TaskStateRejected {
 			continue
 		}
-		if u.RanSince != nil {
+		if u.RanSince != nil && !u.canaries() {
 			if ran := u.RanSince(t.ID); !ran.IsZero() && since(t).Sub(ran) > u.config.Monitor {
 				continue
 			}
@@ -168,6 +169,7 @@ func (u *updater) fail(task string) {
 		u.status(swarm.UpdateStateRollbackPaused, "rollback paused "+why, false)
 	case u.config.FailureAction == swarm.UpdateFailureActionRollback && u.Service.PreviousSpec != nil:
 		s := u.Service.Rollback()
+		s.SpecSince = u.Now
 		s.UpdateStatus = &swarm.UpdateStatus{
 			State: swarm.UpdateStateRollbackStarted, StartedAt: new(u.Now), Message: "update rolled back " + why,
 		}
@@ -191,6 +193,10 @@ func (u *updater) status(state swarm.UpdateState, message string, done bool) {
 func (u *updater) advance() {
 	settled := u.started
 	for _, s := range u.fresh {
+		if _, moving := u.moving(s); moving {
+			u.busy++
+			continue
+		}
 		if u.live(s).CreatedAt.Before(u.started) || !u.replaced(s) {
 			continue
 		}
@@ -210,6 +216,16 @@ func (u *updater) advance() {
 	room := len(u.stale)
 	if most := u.config.Parallelism; most > 0 {
 		room = min(room, max(0, int(min(most, math.MaxInt32))-u.busy))
+	}
+	if waits := u.canaries(); waits && len(u.stale) > 0 {
+		more, up := u.canaryRoom()
+		if up && u.out.Update == nil {
+			u.await()
+			return
+		}
+		room = min(room, more)
+	} else if st := u.Service.UpdateStatus; st != nil && !u.rollback && u.out.Update == nil && st.State == swarm.UpdateStateUpdating {
+		u.say("update in progress") // and not the canaries' message
 	}
 	for _, s := range u.stale[:room] {
 		if u.full() {
