@@ -296,7 +296,8 @@ func TestExpiredCertificate(t *testing.T) {
 	if cur == nil {
 		t.Fatal(err)
 	}
-	id := cur.creds.Keys().Identity()
+	old := cur.creds.Keys()
+	id := old.Identity()
 	dir := n.dir
 	n.end(nil)
 
@@ -312,7 +313,7 @@ func TestExpiredCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := keyFiles(dir).Save(keys, nil); err != nil {
+	if err := keyFiles(dir).Save(keys.WithLogKeys(old.LogKeys()), nil); err != nil {
 		t.Fatal(err)
 	}
 	n.open(dir)
