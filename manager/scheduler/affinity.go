@@ -66,6 +66,8 @@ func (s *State) rulesOf(g *group, affinities []api.Affinity) []rule {
 	if len(affinities) == 0 {
 		return nil
 	}
+	s.track()
+	g.name = strings.ToLower(g.spec.ServiceName)
 	out := make([]rule, len(affinities))
 	for i, a := range affinities {
 		name := strings.ToLower(a.Service)
@@ -75,6 +77,26 @@ func (s *State) rulesOf(g *group, affinities []api.Affinity) []rule {
 		}
 	}
 	return out
+}
+
+// track begins to keep names: not before a service asks where another is.
+func (s *State) track() {
+	if s.names != nil {
+		return
+	}
+	s.names, s.spread = map[string][]string{}, map[string]*presence{}
+	known := map[string]string{}
+	for _, t := range s.tasks {
+		known[t.ServiceID] = t.Spec.ServiceName
+	}
+	for _, p := range s.promises {
+		known[p.task.ServiceID] = p.task.Spec.ServiceName
+	}
+	for _, n := range s.nodes {
+		for service := range n.services {
+			s.appear(service, known[service])
+		}
+	}
 }
 
 // presence is on how many nodes a service has tasks.
@@ -89,7 +111,9 @@ func (s *State) appear(service, name string) {
 	if p == nil {
 		p = &presence{name: strings.ToLower(name)}
 		s.spread[service] = p
-		s.names[p.name] = append(slices.Clone(s.names[p.name]), service)
+		if p.name != "" { // only tasks without a service have none
+			s.names[p.name] = append(slices.Clone(s.names[p.name]), service)
+		}
 	}
 	p.nodes++
 	s.news = true
@@ -101,6 +125,9 @@ func (s *State) vanish(service string) {
 		return
 	}
 	delete(s.spread, service)
+	if p.name == "" {
+		return
+	}
 	left := slices.DeleteFunc(slices.Clone(s.names[p.name]), func(id string) bool { return id == service })
 	if len(left) == 0 {
 		delete(s.names, p.name)

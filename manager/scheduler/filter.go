@@ -95,7 +95,7 @@ type group struct {
 
 	// By the labels of ours.
 	state    *State
-	name     string // the service's, in lower case
+	name     string // the service's, in lower case, if there are rules
 	rules    []rule
 	strategy api.Strategy
 	priority int
@@ -127,9 +127,12 @@ func (s *State) newGroup(t *api.Task) *group {
 		}
 	}
 	g.drivers = needs(&t.Spec.TaskSpec)
-	policy, _ := api.ParsePolicy(t.Spec.ServiceLabels) // checked when the service was written
-	g.strategy, g.priority, g.name = policy.Strategy, policy.Priority, strings.ToLower(t.Spec.ServiceName)
-	g.rules = s.rulesOf(g, policy.Affinity)
+	g.strategy = api.Spread
+	if len(t.Spec.ServiceLabels) > 0 {
+		policy, _ := api.ParsePolicy(t.Spec.ServiceLabels) // checked when the service was written
+		g.strategy, g.priority = policy.Strategy, policy.Priority
+		g.rules = s.rulesOf(g, policy.Affinity)
+	}
 	return g
 }
 

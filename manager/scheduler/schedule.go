@@ -31,6 +31,7 @@ func (s *State) Schedule(tasks []*api.Task, now time.Time) []Placement {
 	out := make([]Placement, 0, len(tasks))
 	groups := map[string][]*api.Task{}
 	var order []string
+	ranked := false
 	for _, t := range tasks {
 		if len(s.promises) > 0 {
 			if p, ok := s.redeem(t); ok {
@@ -45,12 +46,15 @@ func (s *State) Schedule(tasks []*api.Task, now time.Time) []Placement {
 		k := groupKey(t)
 		if groups[k] == nil {
 			order = append(order, k)
+			ranked = ranked || t.Spec.Priority() != 0
 		}
 		groups[k] = append(groups[k], t)
 	}
-	slices.SortStableFunc(order, func(a, b string) int {
-		return cmp.Compare(groups[b][0].Spec.Priority(), groups[a][0].Spec.Priority())
-	})
+	if ranked {
+		slices.SortStableFunc(order, func(a, b string) int {
+			return cmp.Compare(groups[b][0].Spec.Priority(), groups[a][0].Spec.Priority())
+		})
+	}
 	for _, k := range order {
 		out = s.group(out, groups[k], now)
 	}

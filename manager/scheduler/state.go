@@ -18,7 +18,7 @@ type State struct {
 	// strays counts the tasks on nodes that are not known.
 	strays map[string]int
 	// names has the ids of services that have tasks on nodes, by name in lower
-	// case; spread, on how many nodes each has some.
+	// case; spread, on how many nodes each has some. nil until track.
 	names  map[string][]string
 	spread map[string]*presence
 	// priorities counts tasks by priority, without those of 0; promises is room kept
@@ -34,8 +34,7 @@ type State struct {
 // New returns an empty state.
 func New() *State {
 	return &State{
-		nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}, names: map[string][]string{},
-		spread: map[string]*presence{}, priorities: map[int]int{}, promises: map[string]*promise{}, barren: map[string]int{},
+		nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}, priorities: map[int]int{}, promises: map[string]*promise{}, barren: map[string]int{},
 	}
 }
 
@@ -76,8 +75,10 @@ func (s *State) RemoveNode(id string) {
 	if n := s.nodes[id]; n != nil {
 		s.loads.remove(n)
 		delete(s.nodes, id)
-		for service := range n.services {
-			s.vanish(service)
+		if s.names != nil {
+			for service := range n.services {
+				s.vanish(service)
+			}
 		}
 		if n.tasks > 0 {
 			s.strays[id] = n.tasks
@@ -147,6 +148,10 @@ func (s *State) count(t *api.Task, sign int) *node {
 
 // take counts a task on a node, and the services that have some there.
 func (s *State) take(n *node, t *api.Task, sign int) {
+	if s.names == nil {
+		n.count(t, sign)
+		return
+	}
 	before := n.services[t.ServiceID]
 	n.count(t, sign)
 	switch {
