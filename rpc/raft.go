@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -16,7 +18,9 @@ const (
 	maxRaftMessage = 64 << 20
 	// maxSnapshots bounds the snapshots that are received at once.
 	maxSnapshots = 4
-	maxAddr      = 300
+	// receiptGap is how long frames may wait for a receipt.
+	receiptGap = 50 * time.Millisecond
+	maxAddr    = 300
 )
 
 // Member is a manager as others know it.
@@ -61,6 +65,12 @@ type raftServer struct {
 
 // Messages implements the Raft service.
 func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt]) error {
+	ctx, cancel := context.WithCancel(s.Context())
+	came := make(chan uint64, 1)
+	var receipts sync.WaitGroup
+	receipts.Go(func() { r.receipts(ctx, s, came) })
+	defer receipts.Wait()
+	defer cancel()
 	var large []byte
 	for {
 		f, err := s.Recv()
@@ -88,8 +98,32 @@ func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swar
 				return err
 			}
 		}
-		if err := s.Send(&swarmpb.RaftReceipt{Stranger: !r.h.Knows(f.GetFrom())}); err != nil {
-			return err
+		select {
+		case came <- f.GetFrom():
+		default:
+		}
+	}
+}
+
+// receipts tells that frames have come: of the first at once, then of all that
+// came in a while. A receipt for each frame would double the packets of a write.
+func (r *raftServer) receipts(ctx context.Context, s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt], came <-chan uint64) {
+	gap := time.NewTimer(0)
+	defer gap.Stop()
+	for {
+		select {
+		case from := <-came:
+			if s.Send(&swarmpb.RaftReceipt{Stranger: !r.h.Knows(from)}) != nil {
+				return // who receives sees it, too
+			}
+		case <-ctx.Done():
+			return
+		}
+		gap.Reset(receiptGap)
+		select {
+		case <-gap.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }
