@@ -47,6 +47,9 @@ type RaftHandler interface {
 	Heard(id uint64, addr string)
 	// Knows reports whether the raft id is a member's, as far as is known here.
 	Knows(id uint64) bool
+	// Former reports whether the caller is known to be a manager no more, although
+	// its certificate still says so: nothing that it sends reaches raft.
+	Former(from Peer) bool
 	// NodeID is this node's.
 	NodeID() string
 }
@@ -66,9 +69,10 @@ type raftServer struct {
 // Messages implements the Raft service.
 func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt]) error {
 	ctx, cancel := context.WithCancel(s.Context())
+	from, _ := PeerFrom(ctx)
 	came := make(chan uint64, 1)
 	var receipts sync.WaitGroup
-	receipts.Go(func() { r.receipts(ctx, s, came) })
+	receipts.Go(func() { r.receipts(ctx, s, from, came) })
 	defer receipts.Wait()
 	defer cancel()
 	var large []byte
@@ -93,6 +97,9 @@ func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swar
 				messages, large = append(messages, large), nil
 			}
 		}
+		if r.h.Former(from) { // the receipt says so, and it will ask why
+			messages = nil
+		}
 		for _, m := range messages {
 			if err := r.h.Step(m); err != nil {
 				return err
@@ -107,13 +114,13 @@ func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swar
 
 // receipts tells that frames have come: of the first at once, then of all that
 // came in a while. A receipt for each frame would double the packets of a write.
-func (r *raftServer) receipts(ctx context.Context, s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt], came <-chan uint64) {
+func (r *raftServer) receipts(ctx context.Context, s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt], peer Peer, came <-chan uint64) {
 	gap := time.NewTimer(0)
 	defer gap.Stop()
 	for {
 		select {
 		case from := <-came:
-			if s.Send(&swarmpb.RaftReceipt{Stranger: !r.h.Knows(from)}) != nil {
+			if s.Send(&swarmpb.RaftReceipt{Stranger: r.h.Former(peer) || !r.h.Knows(from)}) != nil {
 				return // who receives sees it, too
 			}
 		case <-ctx.Done():
@@ -135,6 +142,9 @@ func (r *raftServer) Snapshot(s grpc.ClientStreamingServer[swarmpb.RaftSnapshot,
 		defer func() { <-r.snapshots }()
 	default:
 		return api.Errorf(api.ResourceExhausted, "this manager is receiving %d snapshots already", maxSnapshots)
+	}
+	if from, _ := PeerFrom(s.Context()); r.h.Former(from) {
+		return api.Errorf(api.PermissionDenied, "node %s is not a manager of the swarm any more", from.NodeID)
 	}
 	f, err := s.Recv()
 	if err != nil {
