@@ -172,8 +172,10 @@ func (m *Manager) epoch(ctx context.Context, term uint64) error {
 // watchProgress has another manager lead if a loop hangs. Where there is none,
 // nothing but a restart helps, and that is said.
 func (m *Manager) watchProgress(ctx context.Context, progress []store.Progress) {
-	t := time.NewTicker(hungAfter / 3)
+	const looks = 6
+	t := time.NewTicker(hungAfter / looks)
 	defer t.Stop()
+	steps, same := make([]uint64, len(progress)), make([]int, len(progress))
 	for {
 		select {
 		case <-ctx.Done():
@@ -181,11 +183,15 @@ func (m *Manager) watchProgress(ctx context.Context, progress []store.Progress) 
 		case <-t.C:
 		}
 		for i := range progress {
-			busy := progress[i].Busy(time.Now())
-			if busy < hungAfter {
+			step, busy := progress[i].Busy()
+			if !busy || step != steps[i] {
+				steps[i], same[i] = step, 0
 				continue
 			}
-			log := m.cfg.Log.With("loop", m.loops[i].Name, "for", busy.Round(time.Second))
+			if same[i]++; same[i]%looks != 0 {
+				continue
+			}
+			log := m.cfg.Log.With("loop", m.loops[i].Name, "for", time.Duration(same[i]/looks)*hungAfter)
 			if err := m.cfg.Leadership.TransferLeadership(ctx, 0); err != nil {
 				log.Error("a loop of the leader hangs, and no other manager can lead: restart this node", "err", err)
 			} else {

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"sync"
-	"time"
 )
 
 // Progress shows whether a loop gets on: one that has taken changes from its
@@ -12,8 +11,8 @@ import (
 // is ready. A loop that never takes changes is never busy.
 type Progress struct {
 	mu      sync.Mutex
-	waiting int       // calls of Next and proposals under way
-	took    time.Time // when changes were last taken or something was written; zero: before the first
+	waiting int    // calls of Next and proposals under way
+	steps   uint64 // how often changes were taken, or written after that
 }
 
 type progressKey struct{}
@@ -24,14 +23,12 @@ func WithProgress(ctx context.Context, p *Progress) context.Context {
 	return context.WithValue(ctx, progressKey{}, p)
 }
 
-// Busy returns for how long the loop has been at work on changes that it took.
-func (p *Progress) Busy(now time.Time) time.Duration {
+// Busy reports whether the loop is at work on changes that it took, and a number
+// that grows with each step that it makes.
+func (p *Progress) Busy() (step uint64, busy bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.waiting > 0 || p.took.IsZero() {
-		return 0
-	}
-	return now.Sub(p.took)
+	return p.steps, p.waiting == 0 && p.steps > 0
 }
 
 // waits notes that the loop waits for something, until the function returned is
@@ -47,8 +44,8 @@ func waits(ctx context.Context, took bool) (ended func()) {
 	return func() {
 		p.mu.Lock()
 		p.waiting--
-		if took || !p.took.IsZero() {
-			p.took = time.Now()
+		if took || p.steps > 0 {
+			p.steps++
 		}
 		p.mu.Unlock()
 	}
