@@ -28,7 +28,6 @@ func modules() map[string]string {
 		"github.com/docker/go-units":             "sizes and ulimits as Docker writes them",
 		"github.com/google/go-cmp":               "tests: differences",
 		"github.com/google/nftables":             "the packet filter",
-		"github.com/hashicorp/go-memdb":          "the store's tables",
 		"github.com/klauspost/compress":          "zstd and gzip: bundled programs, layers, snapshots",
 		"github.com/mdlayher/netlink":            "the packet filter's socket",
 		"github.com/moby/docker-image-spec":      "images' health checks",

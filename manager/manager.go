@@ -74,6 +74,10 @@ const (
 	enough = 3
 	// stuckAfter is how long loops may take to end before it is said which do not.
 	stuckAfter = 10 * time.Second
+	// hungAfter is how long a loop may work on changes without writing anything or
+	// asking for more, before another manager shall lead. The longest plan takes
+	// seconds.
+	hungAfter = 30 * time.Second
 )
 
 // Run runs the loops whenever this manager leads, until ctx ends. A loop that
@@ -133,10 +137,12 @@ func (m *Manager) epoch(ctx context.Context, term uint64) error {
 	g, ctx := errgroup.WithContext(ctx)
 	running := newRunning(m.loops)
 	defer context.AfterFunc(ctx, func() { m.watchEnd(running) })()
-	for _, l := range m.loops {
+	progress := make([]store.Progress, len(m.loops))
+	g.Go(func() error { m.watchProgress(ctx, progress); return nil })
+	for i, l := range m.loops {
 		g.Go(func() error {
 			defer running.ended(l.Name)
-			err := l.Run(ctx)
+			err := l.Run(store.WithProgress(ctx, &progress[i]))
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -161,6 +167,38 @@ func (m *Manager) epoch(ctx context.Context, term uint64) error {
 		}
 	})
 	return g.Wait()
+}
+
+// watchProgress has another manager lead if a loop hangs. Where there is none,
+// nothing but a restart helps, and that is said.
+func (m *Manager) watchProgress(ctx context.Context, progress []store.Progress) {
+	const looks = 6
+	t := time.NewTicker(hungAfter / looks)
+	defer t.Stop()
+	steps, same := make([]uint64, len(progress)), make([]int, len(progress))
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		for i := range progress {
+			step, busy := progress[i].Busy()
+			if !busy || step != steps[i] {
+				steps[i], same[i] = step, 0
+				continue
+			}
+			if same[i]++; same[i]%looks != 0 {
+				continue
+			}
+			log := m.cfg.Log.With("loop", m.loops[i].Name, "for", time.Duration(same[i]/looks)*hungAfter)
+			if err := m.cfg.Leadership.TransferLeadership(ctx, 0); err != nil {
+				log.Error("a loop of the leader hangs, and no other manager can lead: restart this node", "err", err)
+			} else {
+				log.Error("a loop of the leader hangs; another manager is asked to lead")
+			}
+		}
+	}
 }
 
 // running are the loops of an epoch that have not ended.

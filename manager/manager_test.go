@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/store"
 )
@@ -169,6 +170,56 @@ func TestAnotherManagerLeadsWhenLoopsFail(t *testing.T) {
 			t.Error("leadership was not given away")
 		}
 		l.mu.Unlock()
+		l.set(false, 3)
+		end()
+	})
+}
+
+// TestAnotherManagerLeadsWhenALoopHangs: one that waits for changes does not
+// hang, nor does one that was not asked to do anything.
+func TestAnotherManagerLeadsWhenALoopHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, s := follower(), newStore(t)
+		write := func(id string) {
+			n := &api.Node{}
+			n.ID = id
+			if _, err := s.Update(t.Context(), func(tx *store.Tx) error { return store.Create(tx, n) }); err != nil {
+				t.Error(err)
+			}
+		}
+		end := run(t, l, s, func(ctx context.Context) error {
+			_, w := s.Watch(store.KindNode)
+			defer w.Close()
+			for {
+				c, err := w.Next(ctx)
+				if err != nil {
+					return err
+				}
+				if c[0].ID == "poison" {
+					<-ctx.Done() // as if it had looked away
+				}
+			}
+		})
+		transfers := func() int {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return l.transfers
+		}
+		l.set(true, 2)
+		write("food")
+		time.Sleep(time.Hour)
+		if n := transfers(); n != 0 {
+			t.Errorf("leadership was given away %d times though no loop hangs", n)
+		}
+		write("poison")
+		time.Sleep(hungAfter - time.Second)
+		if transfers() != 0 {
+			t.Error("leadership was given away at once")
+		}
+		time.Sleep(hungAfter)
+		if transfers() == 0 {
+			t.Error("leadership was not given away")
+		}
 		l.set(false, 3)
 		end()
 	})

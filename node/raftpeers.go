@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/raftnode"
 	"github.com/legion-swarm/legion/rpc"
 	"github.com/legion-swarm/legion/store"
@@ -55,6 +56,19 @@ func (p *managerPart) stillManager(from rpc.Peer) error {
 		return api.Errorf(api.PermissionDenied, "node %s is not a manager of the swarm", from.NodeID)
 	}
 	return nil
+}
+
+// Former reports whether a node that calls with a manager's certificate is known
+// here to have been demoted. A manager that lags must not take one that was
+// promoted meanwhile, and may lead by now, for one: that has a newer certificate
+// than the one known here.
+func (p *managerPart) Former(from rpc.Peer) bool {
+	n := store.Get[*api.Node](p.store.View(), from.NodeID)
+	if n == nil || n.Role == swarm.NodeRoleManager || len(n.Certificate.Cert) == 0 || from.Leaf == nil {
+		return false
+	}
+	known, err := ca.ParseLeaf(n.Certificate.Cert)
+	return err == nil && (from.Leaf.Equal(known) || from.Leaf.NotBefore.Before(known.NotBefore))
 }
 
 // Join makes a manager a member, if need be through the leader.

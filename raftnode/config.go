@@ -87,7 +87,8 @@ const (
 	maxUncommit   = 64 << 20 // bytes of proposals under way
 	maxProposal   = 16 << 20 // bytes of one
 	maxEntry      = maxProposal + 1<<10
-	maxBacklog    = 128 // batches that wait to be applied
+	commitHold    = 2 * time.Millisecond // see hold
+	maxBacklog    = 128                  // batches that wait to be applied
 	inlineApply   = 256 << 10
 	snapshotBytes = 64 << 20 // of entries after which a snapshot is taken
 	spaceRetry    = time.Second

@@ -48,7 +48,8 @@ type Node struct {
 	full      error // the disk is
 	running   bool
 	recent    recent // entries of other members' proposals
-	renew     bool   // members have changed since the last publish
+	held      held
+	renew     bool // members have changed since the last publish
 
 	apply    applySide
 	tasks    sync.WaitGroup // goroutines that Run waits for

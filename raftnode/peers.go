@@ -83,7 +83,8 @@ func (n *Node) Unreachable(ctx context.Context, id uint64) error {
 
 // send passes messages on: those that a leader may send before its own log is
 // durable, or the others.
-func (n *Node) send(ctx context.Context, messages []raftpb.Message, early bool) {
+func (n *Node) send(ctx context.Context, rd *raft.Ready, early bool) {
+	messages, committed := rd.Messages, rd.CommittedEntries
 	if n.cfg.Transport == nil {
 		return
 	}
@@ -93,18 +94,30 @@ func (n *Node) send(ctx context.Context, messages []raftpb.Message, early bool) 
 		if isEarly != early {
 			continue
 		}
-		to := Member{ID: m.To, Address: n.addresses[m.To]}
-		b, err := m.Marshal()
-		if err != nil {
-			n.cfg.Log.Error("raft: a message can't be encoded", "to", m.To, "type", m.Type.String(), "err", err)
+		if m.Type == raftpb.MsgApp && n.hold(m, committed) {
 			continue
 		}
+		b := n.encode(m)
+		if b == nil {
+			continue
+		}
+		to := Member{ID: m.To, Address: n.addresses[m.To]}
 		if m.Type == raftpb.MsgSnap {
 			n.sendSnapshot(ctx, to, b, m.Snapshot.Metadata)
 			continue
 		}
 		n.cfg.Transport.Send(to, b)
 	}
+}
+
+// encode returns nil, having said so, for what can't be encoded.
+func (n *Node) encode(m *raftpb.Message) []byte {
+	b, err := m.Marshal()
+	if err != nil {
+		n.cfg.Log.Error("raft: a message can't be encoded", "to", m.To, "type", m.Type.String(), "err", err)
+		return nil
+	}
+	return b
 }
 
 // sendSnapshot streams the file, in clear: the transport encrypts.

@@ -26,16 +26,16 @@ func (n *Node) ready(ctx context.Context) error {
 		}
 		early := n.hard.Term == n.wal.state.Term && n.hard.Vote == n.wal.state.Vote && n.raw.BasicStatus().RaftState == raft.StateLeader
 		if early {
-			n.send(ctx, rd.Messages, true)
+			n.send(ctx, &rd, true)
 		}
 		n.refuseChanges(rd.Entries)
 		if err := n.persist(ctx, &rd); err != nil {
 			return err
 		}
 		if !early {
-			n.send(ctx, rd.Messages, true)
+			n.send(ctx, &rd, true)
 		}
-		n.send(ctx, rd.Messages, false)
+		n.send(ctx, &rd, false)
 		n.reads.answered(n, rd.ReadStates)
 		if err := n.commit(ctx, &rd); err != nil {
 			return err
@@ -93,7 +93,7 @@ func (n *Node) write(ctx context.Context, b batch) error {
 			n.publish()
 		}
 		n.failAll(n.noSpace())
-		if err := n.hold(ctx); err != nil {
+		if err := n.waitForSpace(ctx); err != nil {
 			return err
 		}
 	}
@@ -103,8 +103,8 @@ func (n *Node) noSpace() error {
 	return api.Errorf(api.Unavailable, "this manager's raft log can't be written (free some space in %s); the change may still come to pass: %w", n.cfg.Dir, n.full)
 }
 
-// hold refuses everything for a while. Nothing must be done with raft now.
-func (n *Node) hold(ctx context.Context) error {
+// waitForSpace refuses everything for a while. Nothing must be done with raft now.
+func (n *Node) waitForSpace(ctx context.Context) error {
 	t := time.NewTimer(spaceRetry)
 	defer t.Stop()
 	for {

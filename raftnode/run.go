@@ -62,6 +62,8 @@ func (n *Node) wait(ctx context.Context, tick <-chan time.Time) error {
 	case <-tick:
 		n.raw.Tick()
 		n.reads.tick(n)
+	case <-n.held.due:
+		n.release()
 	case <-n.poke:
 		n.publish()
 	case m := <-n.messages:

@@ -54,7 +54,8 @@ func methods() map[string]access {
 // NodeID is empty for a caller without certificate.
 type Peer struct {
 	ca.Identity
-	Addr string // host:port
+	Addr string            // host:port
+	Leaf *x509.Certificate // nil for a caller without certificate
 }
 
 // Manager reports whether the caller is a manager.
@@ -91,7 +92,7 @@ func peerOf(ctx context.Context, cluster string) (Peer, error) {
 		return caller, nil
 	}
 	id, err := identityOf(certs[0], cluster)
-	caller.Identity = id
+	caller.Identity, caller.Leaf = id, certs[0]
 	return caller, err
 }
 

@@ -103,6 +103,8 @@ func (m *manager) Step(message []byte) error {
 	return nil
 }
 
+func (m *manager) Former(from Peer) bool { return from.NodeID == "former" }
+
 func (m *manager) StepSnapshot(_ context.Context, message []byte, data io.Reader) error {
 	b, err := io.ReadAll(data)
 	if err != nil {
@@ -271,5 +273,24 @@ func TestMeshDrops(t *testing.T) {
 	defer p.mu.Unlock()
 	if len(p.queue) > maxQueued || p.size > maxQueuedSize {
 		t.Errorf("%d messages wait", len(p.queue))
+	}
+}
+
+// TestMeshFormer: what a manager that was demoted sends does not arrive, and it
+// is told.
+func TestMeshFormer(t *testing.T) {
+	root, err := ca.NewRoot(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := newManager(t, root, 1, "former"), newManager(t, root, 2, "b")
+	a.mesh.SetPeers(map[uint64]string{2: b.addr()})
+	a.mesh.Send(2, b.addr(), []byte("vote for me"))
+	<-a.strangers
+	if err := a.mesh.SendSnapshot(t.Context(), 2, b.addr(), []byte("m"), bytes.NewReader(nil)); !api.Is(err, api.PermissionDenied) {
+		t.Errorf("its snapshot: %v", err)
+	}
+	if len(b.got) > 0 {
+		t.Error("its message arrived")
 	}
 }

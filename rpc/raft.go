@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -16,7 +18,9 @@ const (
 	maxRaftMessage = 64 << 20
 	// maxSnapshots bounds the snapshots that are received at once.
 	maxSnapshots = 4
-	maxAddr      = 300
+	// receiptGap is how long frames may wait for a receipt.
+	receiptGap = 50 * time.Millisecond
+	maxAddr    = 300
 )
 
 // Member is a manager as others know it.
@@ -43,6 +47,9 @@ type RaftHandler interface {
 	Heard(id uint64, addr string)
 	// Knows reports whether the raft id is a member's, as far as is known here.
 	Knows(id uint64) bool
+	// Former reports whether the caller is known to be a manager no more, although
+	// its certificate still says so: nothing that it sends reaches raft.
+	Former(from Peer) bool
 	// NodeID is this node's.
 	NodeID() string
 }
@@ -61,6 +68,13 @@ type raftServer struct {
 
 // Messages implements the Raft service.
 func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt]) error {
+	ctx, cancel := context.WithCancel(s.Context())
+	from, _ := PeerFrom(ctx)
+	came := make(chan uint64, 1)
+	var receipts sync.WaitGroup
+	receipts.Go(func() { r.receipts(ctx, s, from, came) })
+	defer receipts.Wait()
+	defer cancel()
 	var large []byte
 	for {
 		f, err := s.Recv()
@@ -83,13 +97,40 @@ func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swar
 				messages, large = append(messages, large), nil
 			}
 		}
+		if r.h.Former(from) { // the receipt says so, and it will ask why
+			messages = nil
+		}
 		for _, m := range messages {
 			if err := r.h.Step(m); err != nil {
 				return err
 			}
 		}
-		if err := s.Send(&swarmpb.RaftReceipt{Stranger: !r.h.Knows(f.GetFrom())}); err != nil {
-			return err
+		select {
+		case came <- f.GetFrom():
+		default:
+		}
+	}
+}
+
+// receipts tells that frames have come: of the first at once, then of all that
+// came in a while. A receipt for each frame would double the packets of a write.
+func (r *raftServer) receipts(ctx context.Context, s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt], peer Peer, came <-chan uint64) {
+	gap := time.NewTimer(0)
+	defer gap.Stop()
+	for {
+		select {
+		case from := <-came:
+			if s.Send(&swarmpb.RaftReceipt{Stranger: r.h.Former(peer) || !r.h.Knows(from)}) != nil {
+				return // who receives sees it, too
+			}
+		case <-ctx.Done():
+			return
+		}
+		gap.Reset(receiptGap)
+		select {
+		case <-gap.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }
@@ -101,6 +142,9 @@ func (r *raftServer) Snapshot(s grpc.ClientStreamingServer[swarmpb.RaftSnapshot,
 		defer func() { <-r.snapshots }()
 	default:
 		return api.Errorf(api.ResourceExhausted, "this manager is receiving %d snapshots already", maxSnapshots)
+	}
+	if from, _ := PeerFrom(s.Context()); r.h.Former(from) {
+		return api.Errorf(api.PermissionDenied, "node %s is not a manager of the swarm any more", from.NodeID)
 	}
 	f, err := s.Recv()
 	if err != nil {

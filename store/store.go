@@ -107,7 +107,9 @@ func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64
 		if p == nil {
 			return 0, api.Errorf(api.Unavailable, "the store of the swarm is not open for writing")
 		}
+		proposed := waits(ctx, false)
 		index, err = p.Propose(ctx, data)
+		proposed()
 		if !errors.Is(err, errStale) {
 			return index, err
 		}

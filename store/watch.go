@@ -80,6 +80,7 @@ func (w *Watcher) wake() {
 // Next waits for changes and returns all that there are, in order. ErrOverflow
 // is final; otherwise the error is ctx's.
 func (w *Watcher) Next(ctx context.Context) ([]Change, error) {
+	defer waits(ctx, true)()
 	for {
 		w.mu.Lock()
 		changes, overflow := w.pending, w.overflow

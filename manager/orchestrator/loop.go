@@ -160,7 +160,7 @@ func (s *session) matters(was, is *api.Task) bool {
 	if was.NodeID == is.NodeID {
 		return false
 	}
-	if s.shrunk[is.NodeID] {
+	if s.shrunk[is.NodeID] && reserves(is) {
 		s.enforce(s.Store.View(), is.NodeID)
 	}
 	n := s.nodes[is.NodeID] // it may have gone while the task was put there
@@ -178,7 +178,8 @@ func (s *session) noteNode(id string, was, is *api.Node) {
 		}
 	}
 	view := s.Store.View()
-	if was != nil && is != nil && !reflect.DeepEqual(was.Description.Resources, is.Description.Resources) {
+	known := was != nil && (was.Description.Resources.NanoCPUs != 0 || was.Description.Resources.MemoryBytes != 0) // a new node says it with its first session
+	if known && is != nil && !reflect.DeepEqual(was.Description.Resources, is.Description.Resources) {
 		s.shrunk[id] = true
 		s.enforce(view, id)
 	}

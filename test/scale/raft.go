@@ -60,5 +60,8 @@ func (h handler) Heard(id uint64, addr string) { h.mesh.Heard(id, addr) }
 // Knows says that everybody is known.
 func (h handler) Knows(uint64) bool { return true }
 
+// Former says that all managers stay managers.
+func (h handler) Former(rpc.Peer) bool { return false }
+
 // NodeID is this manager's.
 func (h handler) NodeID() string { return h.Self.Node }
