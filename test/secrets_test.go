@@ -81,6 +81,12 @@ func TestSecrets(t *testing.T) {
 		if entries, err := os.ReadDir(files); err != nil || len(entries) == 0 {
 			t.Fatalf("no files in %s: %v", files, err)
 		}
+		n.service(t, "once", "-d", "--restart-condition", "none", "--secret", "pw", "app:1", "read", "/run/secrets/pw")
+		n.awaitTask(t, "once", "{{.CurrentState}}", "complete")
+		ended := n.docker(t, "ps", "-aq", "--no-trunc", "-f", "label=com.docker.swarm.service.name=once")
+		contains(t, n.docker(t, "logs", ended), value)
+		contains(t, n.dockerFails(t, "start", ended).stderr, "in memory only")
+		n.docker(t, "service", "rm", "once")
 		n.docker(t, "service", "scale", "-d", "db=0")
 		await(t, "the files are gone, though the container may be there", func() error {
 			held := 0
@@ -98,6 +104,18 @@ func TestSecrets(t *testing.T) {
 		n.docker(t, "service", "rm", "db")
 		n.docker(t, "secret", "rm", "pw")
 		n.docker(t, "config", "rm", "conf")
+	})
+}
+
+// awaitUpdate waits until the service's update is in a state.
+func (n *node) awaitUpdate(t *testing.T, service, state string) {
+	t.Helper()
+	await(t, "the update is "+state, func() error {
+		s, err := n.command("docker", "service", "inspect", "-f", "{{.UpdateStatus.State}}", service)
+		if s = strings.TrimSpace(s); err == nil && s != state {
+			err = errors.New(s)
+		}
+		return err
 	})
 }
 
@@ -230,14 +248,9 @@ func TestRotation(t *testing.T) {
 	rolled(t, "/run/secrets/key", "third")
 
 	// Back to what there was before, and no rotation until there is something newer.
-	n.docker(t, "service", "rollback", "-q", "web")
+	n.docker(t, "service", "rollback", "-d", "web")
 	rolled(t, "/run/secrets/key", "second")
-	await(t, "the rollback is complete", func() error {
-		if s := n.docker(t, "service", "inspect", "-f", "{{.UpdateStatus.State}}", "web"); s != "rollback_completed" {
-			return errors.New(s)
-		}
-		return nil
-	})
+	n.awaitUpdate(t, "web", "rollback_completed")
 	contains(t, n.docker(t, "service", "inspect", "-f", "{{json .Spec.TaskTemplate.ContainerSpec.Secrets}}", "web"), `"SecretName":"pw-2"`)
 	n.docker(t, "secret", "rm", "pw", "pw-3")
 }
@@ -257,6 +270,9 @@ func TestReadiness(t *testing.T) {
 	n.awaitReplicas(t, "web", "1/1")
 
 	n.docker(t, "exec", id, "/prog", "remove", "/tmp/ready")
+	n.awaitTask(t, "web", states, "running", "not ready")
+	n.stop(t)
+	n.start(t)
 	n.awaitTask(t, "web", states, "running", "not ready")
 	n.docker(t, "exec", id, "/prog", "write", "/tmp/ready", "1")
 	await(t, "it is ready again", func() error {
@@ -283,6 +299,7 @@ func TestReadiness(t *testing.T) {
 	if only := n.one(t, "web"); only != fresh {
 		t.Errorf("%s runs, want %s", only, fresh)
 	}
+	n.awaitUpdate(t, "web", "completed")
 	// Another test is another task.
 	n.docker(t, "service", "update", "-d", "-q", "--no-resolve-image", "--label-add", `legion.ready.test=["/prog","exit","0"]`, "web")
 	await(t, "a new task", func() error {
