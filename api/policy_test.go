@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/moby/moby/api/types/swarm"
 )
 
 func TestPolicyDefaults(t *testing.T) {
@@ -103,4 +105,58 @@ func FuzzParsePolicy(f *testing.F) {
 			t.Errorf("%s=%q: %v", k, v, err)
 		}
 	})
+}
+
+func TestLabelsOfWhatRuns(t *testing.T) {
+	spec := func(k, v string) *TaskSpec { return &TaskSpec{ServiceLabels: map[string]string{k: v, "mine": v}} }
+	for k, same := range map[string]bool{
+		"mine": true, "legion.rotate": true, "legion.history": true,
+		"legion.ready.test": false, "legion.ready.interval": false, "legion.templates": false,
+	} {
+		if got := spec(k, "1s").SameRun(spec(k, "2s")); got != same {
+			t.Errorf("%s changed: same run %v, want %v", k, got, same)
+		}
+	}
+	if !(&TaskSpec{ServiceLabels: map[string]string{"a": "b"}}).SameRun(&TaskSpec{}) {
+		t.Error("labels of the user's own make another run")
+	}
+}
+
+func TestReadinessCommand(t *testing.T) {
+	for test, want := range map[string][]string{
+		"curl -f x":         {"CMD-SHELL", "curl -f x"},
+		"[ -e /ready ]":     {"CMD-SHELL", "[ -e /ready ]"},
+		`["/app", "ready"]`: {"CMD", "/app", "ready"},
+		"[]":                {"CMD-SHELL", "[]"},
+		`["unfinished`:      {"CMD-SHELL", `["unfinished`},
+	} {
+		r, err := ParseReadiness(map[string]string{"legion.ready.test": test, "legion.history": "bad", "legion.nope": "x"})
+		if err != nil || !reflect.DeepEqual(r.Command(), want) {
+			t.Errorf("%s: %q, %v; want %q", test, r.Command(), err, want)
+		}
+	}
+	if _, err := ParseReadiness(map[string]string{"legion.ready.retries": "0"}); !Is(err, Invalid) {
+		t.Error(err)
+	}
+	if p, err := ParsePolicy(map[string]string{TemplatesLabel: "docker"}); err != nil || !p.DockerTemplates {
+		t.Error(p, err)
+	}
+	if _, err := ParsePolicy(map[string]string{TemplatesLabel: "none"}); !Is(err, Invalid) {
+		t.Error(err)
+	}
+}
+
+func TestReady(t *testing.T) {
+	for _, c := range []struct {
+		state swarm.TaskState
+		err   string
+		want  bool
+	}{
+		{swarm.TaskStateRunning, "", true}, {swarm.TaskStateRunning, NotReady(""), false}, {swarm.TaskStateRunning, NotReady("no"), false},
+		{swarm.TaskStateRunning, "not readying", true}, {swarm.TaskStateStarting, "", false}, {swarm.TaskStateFailed, "", false},
+	} {
+		if got := Ready(&Task{Status: swarm.TaskStatus{State: c.state, Err: c.err}}); got != c.want {
+			t.Errorf("%s %q: %v", c.state, c.err, got)
+		}
+	}
 }

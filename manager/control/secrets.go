@@ -48,6 +48,9 @@ func validateObject(ctx context.Context, kind string, a *swarm.Annotations, data
 	return validateDataLabels(a.Labels)
 }
 
+// maxUsers bounds how many users of something are listed.
+const maxUsers = 100
+
 // users lists the services that use something, for a refusal to remove it.
 func users(r store.Reader, by store.By) string {
 	var names []string
@@ -55,6 +58,9 @@ func users(r store.Reader, by store.By) string {
 		names = append(names, s.Spec.Name)
 	}
 	slices.Sort(names)
+	if more := len(names) - maxUsers; more > 0 {
+		return strings.Join(names[:maxUsers], ", ") + fmt.Sprintf(" and %d more", more)
+	}
 	return strings.Join(names, ", ")
 }
 
