@@ -87,6 +87,7 @@ func TestStopStartRestart(t *testing.T) {
 		name := "web-" + strings.TrimPrefix(args[0], "--")
 		n.service(t, name, append(append([]string{"--update-monitor", "100ms"}, args...), "app:1", "sleep")...)
 		up := n.docker(t, "service", "ls", "--format", "{{.Replicas}}", "-f", "name="+name)
+		n.docker(t, "service", "update", "-q", "--no-resolve-image", "--env-add", "A=b", name)
 		n.legion(t, "service", "stop", name)
 		if ids, err := n.containers(name); len(ids) > 0 || err != nil {
 			t.Errorf("%s is stopped and has %v, %v", name, ids, err)
@@ -94,7 +95,9 @@ func TestStopStartRestart(t *testing.T) {
 		n.awaitReplicas(t, name, "0/"+up[2:])
 		contains(t, n.legion(t, "__complete", "service", "start", ""), name)
 		n.legion(t, "service", "start", "-q", name)
-		n.awaitReplicas(t, name, up)
+		if got := n.docker(t, "service", "ls", "--format", "{{.Replicas}}", "-f", "name="+name); got != up {
+			t.Errorf("%s is said to have started and has %s", name, got)
+		}
 		before, err := n.containers(name)
 		if err != nil {
 			t.Fatal(err)
