@@ -128,7 +128,7 @@ type Service struct {
 // Task is one run of a service's spec in a slot (or on a node, for global
 // services). It runs at most once: to restart is to replace.
 //
-// Spec, SpecVersion, Slot, ServiceID, NotBefore and DesiredState are written by the
+// Spec, SpecVersion, Slot, ServiceID, JobIteration, NotBefore and DesiredState are written by the
 // orchestrator (NodeID too, for global services), Networks and Ports by the allocator, NodeID and
 // GenericResources by the scheduler, Status by the agent through the
 // dispatcher (by managers only before ASSIGNED, and for ORPHANED).

@@ -54,3 +54,13 @@ func nextIteration(old, n *api.Service, now time.Time) *swarm.JobStatus {
 func onlyStopped(old, n *api.Service) bool {
 	return old.Stopped() != n.Stopped() && api.SameService(&old.Spec, &n.Spec)
 }
+
+// stoppedOrStarted is a service after that. A start makes all tasks of the
+// present spec: of an update that is over, or paused, there is nothing left to
+// say, and clients would take its status for the start's.
+func stoppedOrStarted(n *api.Service) *api.Service {
+	if st := n.UpdateStatus; !n.Stopped() && st != nil && st.State != swarm.UpdateStateUpdating && st.State != swarm.UpdateStateRollbackStarted {
+		n.UpdateStatus = nil
+	}
+	return n
+}

@@ -102,7 +102,15 @@ func TestStopped(t *testing.T) {
 	if s := (&api.Service{Service: *f.service("web")}); !s.Stopped() || s.Spec.TaskTemplate.ContainerSpec.Image != "app:1" {
 		t.Error("a rollback starts a stopped service")
 	}
+	f.write(func(tx *store.Tx) error {
+		s := *store.Get[*api.Service](tx, web.ID)
+		s.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateCompleted}
+		return store.Put(tx, &s)
+	})
 	stop(false)
+	if st := f.service("web").UpdateStatus; st != nil {
+		t.Errorf("a start has the status of an old update: %+v", st)
+	}
 	f.update("web", ServiceOptions{Rollback: "previous"}, func(*swarm.ServiceSpec) {})
 	if s := (&api.Service{Service: *f.service("web")}); s.Stopped() {
 		t.Error("a rollback stops a service")

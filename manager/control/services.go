@@ -99,7 +99,7 @@ func updated(r store.Reader, old *api.Service, spec *swarm.ServiceSpec, o Servic
 		return nil, err
 	}
 	if onlyStopped(old, &n) {
-		return &n, nil
+		return stoppedOrStarted(&n), nil
 	}
 	n.JobStatus = nextIteration(old, &n, now)
 	switch {

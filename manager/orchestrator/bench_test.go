@@ -61,3 +61,30 @@ func BenchmarkPlanNew(b *testing.B) {
 		orchestrator.Plan(in)
 	}
 }
+
+// BenchmarkJob is a plan of a job of 10,000 completions that is half done.
+func BenchmarkJob(b *testing.B) {
+	const n = 10_000
+	w := newWorld(b)
+	for i := range 10 {
+		w.node(fmt.Sprint("n", i), nil)
+	}
+	w.setService("job", func(s *swarm.ServiceSpec) {
+		s.Mode.ReplicatedJob = &swarm.ReplicatedJob{MaxConcurrent: new(uint64(100)), TotalCompletions: new(uint64(n))}
+	})
+	in := w.input("job")
+	spec := w.services["job"].TaskSpec()
+	for i := range n/2 + 100 {
+		t := &api.Task{ID: fmt.Sprint("t", i), ServiceID: "job", Slot: i, NodeID: "n1", SpecVersion: 1, Spec: spec, DesiredState: swarm.TaskStateComplete, JobIteration: &swarm.Version{}}
+		t.Status.State = swarm.TaskStateComplete
+		if i >= n/2 {
+			t.Status.State = swarm.TaskStateRunning
+		}
+		in.Tasks = append(in.Tasks, t)
+	}
+	for b.Loop() {
+		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired) > 0 {
+			b.Fatal("it is as it should be")
+		}
+	}
+}

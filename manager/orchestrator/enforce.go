@@ -48,7 +48,7 @@ func reserves(t *api.Task) bool {
 	r := t.Spec.Resources
 	return (r != nil && r.Reservations != nil || len(t.GenericResources) > 0) && t.NodeID != "" &&
 		api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) && !api.Final(t.Status.State) &&
-		api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning) && t.Evicted == ""
+		!api.ToldToEnd(t.DesiredState) && t.Evicted == ""
 }
 
 // rest is what of a node's resources is left.

@@ -43,6 +43,7 @@ func (p *plan) job() {
 	default:
 		p.replicatedJob()
 	}
+	p.explain()
 	p.reapRemoved()
 	p.reapJob()
 }

@@ -43,7 +43,7 @@ func (s *State) lower(than int) bool {
 
 // leaving reports whether a task is on its way out.
 func leaving(t *api.Task) bool {
-	return t.Evicted != "" || api.Rank(t.DesiredState) > api.Rank(swarm.TaskStateRunning)
+	return t.Evicted != "" || api.ToldToEnd(t.DesiredState)
 }
 
 // unsuited reports whether the node would refuse the group however much room it had.
