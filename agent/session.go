@@ -30,10 +30,12 @@ var errDescription = errors.New("the node's description changed")
 
 type session struct {
 	*Agent
-	id          string
-	dispatcher  swarmpb.DispatcherClient
-	logs        swarmpb.LogBrokerClient
-	description *swarm.NodeDescription
+	id         string
+	dispatcher swarmpb.DispatcherClient
+	logs       swarmpb.LogBrokerClient
+	// overlayClient is Legion's own service, which other managers lack.
+	overlayClient swarmpb.OverlaysClient
+	description   *swarm.NodeDescription
 }
 
 // runSession keeps one session until it breaks. began reports whether a manager
@@ -63,7 +65,7 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 	}()
 	s := &session{
 		Agent: a, description: description,
-		dispatcher: swarmpb.NewDispatcherClient(conn), logs: swarmpb.NewLogBrokerClient(conn),
+		dispatcher: swarmpb.NewDispatcherClient(conn), logs: swarmpb.NewLogBrokerClient(conn), overlayClient: swarmpb.NewOverlaysClient(conn),
 	}
 	tooLong := time.AfterFunc(callTimeout, func() {
 		cancel(api.Errorf(api.DeadlineExceeded, "the manager does not answer"))
@@ -154,6 +156,7 @@ func (s *session) run(ctx context.Context, stream interface {
 	})
 	g.Go(func() error { return s.heartbeat(ctx) })
 	g.Go(func() error { return s.assignments(ctx) })
+	g.Go(func() error { return s.overlays(ctx) })
 	g.Go(func() error { return s.reporter.run(ctx, s.report) })
 	g.Go(func() error { return s.watchDescription(ctx) })
 	g.Go(func() error { return s.serveLogs(ctx) })

@@ -109,7 +109,7 @@ func TestMatchPlatform(t *testing.T) {
 
 func TestSameRun(t *testing.T) {
 	base := func() *TaskSpec {
-		return &TaskSpec{ServiceName: "web", TaskSpec: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Image: "a", Env: []string{"A=1"}}}}
+		return &TaskSpec{ServiceName: "web", Endpoint: &swarm.EndpointSpec{Ports: []swarm.PortConfig{{PublishedPort: 1}}}, TaskSpec: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Image: "a", Env: []string{"A=1"}}}}
 	}
 	for name, c := range map[string]struct {
 		change func(*TaskSpec)
@@ -120,13 +120,14 @@ func TestSameRun(t *testing.T) {
 		"restart policy": {func(s *TaskSpec) { s.RestartPolicy = &swarm.RestartPolicy{} }, true},
 		"placement":      {func(s *TaskSpec) { s.Placement = &swarm.Placement{MaxReplicas: 1} }, true},
 		"service labels": {func(s *TaskSpec) { s.ServiceLabels = map[string]string{"a": "b"} }, true},
-		"a port of all":  {func(s *TaskSpec) { s.Endpoint = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{PublishedPort: 1}}} }, true},
+		"a port of all":  {func(s *TaskSpec) { s.Endpoint.Ports[0].PublishedPort = 2 }, true},
+		"the last port":  {func(s *TaskSpec) { s.Endpoint.Ports = nil }, false},
 		"image":          {func(s *TaskSpec) { s.ContainerSpec.Image = "b" }, false},
 		"force":          {func(s *TaskSpec) { s.ForceUpdate++ }, false},
 		"resources":      {func(s *TaskSpec) { s.Resources = &swarm.ResourceRequirements{Limits: &swarm.Limit{Pids: 1}} }, false},
 		"login":          {func(s *TaskSpec) { s.RegistryAuth = "x" }, false},
 		"a port of nodes": {func(s *TaskSpec) {
-			s.Endpoint = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{PublishedPort: 1, PublishMode: "host"}}}
+			s.Endpoint = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{PublishedPort: 1}, {PublishedPort: 3, PublishMode: "host"}}}
 		}, false},
 	} {
 		s := base()

@@ -60,6 +60,9 @@ type Node struct {
 	RaftID uint64
 	// ManagerAddr is the address (host:port) at which other managers reach it.
 	ManagerAddr string
+	// DataAddr is the address by which other nodes reach its tasks, as it says
+	// itself; empty: Status.Addr. Written by the dispatcher.
+	DataAddr string `json:",omitempty"`
 	// Session is the node's connection; the manager that serves it writes it.
 	Session NodeSession
 	// DownSince is when the node was found to be down; zero when it is not.

@@ -28,8 +28,14 @@ func TestDiffThenApply(t *testing.T) {
 
 func TestText(t *testing.T) {
 	want := `rules ipv4 ipv6 forward
+underlay 10.99.0.1 port 4789
+overlay net1 vni 4096 mtu 1350 10.0.9.1/24 fd09::1/64
+  peer 10.0.9.200 fd09::200 at 10.99.0.2
+  peer 10.0.9.201 fd09::201 at 10.99.0.3
 bridge legion0 172.17.0.1/16 mtu 1400 masquerade
 bridge legion1 172.18.0.1/16 fd17::1/64 mtu 1400 masquerade
+sandbox o-0
+  eth0 02:42:0a:00:09:02 10.0.9.2/24 fd09::2/64 on overlay net1 as vetho-2 mtu 1350
 sandbox s0-0 via 172.17.0.1
   eth0 02:42:ac:11:00:02 172.17.0.2/16 on legion0 as veth0-2 mtu 1400
 sandbox s1-0 via 172.18.0.1 via fd17::1

@@ -35,6 +35,9 @@ type Overlay struct {
 	// Peers are the endpoints on other nodes, sorted by Peer.Compare. Nothing else
 	// is reached, and nothing is learned.
 	Peers []Peer
+	// Unknown says that Peers is not known yet, as after a start without a manager:
+	// the tunnel stays as it is.
+	Unknown bool
 }
 
 // Peer is an endpoint on another node.
@@ -59,8 +62,12 @@ func (p Peer) MAC() net.HardwareAddr { return net.HardwareAddr(macOf(p.Address, 
 
 // Equal reports whether the two mean the same.
 func (o *Overlay) Equal(p *Overlay) bool {
-	return o == p || o.ID == p.ID && o.VNI == p.VNI && o.MTU == p.MTU && slices.Equal(o.Addresses, p.Addresses) &&
-		slices.Equal(o.Peers, p.Peers)
+	return o == p || o.SameBridge(p) && o.VNI == p.VNI && o.Unknown == p.Unknown && slices.Equal(o.Peers, p.Peers)
+}
+
+// SameBridge reports whether the two mean the same on the node itself.
+func (o *Overlay) SameBridge(p *Overlay) bool {
+	return o.ID == p.ID && o.MTU == p.MTU && slices.Equal(o.Addresses, p.Addresses)
 }
 
 func (c *Config) validateOverlays() error {

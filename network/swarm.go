@@ -150,7 +150,6 @@ func (n *Networks) forgetOverlays() {
 			continue
 		}
 		delete(n.nets, id)
-		delete(n.peers, id)
 		if err := forget(n.overlaysDir(), id); err != nil {
 			n.log.Warn("network: an overlay that is not needed any more can't be forgotten", "network", id, "error", err)
 		}
@@ -163,7 +162,9 @@ func (n *Networks) overlayOf(w *netw) *Overlay {
 	if len(w.users) == 0 {
 		return nil
 	}
-	o := &Overlay{ID: w.Network.ID, VNI: w.Overlay.VNI, MTU: n.overlayMTU(w), Peers: n.peers[w.Network.ID]}
+	o := &Overlay{ID: w.Network.ID, VNI: w.Overlay.VNI, MTU: n.overlayMTU(w)}
+	peers, told := n.peers[w.Network.ID]
+	o.Peers, o.Unknown = peers, !told
 	for _, c := range w.Network.IPAM.Config {
 		if c.Gateway.IsValid() {
 			o.Addresses = append(o.Addresses, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
@@ -192,21 +193,28 @@ func (n *Networks) SetUnderlay(u Underlay) {
 }
 
 // SetPeers says which endpoints of an overlay are on other nodes. They need not
-// be sorted; the slice is the callee's from then on. An overlay that no container
-// here is in is none of this node's business: nothing is kept.
+// be sorted; the slice is the callee's from then on. It may be known earlier than
+// the network, since a task is heard of by all at the same time. Until it is said
+// for the first time, tunnels stay as an earlier daemon left them.
 func (n *Networks) SetPeers(network string, peers []Peer) {
 	slices.SortFunc(peers, Peer.Compare)
 	peers = slices.Compact(peers)
 	n.mu.Lock()
-	w := n.nets[network]
-	known := w != nil && w.Overlay != nil && !slices.Equal(n.peers[network], peers)
-	if known {
-		n.peers[network] = peers
-	}
+	old, told := n.peers[network]
+	n.peers[network] = peers
+	matters := n.nets[network] != nil && (!told || !slices.Equal(old, peers))
 	n.mu.Unlock()
-	if known {
+	if matters {
 		n.kick()
 	}
+}
+
+// ForgetPeers says that the managers tell nothing more of an overlay, because no
+// task here is in it any more.
+func (n *Networks) ForgetPeers(network string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.peers, network)
 }
 
 // Overlays returns the ids of the overlays that containers here are in, sorted,

@@ -51,7 +51,7 @@ func (o *Overlay) String() string {
 	for _, a := range o.Addresses {
 		b.WriteString(" " + a.String())
 	}
-	b.WriteString("\n")
+	b.WriteString(flag(o.Unknown, "unknown-peers") + "\n")
 	for _, p := range o.Peers {
 		b.WriteString("  peer")
 		for _, a := range []netip.Addr{p.Address, p.Address6} {

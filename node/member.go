@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/rpc"
 )
 
@@ -55,8 +57,10 @@ type memberConfig struct {
 	forced bool
 	kek    []byte // unlocks the files; nil: they are not locked
 	exec   exec.Executor
-	notify func()
-	log    *slog.Logger
+	// networks is told of overlays; nil: nobody is.
+	networks *network.Networks
+	notify   func()
+	log      *slog.Logger
 }
 
 // openMember reads what is on disk and, on a manager, takes the port; nothing
@@ -76,6 +80,9 @@ func openMember(cfg memberConfig) (*member, error) {
 	m.worker = &workerPart{
 		dir: cfg.dir, creds: m.creds, vault: vault, exec: cfg.exec, managers: m.managers, dial: m.dial, wanted: m.wanted, notice: m.noticed, renewed: m.wake, log: m.log,
 		recovery: newRecovery(m.creds, vault, m.recovered, m.log),
+	}
+	if cfg.networks != nil {
+		m.worker.overlays = overlays{local: cfg.networks, addr: func() netip.Addr { return m.membership().dataAddr() }}
 	}
 	if m.isManager() {
 		if m.manager, err = m.openManager(&cfg); err != nil {

@@ -2,11 +2,13 @@ package node
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 
 	dnet "github.com/moby/moby/api/types/network"
 
+	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/dockerapi"
 	"github.com/legion-swarm/legion/engine"
@@ -192,4 +194,47 @@ func (n networks) NetworkConnect(ctx context.Context, name string, r *dnet.Conne
 
 func (n networks) NetworkDisconnect(ctx context.Context, name string, r *dnet.DisconnectRequest) error {
 	return n.containers.NetworkDisconnect(ctx, name, r.Container, r.Force)
+}
+
+// overlays tells this node's networks what the managers say of overlays.
+type overlays struct {
+	local *network.Networks
+	// addr is by which of its addresses other nodes reach this node.
+	addr func() netip.Addr
+}
+
+var _ agent.Overlays = overlays{}
+
+func (o overlays) DataAddr() netip.Addr { return o.addr() }
+
+func (o overlays) SetPort(port uint16) {
+	o.local.SetUnderlay(network.Underlay{Local: o.addr(), Port: port})
+}
+
+func (o overlays) SetEndpoints(id string, all []agent.Endpoint) {
+	peers := make([]network.Peer, 0, len(all))
+	for _, e := range all {
+		p := network.Peer{Node: e.Node}
+		for _, a := range e.Addresses {
+			if a.Is4() {
+				p.Address = a
+			} else {
+				p.Address6 = a
+			}
+		}
+		peers = append(peers, p)
+	}
+	o.local.SetPeers(id, peers)
+}
+
+func (o overlays) Forget(id string) { o.local.ForgetPeers(id) }
+
+// dataAddr is the address of this node that tunnels to other nodes use: the one
+// named for it, or the one that other nodes are told.
+func (m *membership) dataAddr() netip.Addr {
+	if a, err := netip.ParseAddr(m.DataPathAddr); err == nil {
+		return a
+	}
+	a, _ := netip.ParseAddrPort(m.AdvertiseAddr)
+	return a.Addr()
 }

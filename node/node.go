@@ -96,7 +96,7 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.swarm = &swarmNode{
-		dir: filepath.Join(cfg.Settings.DataRoot, "swarm"), advertise: cfg.Settings.SwarmAdvertiseAddr, exec: n.executor,
+		dir: filepath.Join(cfg.Settings.DataRoot, "swarm"), advertise: cfg.Settings.SwarmAdvertiseAddr, exec: n.executor, networks: n.networks,
 		log: n.log, removeTasks: n.removeTasks,
 	}
 	return n, nil

@@ -14,6 +14,7 @@ import (
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/dockerapi"
+	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -34,7 +35,9 @@ type swarmNode struct {
 	dir       string // <data-root>/swarm
 	advertise string // --swarm-default-advertise-addr
 	exec      exec.Executor
-	log       *slog.Logger
+	// networks is told of overlays; nil: nobody is.
+	networks *network.Networks
+	log      *slog.Logger
 	// removeTasks removes all tasks' containers from this node.
 	removeTasks func(context.Context) error
 
@@ -97,7 +100,7 @@ func (s *swarmNode) failed(err error) error {
 
 // member is what a member of this node needs.
 func (s *swarmNode) member(state *membership, g *genesis, saved bool) memberConfig {
-	return memberConfig{dir: s.dir, state: state, genesis: g, saved: saved, exec: s.exec, notify: s.poke, log: s.log}
+	return memberConfig{dir: s.dir, state: state, genesis: g, saved: saved, exec: s.exec, networks: s.networks, notify: s.poke, log: s.log}
 }
 
 // begin runs a member until it is ended or fails.

@@ -22,6 +22,8 @@ type workerPart struct {
 	creds *rpc.Credentials
 	vault *vault
 	exec  exec.Executor
+	// overlays is told of endpoints on other nodes; nil: nobody is.
+	overlays agent.Overlays
 	// managers is told how it goes with them; dial connects to one of them.
 	managers *agent.Managers
 	dial     func(context.Context) (*grpc.ClientConn, string, error)
@@ -39,7 +41,7 @@ type workerPart struct {
 // run blocks until ctx ends (nil) or a part fails.
 func (w *workerPart) run(ctx context.Context) error {
 	a, err := agent.New(agent.Config{
-		Executor: w.exec, Managers: w.managers, Dial: w.dial, Dir: filepath.Join(w.dir, workerDir), Log: w.log.With("component", "agent"),
+		Executor: w.exec, Overlays: w.overlays, Managers: w.managers, Dial: w.dial, Dir: filepath.Join(w.dir, workerDir), Log: w.log.With("component", "agent"),
 		Notify: w.notice, Failed: w.recovery.failed, TLSInfo: func() swarm.TLSInfo { return tlsInfo(w.creds.Keys()) },
 	})
 	if err != nil {

@@ -37,6 +37,7 @@ func methods() map[string]access {
 		swarmpb.Dispatcher_UpdateVolumeStatus_FullMethodName: nodes,
 		swarmpb.Dispatcher_Tasks_FullMethodName:              nodes,
 		swarmpb.Dispatcher_Assignments_FullMethodName:        nodes,
+		swarmpb.Overlays_Endpoints_FullMethodName:            nodes,
 		swarmpb.LogBroker_ListenSubscriptions_FullMethodName: nodes,
 		swarmpb.LogBroker_PublishLogs_FullMethodName:         nodes,
 		swarmpb.Logs_SubscribeLogs_FullMethodName:            managers,

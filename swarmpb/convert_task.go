@@ -42,6 +42,13 @@ func NewTask(t *api.Task, spec *TaskSpec, network func(id string) *api.Network) 
 	return m
 }
 
+// SetVirtualIPs says by which addresses the task's service is reached.
+func (x *Task) SetVirtualIPs(vips []swarm.EndpointVirtualIP) {
+	for _, v := range vips {
+		x.Endpoint.VirtualIps = append(x.Endpoint.VirtualIps, &Endpoint_VirtualIP{NetworkId: v.NetworkID, Addr: prefix(v.Addr)})
+	}
+}
+
 // API converts back. The networks that came with the task are Attached's.
 func (x *Task) API() *api.Task {
 	t := &api.Task{

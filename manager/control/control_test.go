@@ -2,6 +2,7 @@ package control
 
 import (
 	"encoding/json"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,13 @@ func setUp(t testing.TB) *fixture {
 		c.ID, c.Spec.Name = "cluster", "default"
 		c.RootCA = testRoot(t)
 		return store.Create(tx, c)
+	})
+	f.write(func(tx *store.Tx) error {
+		n, err := Ingress(&api.Cluster{ClusterInfo: swarm.ClusterInfo{DefaultAddrPool: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, SubnetSize: 24}})
+		if err != nil {
+			return err
+		}
+		return store.Create(tx, n)
 	})
 	for _, name := range []string{"bridge", "host", "none"} {
 		f.write(func(tx *store.Tx) error {

@@ -92,9 +92,11 @@ func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
 		return
 	}
 	find := func(id string) *api.Network { return store.Get[*api.Network](c.view, id) }
-	c.tasks = append(c.tasks, &swarmpb.AssignmentChange{
-		Assignment: &swarmpb.Assignment{Item: &swarmpb.Assignment_Task{Task: swarmpb.NewTask(t, a.specs.get(t.Spec), find)}},
-	})
+	m := swarmpb.NewTask(t, a.specs.get(t.Spec), find)
+	if s := store.Get[*api.Service](c.view, t.ServiceID); s != nil {
+		m.SetVirtualIPs(s.Endpoint.VirtualIPs)
+	}
+	c.tasks = append(c.tasks, &swarmpb.AssignmentChange{Assignment: &swarmpb.Assignment{Item: &swarmpb.Assignment_Task{Task: m}}})
 }
 
 // sameForNode reports whether the node would see no difference: it knows the

@@ -48,6 +48,9 @@ type Config struct {
 // are safe for concurrent use; calls are answered while Run runs.
 type Dispatcher struct {
 	swarmpb.UnimplementedDispatcherServer
+	swarmpb.UnimplementedOverlaysServer
+
+	overlays *overlays
 
 	cfg    Config
 	writer *writer
@@ -85,16 +88,17 @@ func New(cfg Config) (*Dispatcher, error) {
 	}
 	return &Dispatcher{
 		cfg: cfg, writer: newWriter(cfg.Store), specs: &specCache{},
-		logs: newLogBroker(cfg), nodes: map[string]*record{},
+		overlays: newOverlays(), logs: newLogBroker(cfg), nodes: map[string]*record{},
 	}, nil
 }
 
 // Logs returns the relay of logs.
 func (d *Dispatcher) Logs() *LogBroker { return d.logs }
 
-// Register registers the services Dispatcher, LogBroker and Logs.
+// Register registers the services Dispatcher, Overlays, LogBroker and Logs.
 func (d *Dispatcher) Register(s grpc.ServiceRegistrar) {
 	swarmpb.RegisterDispatcherServer(s, d)
+	swarmpb.RegisterOverlaysServer(s, d)
 	swarmpb.RegisterLogBrokerServer(s, &brokerServer{b: d.logs, peer: d.caller})
 	swarmpb.RegisterLogsServer(s, &logsServer{b: d.logs})
 }
@@ -128,6 +132,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 }
 
 func (d *Dispatcher) stop() {
+	d.overlays.stop()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.running = nil
@@ -181,6 +186,7 @@ func (d *Dispatcher) follow(ctx context.Context, w *store.Watcher) error {
 // resync marks everything at all sessions.
 func (d *Dispatcher) resync(view *store.View) {
 	managers := managersIn(view)
+	d.overlays.every()
 	d.mu.Lock()
 	d.managers = managers
 	for _, r := range d.nodes {
@@ -198,6 +204,7 @@ func (d *Dispatcher) changed(c store.Change) {
 	switch c.Kind {
 	case store.KindTask:
 		was, is := object[api.Task](c.Old), object[api.Task](c.New)
+		d.overlays.changed(c.ID, was, is)
 		for i, t := range [...]*api.Task{was, is} {
 			if t != nil && t.NodeID != "" && (i == 0 || was == nil || was.NodeID != t.NodeID) {
 				d.at(t.NodeID, func(s *session) { s.markTask(c.ID) })
@@ -235,6 +242,7 @@ func (d *Dispatcher) every(f func(*session)) {
 }
 
 func (d *Dispatcher) nodeChanged(id string, was, is *api.Node) {
+	d.nodeMoved(was, is)
 	if is == nil {
 		d.removed(id)
 	} else {

@@ -56,10 +56,16 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 			continue
 		}
 		now.Overlays[o.ID] = o
+		if o.Unknown {
+			continue
+		}
+		if have != nil && have.Unknown {
+			have = nil
+		}
 		if err := p.putTunnel(have, o, now.Underlay); err != nil {
 			f.add(network.TunnelItem(o.ID), err)
 			local := *o
-			local.Peers = nil
+			local.Peers, local.Unknown = nil, true // read back before the next try
 			now.Overlays[o.ID] = &local
 		}
 	}
@@ -209,6 +215,8 @@ func (p *Plane) observeOverlays(want *network.Config, ends map[string]map[string
 			o = nil
 		}
 		switch {
+		case o != nil && want.Overlays[id] != nil && want.Overlays[id].Unknown && o.SameBridge(want.Overlays[id]):
+			now[id] = want.Overlays[id]
 		case o != nil && want.Overlays[id] != nil && o.Equal(want.Overlays[id]):
 			now[id] = want.Overlays[id]
 		case o != nil:

@@ -1,0 +1,133 @@
+package network_test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	dnet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/network"
+)
+
+func overlayNetwork(id, name, subnet string) *api.Network {
+	n := &api.Network{}
+	n.ID, n.Spec.Name = id, name
+	p := netip.MustParsePrefix(subnet)
+	n.IPAMOptions = &swarm.IPAMOptions{Configs: []swarm.IPAMConfig{{Subnet: p, Gateway: p.Addr().Next()}}}
+	n.DriverState = swarm.Driver{Name: "overlay", Options: map[string]string{api.OptionVNIs: "4097"}}
+	return n
+}
+
+func given(addr string) *dnet.EndpointSettings {
+	return &dnet.EndpointSettings{IPAMConfig: &dnet.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr(addr)}}
+}
+
+// A task's container is in its overlay with the address it was given, and gets a
+// way out; when the last one leaves, nothing of the overlay is left.
+func TestOverlay(t *testing.T) {
+	w := newNode(t)
+	n := w.Networks
+	release, err := n.Use([]*api.Network{overlayNetwork("net1", "web", "10.0.9.0/24")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.SetUnderlay(network.Underlay{Local: netip.MustParseAddr("10.99.0.1"), Port: 4789})
+	n.SetPeers("net1", []network.Peer{{Address: netip.MustParseAddr("10.0.9.7"), Node: netip.MustParseAddr("10.99.0.2")}})
+	j, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"net1": given("10.0.9.5")}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := j.Endpoints["web"]; len(j.Endpoints) != 1 || e == nil || e.IPAddress.String() != "10.0.9.5" || e.Gateway.IsValid() || e.MacAddress.String() != "02:42:0a:00:09:05" {
+		t.Errorf("%+v", j.Endpoints)
+	}
+	release()
+	c := w.fake.There()
+	s := c.Sandboxes["c1"]
+	if len(s.Interfaces) != 2 || s.Interfaces[0].Overlay != "net1" || s.Interfaces[0].MTU != 1350 || s.Interfaces[1].Bridge == "" || !s.Gateway4.IsValid() {
+		t.Errorf("%s", s)
+	}
+	if b := c.Bridges[s.Interfaces[1].Bridge]; b == nil || !b.Isolated || !b.Masquerade {
+		t.Errorf("the way out is %v", b)
+	}
+	if o := c.Overlays["net1"]; o == nil || o.VNI != 4097 || len(o.Peers) != 1 || o.Unknown || o.Addresses[0].String() != "10.0.9.1/24" {
+		t.Errorf("%v", o)
+	}
+	if l, err := n.List(api.Filters{"name": {"docker_gwbridge"}}); err != nil || len(l) != 1 {
+		t.Error(l, err)
+	}
+	if err := n.Leave(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if c := w.fake.There(); len(c.Overlays) != 0 || len(c.Sandboxes) != 0 {
+		t.Errorf("left:\n%s", c)
+	}
+	if _, err := n.Inspect("net1"); !api.Is(err, api.NotFound) {
+		t.Error(err)
+	}
+}
+
+// After a restart without a manager the overlays are there, with tunnels as they
+// were.
+func TestOverlayOutlivesTheDaemon(t *testing.T) {
+	w := newNode(t)
+	n := w.Networks
+	release, err := n.Use([]*api.Network{overlayNetwork("net1", "web", "10.0.9.0/24")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.SetPeers("net1", nil)
+	if _, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"net1": given("10.0.9.5")}, nil); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	w.restart("c1")
+	n = w.Networks
+	c := w.fake.There()
+	if o := c.Overlays["net1"]; o == nil || !o.Unknown || w.fake.Made("c1") != 1 {
+		t.Errorf("%s", c)
+	}
+	if ids, _ := n.Overlays(); !slices.Equal(ids, []string{"net1"}) {
+		t.Error(ids)
+	}
+	if err := n.Keep(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if c := w.fake.There(); len(c.Overlays) != 0 {
+		t.Errorf("%s", c)
+	}
+}
+
+func TestOverlayRefusals(t *testing.T) {
+	w := newNode(t)
+	n := w.Networks
+	encrypted := overlayNetwork("e", "e", "10.0.9.0/24")
+	encrypted.DriverState.Options[api.OptionEncrypted] = ""
+	if _, err := n.Use([]*api.Network{encrypted}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "encrypted") {
+		t.Error(err)
+	}
+	if _, err := n.Use([]*api.Network{{Network: swarm.Network{ID: "gone"}}}); !api.Is(err, api.Invalid) {
+		t.Error(err)
+	}
+	release, err := n.Use([]*api.Network{overlayNetwork("a", "a", "10.0.9.0/24"), overlayNetwork("b", "b", "10.0.9.0/25"), {Predefined: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	_, err = n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"a": given("10.0.9.5"), "b": given("10.0.9.6")}, nil)
+	if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "overlaps") {
+		t.Error(err)
+	}
+	if _, err = n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"a": nil}, nil); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "only tasks") {
+		t.Error(err)
+	}
+	if _, err = n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"a": given("10.1.0.1")}, nil); !api.Is(err, api.Invalid) {
+		t.Error(err)
+	}
+	if err := n.Remove(t.Context(), "a"); !api.Is(err, api.NotFound) {
+		t.Error(err)
+	}
+}
