@@ -116,7 +116,9 @@ func (f *foresight) plan(p *api.ServicePlan) {
 	for _, t := range leaving {
 		p.Tasks = append(p.Tasks, api.PlannedTask{Name: f.name(t), Action: api.PlannedEnd, TaskID: t.ID, From: f.host(t.NodeID)})
 	}
-	slices.SortFunc(p.Tasks, func(a, b api.PlannedTask) int { return cmp.Or(cmp.Compare(len(a.Name), len(b.Name)), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(p.Tasks, func(a, b api.PlannedTask) int {
+		return cmp.Or(cmp.Compare(len(a.Name), len(b.Name)), cmp.Compare(a.Name, b.Name))
+	})
 }
 
 // placed asks the scheduler. Of those that are started first, as many as go at once
