@@ -10,9 +10,9 @@ func TestScheduling(t *testing.T) {
 	const states = "{{.Name}} {{.DesiredState}} {{.CurrentState}} {{.Error}}"
 
 	t.Run("priority", func(t *testing.T) {
-		n.service(t, "low", "-d", "--replicas", "2", "--generic-resource", "gpu=1", "app:1", "sleep")
+		n.service(t, "low", "-d", "--stop-grace-period", "1s", "--replicas", "2", "--generic-resource", "gpu=1", "app:1", "sleep")
 		n.awaitContainers(t, "low", 2)
-		n.service(t, "high", "-d", "--label", "legion.schedule.priority=10", "--generic-resource", "gpu=1", "app:1", "sleep")
+		n.service(t, "high", "-d", "--stop-grace-period", "1s", "--label", "legion.schedule.priority=10", "--generic-resource", "gpu=1", "app:1", "sleep")
 		n.awaitContainers(t, "high", 1)
 		n.awaitContainers(t, "low", 1)
 		n.awaitTask(t, "low", states, "shutdown", "preempted by high.1, of priority 10")
