@@ -59,13 +59,22 @@ func options(ctx context.Context, t *api.Task, deps exec.Dependencies, hostname 
 // resourceEnv tells the container which generic resources are its own.
 func resourceEnv(assigned []swarm.GenericResource) []string {
 	var env []string
+	values := map[string][]string{} // of named resources several, separated by commas, as Docker has it
 	for _, r := range assigned {
+		kind, value := "", ""
 		switch {
 		case r.NamedResourceSpec != nil:
-			env = append(env, "DOCKER_RESOURCE_"+strings.ToUpper(r.NamedResourceSpec.Kind)+"="+r.NamedResourceSpec.Value)
+			kind, value = r.NamedResourceSpec.Kind, r.NamedResourceSpec.Value
 		case r.DiscreteResourceSpec != nil:
-			env = append(env, "DOCKER_RESOURCE_"+strings.ToUpper(r.DiscreteResourceSpec.Kind)+"="+strconv.FormatInt(r.DiscreteResourceSpec.Value, 10))
+			kind, value = r.DiscreteResourceSpec.Kind, strconv.FormatInt(r.DiscreteResourceSpec.Value, 10)
+		default:
+			continue
 		}
+		key := "DOCKER_RESOURCE_" + strings.ToUpper(kind)
+		values[key] = append(values[key], value)
+	}
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		env = append(env, key+"="+strings.Join(values[key], ","))
 	}
 	return env
 }
