@@ -170,7 +170,7 @@ func TestAddressesAreNeverSharedNorLost(t *testing.T) {
 				delete(w.networks, id)
 				w.state.RemoveNetwork(id)
 			case "service":
-				w.putService(draw("service", "x", "y"), draw("mode", "vip", "dnsrr"), 
+				w.putService(draw("service", "x", "y"), draw("mode", "vip", "dnsrr"),
 					[]string{draw("network", append(sortedKeys(w.networks), "none")...), draw("network", append(sortedKeys(w.networks), "none")...)}, draw("port", "", "80"))
 			case "remove service":
 				id := draw("service", "x", "y")
