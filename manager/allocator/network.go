@@ -20,6 +20,10 @@ const (
 	LastVNI  = api.LastVNI
 )
 
+// DefaultSubnetSize is the mask length of subnets from a swarm's pools, when the
+// user names none: Docker's.
+const DefaultSubnetSize = 24
+
 // Pools are what subnets are cut from that a user does not name.
 type Pools struct {
 	Bases []netip.Prefix
@@ -29,7 +33,15 @@ type Pools struct {
 // PoolsOf returns a swarm's pools: those of IPv4 that it was made with, and for
 // IPv6 a block of its own (RFC 4193), made from its id.
 func PoolsOf(c *api.Cluster) Pools {
-	return Pools{Bases: append(slices.Clone(c.DefaultAddrPool), uniqueLocal(c.ID)), Size: int(c.SubnetSize)}
+	p := Pools{Bases: slices.Clone(c.DefaultAddrPool), Size: int(c.SubnetSize)}
+	if len(p.Bases) == 0 {
+		p.Bases = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10}), 8)}
+	}
+	if p.Size == 0 {
+		p.Size = DefaultSubnetSize
+	}
+	p.Bases = append(p.Bases, uniqueLocal(c.ID))
+	return p
 }
 
 func uniqueLocal(id string) netip.Prefix {

@@ -1,0 +1,131 @@
+package control
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+func request(name string, configs ...network.IPAMConfig) *network.CreateRequest {
+	return &network.CreateRequest{Name: name, Driver: "overlay", IPAM: &network.IPAM{Driver: "default", Config: configs}}
+}
+
+func TestNetworkCreateRefuses(t *testing.T) {
+	p, a := netip.MustParsePrefix, netip.MustParseAddr
+	for name, c := range map[string]struct {
+		change func(q *network.CreateRequest)
+		class  api.Class
+		says   string
+	}{
+		"name":       {func(q *network.CreateRequest) { q.Name = "a b" }, api.Invalid, "invalid network name"},
+		"predefined": {func(q *network.CreateRequest) { q.Name = "host" }, api.PermissionDenied, "predefined host network"},
+		"driver":     {func(q *network.CreateRequest) { q.Driver = "macvlan" }, api.NotFound, `driver "macvlan"`},
+		"scope":      {func(q *network.CreateRequest) { q.Scope = "local" }, api.Invalid, "scope is swarm"},
+		"host bits":  {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.5.0.1/24") }, api.Invalid, "invalid subnet 10.5.0.1/24: it should be 10.5.0.0/24"},
+		"gateway":    {func(q *network.CreateRequest) { q.IPAM.Config[0].Gateway = a("10.6.0.1") }, api.Invalid, "invalid gateway 10.6.0.1"},
+		"range":      {func(q *network.CreateRequest) { q.IPAM.Config[0].IPRange = p("10.6.0.0/28") }, api.Invalid, "invalid ip-range 10.6.0.0/28"},
+		"aux": {func(q *network.CreateRequest) {
+			q.IPAM.Config[0].AuxAddress = map[string]netip.Addr{"x": a("10.6.0.2")}
+		}, api.Invalid, "invalid auxiliary address x=10.6.0.2"},
+		"no subnet": {func(q *network.CreateRequest) { q.IPAM.Config[0] = network.IPAMConfig{Gateway: a("10.6.0.2")} }, api.Invalid, "needs a subnet"},
+		"IPv6":      {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("fd05::/64") }, api.Invalid, "IPv6 is not enabled"},
+		"two": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24")})
+		}, api.Invalid, "one too many"},
+		"overlap":       {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.0.0.0/16") }, api.Conflict, "subnet 10.0.0.0/16 and 10.0.0.0/24 of network ingress"},
+		"mtu":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionMTU: "12"} }, api.Invalid, api.OptionMTU},
+		"vni":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
+		"vni taken":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096"} }, api.Conflict, "network ingress"},
+		"option":        {func(q *network.CreateRequest) { q.Options = map[string]string{"com.docker.network.x": "1"} }, api.Invalid, "com.docker.network.x"},
+		"encrypted":     {func(q *network.CreateRequest) { q.Options = map[string]string{"encrypted": ""} }, api.Unimplemented, "encrypted"},
+		"second mesh":   {func(q *network.CreateRequest) { q.Ingress = true }, api.Exists, "ingress network (ingress) already present"},
+		"mesh for all":  {func(q *network.CreateRequest) { q.Ingress, q.Attachable = true, true }, api.Invalid, "cannot be attachable"},
+		"configuration": {func(q *network.CreateRequest) { q.ConfigFrom = &network.ConfigReference{Network: "c"} }, api.Unimplemented, "--config-from"},
+		"taken":         {func(q *network.CreateRequest) { q.Name = "INGRESS" }, api.Exists, "network with name INGRESS already exists"},
+	} {
+		f := setUp(t)
+		q := request("n", network.IPAMConfig{Subnet: p("10.5.0.0/24")})
+		c.change(q)
+		_, err := f.NetworkCreate(t.Context(), q)
+		if !api.Is(err, c.class) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v (%v), want %v: %q", name, err, api.ClassOf(err), c.class, c.says)
+		}
+	}
+}
+
+func TestNetworkLife(t *testing.T) {
+	f := setUp(t)
+	made, err := f.NetworkCreate(t.Context(), &network.CreateRequest{Name: "web", Scope: "swarm", EnableIPv6: new(true), Labels: map[string]string{"a": "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := f.NetworkInspect(t.Context(), "web", false)
+	if err != nil || in.ID != made.ID || in.Driver != "overlay" || in.Scope != "swarm" || len(in.IPAM.Config) != 2 ||
+		in.IPAM.Config[0].Subnet.String() != "10.0.1.0/24" || in.IPAM.Config[0].Gateway.String() != "10.0.1.1" || in.IPAM.Config[1].Subnet.Bits() != 64 {
+		t.Fatalf("%+v, %v", in, err)
+	}
+	s := spec("s")
+	s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "web"}}
+	if got := f.create(s).Spec.TaskTemplate.Networks[0].Target; got != made.ID {
+		t.Errorf("the service names %s, want the id %s", got, made.ID)
+	}
+	for name, targets := range map[string][]string{"nosuch": {"nosuch"}, "named more than once": {"web", made.ID}, "explicitly attached": {"ingress"}, "can't have other networks": {"web", "host"}} {
+		s := spec("t")
+		for _, n := range targets {
+			s.TaskTemplate.Networks = append(s.TaskTemplate.Networks, swarm.NetworkAttachmentConfig{Target: n})
+		}
+		_, err := f.ServiceCreate(t.Context(), s, ServiceOptions{})
+		refused(t, err, api.Invalid, name)
+	}
+	refused(t, f.NetworkRemove(t.Context(), "web"), api.Conflict, "network web is in use by service s")
+	if removed, err := f.NetworkPrune(t.Context(), nil); err != nil || len(removed) != 0 {
+		t.Error(removed, err)
+	}
+	for filter, want := range map[string]int{"dangling": 0, "name": 1, "label": 1, "type": 2, "driver": 2} {
+		value := map[string]string{"dangling": "true", "name": "we", "label": "a=b", "type": "custom", "driver": "overlay"}[filter]
+		l, err := f.NetworkList(t.Context(), api.Filters{filter: {value}})
+		if err != nil || len(l) != want {
+			t.Errorf("filter %s=%s: %d networks, %v; want %d", filter, value, len(l), err, want)
+		}
+	}
+	if err := f.ServiceRemove(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := f.NetworkPrune(t.Context(), api.Filters{"until": {"1h"}}); err != nil || len(removed) != 0 {
+		t.Error(removed, err)
+	}
+	if removed, err := f.NetworkPrune(t.Context(), nil); err != nil || len(removed) != 1 {
+		t.Error(removed, err)
+	}
+	if _, err := f.NetworkCreate(t.Context(), request("web")); err != nil {
+		t.Error("the name and the subnet of a network that was removed:", err)
+	}
+}
+
+func TestIngressNetwork(t *testing.T) {
+	f := setUp(t)
+	published := spec("p")
+	published.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
+	f.create(published)
+	refused(t, f.NetworkRemove(t.Context(), "ingress"), api.Conflict, "because service p depends on it")
+	if err := f.ServiceRemove(t.Context(), "p"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.NetworkRemove(t.Context(), "ingress"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := f.ServiceCreate(t.Context(), published, ServiceOptions{})
+	refused(t, err, api.Conflict, "no ingress network is present")
+	q := request("mesh", network.IPAMConfig{Subnet: netip.MustParsePrefix("10.11.0.0/16")})
+	q.Ingress = true
+	if _, err := f.NetworkCreate(t.Context(), q); err != nil {
+		t.Fatal(err)
+	}
+	f.create(published)
+	refused(t, f.NetworkRemove(t.Context(), "host"), api.PermissionDenied, "pre-defined")
+}
