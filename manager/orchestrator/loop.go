@@ -23,6 +23,10 @@ const (
 	// maxChanges how much is written for them.
 	maxServices = 32
 	maxChanges  = 4000
+	// restFactor is for how many times as long as it planned the loop rests from
+	// news that can wait, and maxRest for how long at most.
+	restFactor = 3
+	maxRest    = time.Second / 2
 )
 
 // Loop keeps the tasks of all services as Plan has them.
@@ -55,6 +59,7 @@ type session struct {
 	evict  map[string]string    // tasks that their nodes have no room for, and why
 	shrunk map[string]bool      // nodes whose resources have changed
 	waits  map[string]bool      // services whose plans wait for tasks that can't be placed
+	rest   time.Time            // until when what can wait is gathered, see soon
 }
 
 func (l *Loop) follow(ctx context.Context) error {
@@ -70,11 +75,14 @@ func (l *Loop) follow(ctx context.Context) error {
 	s.all(view)
 	s.enforce(view, "")
 	for {
+		began := time.Now()
 		for batch := s.agenda.take(maxServices); len(batch) > 0; batch = s.agenda.take(maxServices) {
 			if err := s.plan(ctx, batch, maxChanges); err != nil {
 				return err
 			}
 		}
+		ended := time.Now()
+		s.rest = ended.Add(min(restFactor*ended.Sub(began), maxRest))
 		changes, err := s.wait(ctx, w)
 		if err != nil {
 			return err
@@ -139,12 +147,34 @@ func (s *session) noteTask(was, is *api.Task) {
 		delete(s.ran, was.ID)
 		delete(s.evict, was.ID)
 		s.agenda.add(was.ServiceID)
-	case was == nil || s.matters(was, is):
+	case was == nil || goesWell(was, is):
+		s.soon(is.ServiceID)
+	case s.matters(was, is):
 		s.agenda.add(is.ServiceID)
 	}
 	if was != nil && is != nil && was.Status.State == swarm.TaskStateRunning && api.Final(is.Status.State) {
 		s.ran[is.ID] = since(was)
 	}
+}
+
+// goesWell reports whether a task does what it should: it runs.
+func goesWell(was, is *api.Task) bool {
+	return is.Status.State == swarm.TaskStateRunning && was.Status.State != is.Status.State && was.DesiredState == is.DesiredState && was.Evicted == is.Evicted
+}
+
+// soon adds a service of which nothing but good news came. When a million tasks
+// come up, to plan their services with each would take the processor that they
+// need: so the loop rests from such news for as long as planning took, a few
+// times over. An update under way does not wait.
+func (s *session) soon(service string) {
+	if time.Now().Before(s.rest) {
+		o := store.Get[*api.Service](s.Store.View(), service)
+		if o == nil || o.UpdateStatus == nil || !underWay(o.UpdateStatus.State) {
+			s.agenda.at(service, s.rest)
+			return
+		}
+	}
+	s.agenda.add(service)
 }
 
 // matters reports whether plans look at what has changed in a task. Most of a
