@@ -107,6 +107,9 @@ func poke(c chan struct{}) {
 
 func (s *session) markTask(id string) {
 	s.mu.Lock()
+	if s.dirty == nil {
+		s.dirty = map[string]struct{}{}
+	}
 	s.dirty[id] = struct{}{}
 	s.mu.Unlock()
 	poke(s.taskWake)
@@ -127,7 +130,7 @@ func (s *session) marked() (all bool, ids map[string]struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all, ids = s.all, s.dirty
-	s.all, s.dirty = false, map[string]struct{}{}
+	s.all, s.dirty = false, nil
 	return all, ids
 }
 
@@ -163,7 +166,7 @@ func (d *Dispatcher) open(node string) (*session, error) {
 	s := &session{
 		id: api.NewID(), node: node, reports: make(chan struct{}, maxReports),
 		ended: make(chan struct{}), taskWake: make(chan struct{}, 1), nodeWake: make(chan struct{}, 1),
-		dirty: map[string]struct{}{}, heard: time.Now(),
+		heard: time.Now(),
 	}
 	r.session = s
 	r.expect("", nil)

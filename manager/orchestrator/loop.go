@@ -24,6 +24,10 @@ const (
 	// maxChanges how much is written for them.
 	maxServices = 32
 	maxChanges  = 4000
+	// restFactor is for how many times as long as it planned the loop rests from
+	// news that can wait, and maxRest for how long at most.
+	restFactor = 3
+	maxRest    = time.Second / 2
 )
 
 // Loop keeps the tasks of all services as Plan has them.
@@ -58,6 +62,7 @@ type session struct {
 	quiet  map[string]uint64    // services that were last found to be as they should, at this version
 	only   map[string][]place   // of services that are being planned, where it is not all of them
 	waits  map[string]bool      // services whose plans wait for tasks that can't be placed
+	rest   time.Time            // until when what can wait is gathered, see soon
 }
 
 func (l *Loop) follow(ctx context.Context) error {
@@ -73,12 +78,15 @@ func (l *Loop) follow(ctx context.Context) error {
 	s.all(view)
 	s.enforce(view, "")
 	for {
+		began := time.Now()
 		for batch := s.agenda.take(maxServices); len(batch) > 0; batch = s.agenda.take(maxServices) {
 			s.only = s.agenda.only(batch)
 			if err := s.plan(ctx, batch, maxChanges); err != nil {
 				return err
 			}
 		}
+		ended := time.Now()
+		s.rest = ended.Add(min(restFactor*ended.Sub(began), maxRest))
 		changes, err := s.wait(ctx, w)
 		if err != nil {
 			return err
@@ -143,12 +151,34 @@ func (s *session) noteTask(was, is *api.Task) {
 		delete(s.ran, was.ID)
 		delete(s.evict, was.ID)
 		s.touch(was)
-	case was == nil || s.matters(was, is):
+	case was == nil || goesWell(was, is):
+		s.soon(is)
+	case s.matters(was, is):
 		s.touch(is)
 	}
 	if was != nil && is != nil && was.Status.State == swarm.TaskStateRunning && api.Final(is.Status.State) {
 		s.ran[is.ID] = since(was)
 	}
+}
+
+// goesWell reports whether a task does what it should: it runs.
+func goesWell(was, is *api.Task) bool {
+	return is.Status.State == swarm.TaskStateRunning && was.Status.State != is.Status.State && was.DesiredState == is.DesiredState && was.Evicted == is.Evicted
+}
+
+// soon adds a task of which nothing but good news came. When a million tasks
+// come up, to plan their services with each would take the processor that they
+// need: so the loop rests from such news for as long as planning took, a few
+// times over. An update under way does not wait.
+func (s *session) soon(t *api.Task) {
+	if time.Now().Before(s.rest) {
+		o := store.Get[*api.Service](s.Store.View(), t.ServiceID)
+		if o == nil || o.UpdateStatus == nil || !underWay(o.UpdateStatus.State) {
+			s.agenda.at(t.ServiceID, s.rest)
+			return
+		}
+	}
+	s.touch(t)
 }
 
 // matters reports whether plans look at what has changed in a task. Most of a
