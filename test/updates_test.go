@@ -44,7 +44,8 @@ func TestUpdateFlags(t *testing.T) {
 		{"--generic-resource-rm=gpu", task + "Resources.Reservations.GenericResources}}", ``},
 		{"--group-add=7", container + "Groups}}", `["7"]`},
 		{"--group-rm=7", container + "Groups}}", ``},
-		{"--health-cmd=true --health-interval=2s --health-retries=4 --health-start-interval=1s --health-start-period=3s --health-timeout=5s", container + "Healthcheck}}", `{"Test":["CMD-SHELL","true"],"Interval":2000000000,"Timeout":5000000000,"StartPeriod":3000000000,"StartInterval":1000000000,"Retries":4}`},
+		{"--health-cmd=true --health-interval=2s --health-retries=4 --health-start-interval=1s --health-start-period=3s --health-timeout=5s", container + "Healthcheck}}", `{"Test":["CMD-SHELL","true"],"Interval":2000000000,"Timeout":5000000000,"StartPeriod":3000000000,"Retries":4}`},
+		// (The client sends no start interval with updates.)
 		{"--no-healthcheck", container + "Healthcheck.Test}}", `["NONE"]`},
 		{"--host-add=db:10.0.0.9", container + "Hosts}}", `["10.0.0.9 db"]`},
 		{"--host-rm=db:10.0.0.9", container + "Hosts}}", ``},

@@ -7,14 +7,16 @@ type agenda struct {
 	now    map[string]struct{}
 	order  []string
 	timers map[string]time.Time
+	places map[string]map[place]struct{} // of services of which only these are to be planned
 }
 
 func newAgenda() *agenda {
-	return &agenda{now: map[string]struct{}{}, timers: map[string]time.Time{}}
+	return &agenda{now: map[string]struct{}{}, timers: map[string]time.Time{}, places: map[string]map[place]struct{}{}}
 }
 
 // add has a service planned next. Tasks without a service have none.
 func (a *agenda) add(id string) {
+	delete(a.places, id)
 	if _, ok := a.now[id]; ok || id == "" {
 		return
 	}
@@ -35,7 +37,9 @@ func (a *agenda) take(n int) []string {
 	a.order = a.order[len(batch):]
 	for _, id := range batch {
 		delete(a.now, id)
-		delete(a.timers, id) // the plan says anew when to look again
+		if a.places[id] == nil {
+			delete(a.timers, id) // the plan says anew when to look again
+		}
 	}
 	return batch
 }

@@ -41,9 +41,10 @@ func benchInput(b *testing.B, replicas, history int) orchestrator.Input {
 
 // BenchmarkPlan is a plan that finds nothing to do.
 func BenchmarkPlan(b *testing.B) {
-	for _, c := range [][2]int{{3, 0}, {100, 4}, {10_000, 0}, {10_000, 4}} {
+	for _, c := range [][2]int{{3, 0}, {100, 4}, {1000, 0}, {10_000, 0}, {10_000, 4}, {100_000, 0}, {1_000_000, 0}} {
 		b.Run(fmt.Sprintf("replicas=%d/history=%d", c[0], c[1]), func(b *testing.B) {
 			in := benchInput(b, c[0], c[1])
+			b.ReportAllocs()
 			for b.Loop() {
 				if out := orchestrator.Plan(in); len(out.Desired)+len(out.Create) > 0 {
 					b.Fatal(out)
@@ -85,6 +86,25 @@ func BenchmarkJob(b *testing.B) {
 	for b.Loop() {
 		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired) > 0 {
 			b.Fatal("it is as it should be")
+		}
+	}
+}
+
+// BenchmarkPlanSlots is the plan for a task that has failed, in a service of any size.
+func BenchmarkPlanSlots(b *testing.B) {
+	in := benchInput(b, 1, 4)
+	var failed api.Task
+	for i, t := range in.Tasks {
+		if t.DesiredState == swarm.TaskStateRunning {
+			failed = *t
+			failed.Status.State = swarm.TaskStateFailed
+			in.Tasks[i] = &failed
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if out, ok := orchestrator.PlanSlots(in); !ok || len(out.Create) != 1 {
+			b.Fatal(out)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -54,6 +55,8 @@ type session struct {
 	ran    map[string]time.Time // since when tasks that have failed were running
 	evict  map[string]string    // tasks that their nodes have no room for, and why
 	shrunk map[string]bool      // nodes whose resources have changed
+	quiet  map[string]uint64    // services that were last found to be as they should, at this version
+	only   map[string][]place   // of services that are being planned, where it is not all of them
 	waits  map[string]bool      // services whose plans wait for tasks that can't be placed
 }
 
@@ -62,7 +65,7 @@ func (l *Loop) follow(ctx context.Context) error {
 	defer w.Close()
 	s := &session{
 		Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{}, ran: map[string]time.Time{},
-		evict: map[string]string{}, shrunk: map[string]bool{}, waits: map[string]bool{},
+		evict: map[string]string{}, shrunk: map[string]bool{}, waits: map[string]bool{}, quiet: map[string]uint64{},
 	}
 	for n := range store.List[*api.Node](view) {
 		s.nodes[n.ID] = n
@@ -71,6 +74,7 @@ func (l *Loop) follow(ctx context.Context) error {
 	s.enforce(view, "")
 	for {
 		for batch := s.agenda.take(maxServices); len(batch) > 0; batch = s.agenda.take(maxServices) {
+			s.only = s.agenda.only(batch)
 			if err := s.plan(ctx, batch, maxChanges); err != nil {
 				return err
 			}
@@ -138,9 +142,9 @@ func (s *session) noteTask(was, is *api.Task) {
 	case is == nil:
 		delete(s.ran, was.ID)
 		delete(s.evict, was.ID)
-		s.agenda.add(was.ServiceID)
+		s.touch(was)
 	case was == nil || s.matters(was, is):
-		s.agenda.add(is.ServiceID)
+		s.touch(is)
 	}
 	if was != nil && is != nil && was.Status.State == swarm.TaskStateRunning && api.Final(is.Status.State) {
 		s.ran[is.ID] = since(was)
@@ -204,27 +208,28 @@ func sameForPlans(a, b *api.Node) bool {
 // plan plans services in one transaction. Those that there is no room for come
 // again; if even one has too much to write, it is done in smaller steps.
 func (s *session) plan(ctx context.Context, services []string, limit int) error {
-	again, waits := map[string]time.Time{}, map[string]bool{}
+	done := map[string]outcome{}
 	now := time.Now().UTC() // before the transaction, so that tasks are not older than their plan
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
-		clear(again)
+		clear(done)
 		left := limit
 		for _, id := range services {
 			if left <= 0 {
-				again[id] = now
+				done[id] = outcome{again: now}
 				continue
 			}
 			in := s.input(tx, id, now)
 			in.MaxChanges = left
-			out := Plan(in)
+			out, local := s.local(tx, &in, s.only[id])
+			if !local {
+				in.Tasks = slices.AppendSeq(in.Tasks, store.List[*api.Task](tx, store.ByService(id)))
+				out = Plan(in)
+			}
 			left -= len(out.Create) + len(out.Desired) + len(out.Delete)
 			if err := write(tx, &in, &out); err != nil {
 				return err
 			}
-			waits[id] = out.Waits
-			if !out.Again.IsZero() {
-				again[id] = out.Again
-			}
+			done[id] = result(&in, &out, local)
 		}
 		return nil
 	})
@@ -241,15 +246,42 @@ func (s *session) plan(ctx context.Context, services []string, limit int) error 
 	case err != nil:
 		return fmt.Errorf("plan services: %w", err)
 	}
-	for id, at := range again {
-		s.agenda.at(id, at)
-	}
-	for id, w := range waits {
-		if delete(s.waits, id); w {
-			s.waits[id] = true
-		}
+	for id, o := range done {
+		s.remember(id, o)
 	}
 	return nil
+}
+
+// outcome is what is remembered of a plan that was written.
+type outcome struct {
+	again        time.Time
+	local, waits bool
+	quiet        uint64 // the service's version; 0: it is not
+}
+
+func result(in *Input, out *Output, local bool) outcome {
+	o := outcome{again: out.Again, local: local, waits: out.Waits}
+	if out.Quiet {
+		o.quiet = in.Service.Version.Index
+	}
+	return o
+}
+
+func (s *session) remember(id string, o outcome) {
+	if !o.again.IsZero() {
+		s.agenda.at(id, o.again)
+	}
+	if o.local {
+		return
+	}
+	delete(s.waits, id)
+	delete(s.quiet, id)
+	if o.waits {
+		s.waits[id] = true
+	}
+	if o.quiet != 0 {
+		s.quiet[id] = o.quiet
+	}
 }
 
 func (s *session) input(tx *store.Tx, service string, now time.Time) Input {
@@ -263,9 +295,6 @@ func (s *session) input(tx *store.Tx, service string, now time.Time) Input {
 	}
 	for c := range store.List[*api.Cluster](tx) {
 		in.History = history(c)
-	}
-	for t := range store.List[*api.Task](tx, store.ByService(service)) {
-		in.Tasks = append(in.Tasks, t)
 	}
 	return in
 }

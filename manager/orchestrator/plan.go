@@ -53,6 +53,8 @@ type Output struct {
 	// Waits says that the plan goes on when the scheduler has found no node for one
 	// of the service's tasks.
 	Waits bool
+	// Quiet says that nothing is to be done: see PlanSlots.
+	Quiet bool
 }
 
 // plan is a Plan under way.
@@ -110,6 +112,7 @@ func Plan(in Input) Output {
 	p.release()
 	p.reapRemoved()
 	p.reapHistory()
+	p.out.Quiet = p.quiet()
 	return p.out
 }
 

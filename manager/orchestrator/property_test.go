@@ -283,6 +283,70 @@ func (w *world) drainOne(id string) {
 	})
 }
 
+// TestSlots: where a service was as it should be and then something happened in one
+// slot, planning that slot alone does what planning the service does.
+func TestSlots(t *testing.T) {
+	local := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t)
+		for i := range 3 {
+			w.node(fmt.Sprint("n", i), nil)
+		}
+		w.setService("web", func(s *swarm.ServiceSpec) {
+			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(3))}
+			s.TaskTemplate.RestartPolicy.Delay = new(time.Duration(rapid.IntRange(0, 2).Draw(rt, "delay")) * time.Second)
+			s.TaskTemplate.RestartPolicy.MaxAttempts = new(uint64(rapid.IntRange(0, 3).Draw(rt, "attempts")))
+			s.TaskTemplate.RestartPolicy.Condition = rapid.SampledFrom([]swarm.RestartPolicyCondition{"any", "none", "on-failure"}).Draw(rt, "condition")
+		})
+		w.setService("all", func(s *swarm.ServiceSpec) { s.Mode.Global = &swarm.GlobalService{} })
+		w.history = 2
+		w.settle()
+		for range 60 {
+			was := map[string]bool{}
+			for _, id := range sorted(w.services) {
+				was[id] = orchestrator.Plan(w.input(id)).Quiet
+			}
+			task := rapid.SampledFrom(w.sorted()).Draw(rt, "task")
+			if rapid.Bool().Draw(rt, "ends") && task.Status.State == swarm.TaskStateRunning {
+				w.status(task.ID, rapid.SampledFrom([]swarm.TaskState{"failed", "complete"}).Draw(rt, "end"), "")
+			} else {
+				w.step(task)
+			}
+			if in := w.input(task.ServiceID); was[task.ServiceID] {
+				whole := orchestrator.Plan(in)
+				in.Tasks = slices.DeleteFunc(in.Tasks, func(o *api.Task) bool {
+					return task.Spec.Global && o.NodeID != task.NodeID || o.Slot != task.Slot
+				})
+				part, ok := orchestrator.PlanSlots(in)
+				if ok {
+					local++
+				}
+				if ok && digest(&whole) != digest(&part) {
+					w.change(task.ID, func(*api.Task) {})
+					rt.Fatalf("after %s: whole %s, part %s", task.ID, digest(&whole), digest(&part))
+				}
+			}
+			w.plan()
+			w.place()
+			if rapid.Bool().Draw(rt, "time") {
+				w.now = w.now.Add(time.Second)
+			}
+		}
+	})
+	if local < 100 {
+		t.Errorf("only %d plans were local", local)
+	}
+}
+
+// digest is what a plan changes.
+func digest(o *orchestrator.Output) string {
+	s := fmt.Sprint(o.Desired, o.Delete, o.Update != nil)
+	for _, t := range o.Create {
+		s += fmt.Sprint(t.Slot, t.NodeID, t.DesiredState, t.NotBefore)
+	}
+	return s
+}
+
 // TestBoundedPlans: plans that may not be large come to the same end.
 func TestBoundedPlans(t *testing.T) {
 	w := newWorld(t)

@@ -16,7 +16,7 @@ func (p *plan) replicas() int {
 // replicated keeps as many slots taken as the service asks for.
 func (p *plan) replicated() {
 	want := p.replicas()
-	var taken []*slot
+	taken := make([]*slot, 0, len(p.slots))
 	free := map[int]*slot{}
 	for _, s := range p.slots {
 		if p.live(s) != nil || p.finished(s) {
@@ -33,10 +33,15 @@ func (p *plan) replicated() {
 		taken = taken[:want]
 	}
 	p.drain(taken)
-	used := make(map[int]bool, len(taken))
+	for _, s := range taken {
+		p.tend(s)
+	}
+	if len(taken) == want {
+		return
+	}
+	used := make(map[int]bool, want)
 	for _, s := range taken {
 		used[s.number] = true
-		p.tend(s)
 	}
 	number := 1
 	for range want - len(taken) {

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -22,38 +23,78 @@ type slot struct {
 	created bool
 }
 
+// place names a slot.
 type place struct {
 	number int
 	node   string
 }
 
-// group sorts the tasks into slots.
+// group sorts the tasks into slots. It takes two allocations whatever their
+// number: a slot's tasks are a part of one sorted list.
 func (p *plan) group() {
-	by := map[place]*slot{}
-	for _, t := range p.Tasks {
-		k := place{number: t.Slot}
-		if p.spec.Global {
-			k = place{node: t.NodeID}
-		}
-		s := by[k]
-		if s == nil {
-			s = &slot{number: k.number, node: k.node}
-			by[k] = s
-			p.slots = append(p.slots, s)
-		}
-		switch {
-		case t.DesiredState != swarm.TaskStateRemove:
-			s.tasks = append(s.tasks, t)
-		case !ended(t):
-			s.leaving = append(s.leaving, t)
-		}
+	if len(p.Tasks) == 0 {
+		return
 	}
-	for _, s := range p.slots {
-		slices.SortFunc(s.tasks, newestFirst)
-	}
-	slices.SortFunc(p.slots, func(a, b *slot) int {
-		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.node, b.node))
+	all := slices.Clone(p.Tasks)
+	slices.SortFunc(all, func(a, b *api.Task) int {
+		if c := p.byPlace(a, b); c != 0 {
+			return c
+		}
+		return cmp.Or(cmp.Compare(role(a), role(b)), newestFirst(a, b))
 	})
+	n := 1
+	for i := 1; i < len(all); i++ {
+		if p.byPlace(all[i-1], all[i]) != 0 {
+			n++
+		}
+	}
+	slab := make([]slot, n)
+	p.slots = make([]*slot, 0, n)
+	for first := 0; first < len(all); {
+		s := &slab[len(p.slots)]
+		end, leaving := first, -1
+		for ; end < len(all) && p.byPlace(all[first], all[end]) == 0 && role(all[end]) < gone; end++ {
+			if leaving < 0 && role(all[end]) == leaves {
+				leaving = end
+			}
+		}
+		if leaving < 0 {
+			leaving = end
+		}
+		s.tasks, s.leaving = all[first:leaving:leaving], all[leaving:end:end]
+		if s.number = all[first].Slot; p.spec.Global {
+			s.number, s.node = 0, all[first].NodeID
+		}
+		for at := all[first]; end < len(all) && p.byPlace(at, all[end]) == 0; end++ {
+		}
+		first = end
+		p.slots = append(p.slots, s)
+	}
+}
+
+// byPlace orders tasks by the slots that they are in.
+func (p *plan) byPlace(a, b *api.Task) int {
+	if p.spec.Global {
+		return strings.Compare(a.NodeID, b.NodeID)
+	}
+	return cmp.Compare(a.Slot, b.Slot)
+}
+
+// What a task is to its slot, in the order of group.
+const (
+	stays  = iota
+	leaves // it is to be removed and may still run
+	gone
+)
+
+func role(t *api.Task) int {
+	switch {
+	case t.DesiredState != swarm.TaskStateRemove:
+		return stays
+	case !ended(t):
+		return leaves
+	}
+	return gone
 }
 
 func newestFirst(a, b *api.Task) int {

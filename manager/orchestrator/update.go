@@ -54,6 +54,7 @@ func (p *plan) update() {
 func newUpdater(p *plan) *updater {
 	st := p.Service.UpdateStatus
 	u := &updater{plan: p, rollback: st != nil && st.State == swarm.UpdateStateRollbackStarted}
+	u.fresh = make([]*slot, 0, len(p.slots))
 	u.config = updateConfig(&p.Service.Spec, u.rollback)
 	if st != nil && st.StartedAt != nil {
 		u.started = *st.StartedAt
