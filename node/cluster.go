@@ -104,7 +104,9 @@ func (c cluster) ServicePromote(ctx context.Context, name string) error {
 }
 
 func (c cluster) ServicePlan(ctx context.Context, name string, s *swarm.ServiceSpec) (*api.ServicePlan, error) {
-	return read(ctx, c, func(m *control.Control) (*api.ServicePlan, error) { return m.ServicePlan(ctx, name, control.Complete(s)) })
+	return read(ctx, c, func(m *control.Control) (*api.ServicePlan, error) {
+		return m.ServicePlan(ctx, name, control.Complete(s))
+	})
 }
 
 func (c cluster) ServiceRemove(ctx context.Context, name string) error {
