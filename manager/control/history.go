@@ -68,6 +68,9 @@ func (c *Control) ServiceRollback(ctx context.Context, name string, to uint64) e
 		n.UpdateStatus = &swarm.UpdateStatus{
 			State: swarm.UpdateStateRollbackStarted, StartedAt: &now, Message: fmt.Sprintf("manually requested rollback to version %d", to),
 		}
+		if n.Job() {
+			n.UpdateStatus, n.JobStatus = nil, nextIteration(old, &n, now)
+		}
 		if err := publish(tx, &n); err != nil {
 			return err
 		}
@@ -106,6 +109,18 @@ func (c *Control) ServicePromote(ctx context.Context, name string) error {
 func succeed(n, old *api.Service, now time.Time) {
 	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &old.Spec, old.SpecVersion, old.RegistryAuth
 	n.Number, n.SpecSince = old.Number+1, now
+}
+
+// keepWayBack leaves an update that is under way the spec to go back to if it
+// fails, though the service was scaled meanwhile, say: its previous version has the tasks
+// that fail.
+func keepWayBack(n, old *api.Service) {
+	if old.PreviousSpec == nil || old.UpdateStatus == nil || old.UpdateStatus.State != swarm.UpdateStateUpdating {
+		return
+	}
+	back := *old.PreviousSpec
+	back.Mode = n.Spec.Mode
+	n.PreviousSpec, n.PreviousSpecVersion, n.PreviousRegistryAuth = &back, old.PreviousSpecVersion, old.PreviousRegistryAuth
 }
 
 // put writes a service, and keeps the version that it takes the place of.

@@ -108,10 +108,13 @@ func updated(r store.Reader, old *api.Service, spec *swarm.ServiceSpec, o Servic
 	case o.RegistryAuthFrom == "previous-spec":
 		n.RegistryAuth = old.PreviousRegistryAuth
 	}
+	changed := !n.TaskSpec().Equal(old.TaskSpec())
 	if n.RegistryAuth != old.RegistryAuth || !sameSpec(&n.Spec, &old.Spec) {
 		succeed(&n, old, now)
+		if !changed {
+			keepWayBack(&n, old)
+		}
 	}
-	changed := !n.TaskSpec().Equal(old.TaskSpec())
 	if changed {
 		n.SpecVersion = max(old.SpecVersion, old.PreviousSpecVersion, old.Version.Index) + 1
 	}

@@ -93,7 +93,7 @@ func BenchmarkJob(b *testing.B) {
 // BenchmarkPlanSlots is the plan for a task that has failed, in a service of any size.
 func BenchmarkPlanSlots(b *testing.B) {
 	in := benchInput(b, 1, 4)
-	failed := *in.Tasks[len(in.Tasks)-1]
+	var failed api.Task
 	for i, t := range in.Tasks {
 		if t.DesiredState == swarm.TaskStateRunning {
 			failed = *t
