@@ -112,3 +112,48 @@ func TestPlanOfService(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What runs of a job's former iteration makes room for the next.
+func TestPlanOfJob(t *testing.T) {
+	f := setUp(t)
+	ctx := t.Context()
+	sp := spec("job")
+	sp.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{MaxConcurrent: new(uint64(2)), TotalCompletions: new(uint64(2))}}
+	made, err := f.ServiceCreate(ctx, sp, ServiceOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		s := store.Get[*api.Service](tx, made.ID)
+		for slot := range 2 {
+			n := &api.Task{
+				ID: api.NewID(), ServiceID: s.ID, Slot: slot, SpecVersion: s.SpecVersion, Spec: s.TaskSpec(), DesiredState: swarm.TaskStateComplete,
+				JobIteration: &swarm.Version{}, Status: swarm.TaskStatus{State: swarm.TaskStateRunning},
+			}
+			if err := store.Create(tx, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	sp.TaskTemplate.ForceUpdate++
+	p, err := f.ServicePlan(ctx, "job", sp)
+	if err != nil || len(p.Tasks) != 2 || p.Tasks[0].Action != api.PlannedReplace || p.Tasks[1].Action != api.PlannedReplace {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+func TestServiceWithoutName(t *testing.T) {
+	f := setUp(t)
+	for range 3 {
+		made, err := f.ServiceCreate(t.Context(), spec(""), ServiceOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := f.ServiceInspect(t.Context(), made.ID, false); err != nil || s.Spec.Name == "" {
+			t.Errorf("%+v, %v", s, err)
+		}
+	}
+}

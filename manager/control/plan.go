@@ -44,6 +44,7 @@ func (c *Control) intended(view *store.View, name string, spec *swarm.ServiceSpe
 	switch {
 	case api.Is(err, api.NotFound):
 		n = &api.Service{SpecVersion: 1, Number: 1, SpecSince: now}
+		n.JobStatus = firstIteration(spec, now)
 		n.ID = api.NewID()
 		n.Spec, err = resolve(view, spec)
 	case err == nil:
@@ -77,9 +78,15 @@ func (f *foresight) plan(p *api.ServicePlan) {
 	s := *f.service
 	s.UpdateStatus, s.Promoted = nil, s.SpecVersion
 	s.Spec.UpdateConfig = &swarm.UpdateConfig{FailureAction: swarm.UpdateFailureActionContinue}
-	out := orchestrator.Plan(orchestrator.Input{
-		Service: &s, Tasks: f.tasks, Nodes: f.nodes, Now: f.now, NewID: api.NewID, History: -1,
-	})
+	in := orchestrator.Input{Service: &s, Tasks: f.tasks, Nodes: f.nodes, Now: f.now, NewID: api.NewID, History: -1}
+	former := func(t *api.Task) bool { return s.Job() && !s.Iteration(t) } // they end before others are made
+	in.Tasks = slices.DeleteFunc(slices.Clone(f.tasks), former)
+	out := orchestrator.Plan(in)
+	for _, t := range f.tasks {
+		if former(t) {
+			out.Desired[t.ID] = swarm.TaskStateRemove
+		}
+	}
 	f.ended = out.Desired
 
 	type place struct {
@@ -96,9 +103,9 @@ func (f *foresight) plan(p *api.ServicePlan) {
 	for _, t := range f.tasks {
 		switch {
 		case api.Final(t.Status.State):
-		case api.Rank(out.Desired[t.ID]) > api.Rank(swarm.TaskStateRunning):
+		case api.ToldToEnd(out.Desired[t.ID]):
 			leaving[at(t)] = t
-		case api.Rank(t.DesiredState) <= api.Rank(swarm.TaskStateRunning):
+		case !api.ToldToEnd(t.DesiredState):
 			p.Unchanged++
 		}
 	}
@@ -124,7 +131,7 @@ func (f *foresight) plan(p *api.ServicePlan) {
 // placed asks the scheduler. Of those that are started first, as many as go at once
 // have to find room beside what they replace.
 func (f *foresight) placed(tasks []*api.Task) []scheduler.Forecast {
-	gone := func(t *api.Task) bool { return api.Rank(f.ended[t.ID]) > api.Rank(swarm.TaskStateRunning) }
+	gone := func(t *api.Task) bool { return api.ToldToEnd(f.ended[t.ID]) }
 	u := updateDefaults(f.service.Spec.UpdateConfig)
 	if u.Order != swarm.UpdateOrderStartFirst {
 		return scheduler.Preview(f.view, tasks, gone, f.now)

@@ -22,8 +22,24 @@ type ServiceOptions struct {
 	Rollback string
 }
 
-// ServiceCreate adds a service.
+// nameTries is how many random names are tried for a service without one.
+const nameTries = 8
+
+// ServiceCreate adds a service. One without a name is given a random one.
 func (c *Control) ServiceCreate(ctx context.Context, spec *swarm.ServiceSpec, o ServiceOptions) (*swarm.ServiceCreateResponse, error) {
+	if spec.Name != "" {
+		return c.serviceCreate(ctx, spec, o)
+	}
+	for try := 0; ; try++ {
+		named := *spec
+		named.Name = api.RandomName(try)
+		if r, err := c.serviceCreate(ctx, &named, o); !api.Is(err, api.Exists) || try == nameTries {
+			return r, err
+		}
+	}
+}
+
+func (c *Control) serviceCreate(ctx context.Context, spec *swarm.ServiceSpec, o ServiceOptions) (*swarm.ServiceCreateResponse, error) {
 	if err := ValidateService(spec); err != nil {
 		return nil, err
 	}
