@@ -128,10 +128,6 @@ func (p *pool) release(a netip.Addr) {
 	}
 }
 
-func (p *pool) has(a netip.Addr) bool {
-	return p.subnet.Contains(a) && p.words[p.offset(a)/64]&(1<<(p.offset(a)%64)) != 0
-}
-
 // resume puts the cursor behind the highest address in use, so that a new leader
 // does not first give out what was freed lately.
 func (p *pool) resume() {
