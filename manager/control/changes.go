@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 )
@@ -80,9 +81,18 @@ func flatten(to map[string]string, path string, v any) {
 		to[path] = s
 		return
 	}
+	if n, ok := v.(float64); ok && isDuration(path[strings.LastIndex(path, "\x00")+1:]) {
+		to[path] = time.Duration(n).String()
+		return
+	}
 	if b, err := json.Marshal(v); err == nil {
 		to[path] = string(b)
 	}
+}
+
+// isDuration reports whether a field of specs is a time in nanoseconds.
+func isDuration(field string) bool {
+	return slices.Contains([]string{"Delay", "Monitor", "Window", "Interval", "Timeout", "StartPeriod", "StartInterval", "StopGracePeriod"}, field)
 }
 
 // plain names a field as users know it.

@@ -32,7 +32,7 @@ func (c *Control) ServiceCreate(ctx context.Context, spec *swarm.ServiceSpec, o 
 	}
 	for try := 0; ; try++ {
 		named := *spec
-		named.Name = api.RandomName(try)
+		named.Name = randomName(try)
 		if r, err := c.serviceCreate(ctx, &named, o); !api.Is(err, api.Exists) || try == nameTries {
 			return r, err
 		}

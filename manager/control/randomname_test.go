@@ -1,4 +1,4 @@
-package api
+package control
 
 import (
 	"regexp"
@@ -8,7 +8,7 @@ import (
 func TestRandomNames(t *testing.T) {
 	seen := map[string]bool{}
 	for try := range 200 {
-		name := RandomName(try)
+		name := randomName(try)
 		if !regexp.MustCompile(`^[a-z]+_[a-z]+[0-9]*$`).MatchString(name) {
 			t.Errorf("%q", name)
 		}

@@ -1,4 +1,4 @@
-package api
+package control
 
 import (
 	"crypto/rand"
@@ -6,9 +6,9 @@ import (
 	"strconv"
 )
 
-// RandomName returns a name for what a user gave none, such as "steady_aqueduct":
+// randomName returns a name for what a user gave none, such as "steady_aqueduct":
 // with digits at its end if it is not the first try. Safe for concurrent use.
-func RandomName(try int) string {
+func randomName(try int) string {
 	name := pick(qualities()) + "_" + pick(things())
 	if try > 0 {
 		name += strconv.Itoa(below(1000))
