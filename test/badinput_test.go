@@ -29,7 +29,6 @@ func TestBadInput(t *testing.T) {
 		{"negative replicas", "POST", "/services/create", spec("a", `,"Mode":{"Replicated":{"Replicas":-1}}`), 400, ""},
 		{"two modes", "POST", "/services/create", spec("a", `,"Mode":{"Replicated":{},"Global":{}}`), 400, "mode"},
 		{"no image", "POST", "/services/create", `{"Name":"a","TaskTemplate":{"ContainerSpec":{}}}`, 400, "image"},
-		{"no name", "POST", "/services/create", spec("", ""), 400, "name"},
 		{"bad name", "POST", "/services/create", spec("no good!", ""), 400, "name"},
 		{"name too long for DNS", "POST", "/services/create", spec(strings.Repeat("x", 64), ""), 400, "name"},
 		{"name taken", "POST", "/services/create", spec("web", ""), 409, "web"},
