@@ -164,11 +164,12 @@ func (k *checks) proposed(m *manager, s sum) {
 // follow watches a manager's replica until ctx ends.
 func (k *checks) follow(ctx context.Context, m *manager) error {
 	for ctx.Err() == nil {
-		view, w := m.store.Watch(store.KindTask, store.KindNode)
-		f := follower{k: k, host: m.host.id, slots: map[slot]map[string]bool{}}
+		view, w := m.store.Watch(store.KindTask, store.KindNode, store.KindService, store.KindNetwork)
+		f := follower{k: k, host: m.host.id, slots: map[slot]map[string]bool{}, holdings: newHoldings()}
 		for t := range store.List[*api.Task](view) {
 			f.note(nil, t)
 		}
+		f.holdings.load(view)
 		f.look(view.Index())
 		var err error
 		for err == nil {
@@ -176,6 +177,7 @@ func (k *checks) follow(ctx context.Context, m *manager) error {
 			changes, err = w.Next(ctx)
 			for i, c := range changes {
 				k.marks(c)
+				f.holdings.change(c)
 				was, _ := c.Old.(*api.Task)
 				is, _ := c.New.(*api.Task)
 				f.note(was, is)
@@ -195,6 +197,14 @@ func (k *checks) follow(ctx context.Context, m *manager) error {
 type slot struct {
 	service string
 	number  int
+	node    string // of a global service
+}
+
+func slotOf(t *api.Task) slot {
+	if t.Spec.Global {
+		return slot{service: t.ServiceID, node: t.NodeID}
+	}
+	return slot{service: t.ServiceID, number: t.Slot}
 }
 
 // follower is what was seen of a replica's tasks.
@@ -203,11 +213,12 @@ type follower struct {
 	host    string
 	slots   map[slot]map[string]bool // the live tasks
 	touched []slot
+	*holdings
 }
 
 // live reports whether a task is the one that its slot is to have.
 func live(t *api.Task) bool {
-	return t != nil && t.Slot > 0 && t.DesiredState == swarm.TaskStateRunning && !api.Final(t.Status.State) && !strings.HasPrefix(t.Spec.ServiceName, startFirst)
+	return t != nil && t.DesiredState == swarm.TaskStateRunning && !api.Final(t.Status.State) && !strings.HasPrefix(t.Spec.ServiceName, startFirst)
 }
 
 // startFirst begins the names of services whose slots have two tasks for a while.
@@ -226,11 +237,11 @@ func (f *follower) note(was, is *api.Task) {
 		}
 	}
 	if live(was) {
-		s := slot{was.ServiceID, was.Slot}
+		s := slotOf(was)
 		delete(f.slots[s], was.ID)
 	}
 	if live(is) {
-		s := slot{is.ServiceID, is.Slot}
+		s := slotOf(is)
 		if f.slots[s] == nil {
 			f.slots[s] = map[string]bool{}
 		}
@@ -243,10 +254,13 @@ func (f *follower) note(was, is *api.Task) {
 func (f *follower) look(index uint64) {
 	for _, s := range f.touched {
 		if len(f.slots[s]) > 1 {
-			f.k.failf("%s: at entry %d slot %d of service %s has %d live tasks: %v", f.host, index, s.number, s.service, len(f.slots[s]), f.slots[s])
+			f.k.failf("%s: at entry %d slot %d%s of service %s has %d live tasks: %v", f.host, index, s.number, s.node, s.service, len(f.slots[s]), f.slots[s])
 		}
 	}
 	f.touched = f.touched[:0]
+	if what := f.holdings.look(); what != "" {
+		f.k.failf("%s: at entry %d %s", f.host, index, what)
+	}
 }
 
 // opened notes that an agent has a session.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -53,6 +54,7 @@ type cluster struct {
 	events  *events
 	checks  *checks
 	history history
+	mended  atomic.Bool // images that fail do so no more
 	acked   atomic.Int64
 	clock   atomic.Int64
 	raftIDs atomic.Uint64
@@ -74,7 +76,7 @@ func newCluster(t *testing.T, seed uint64) *cluster {
 			if i == 0 {
 				h.raftID = firstRaftID
 			}
-			peers = append(peers, swarm.Peer{NodeID: h.id, Addr: h.addr})
+			peers = append(peers, swarm.Peer{NodeID: h.node(), Addr: h.addr})
 		}
 		c.hosts = append(c.hosts, h)
 		c.net.hosts[h.addr] = h
@@ -121,6 +123,9 @@ func (c *cluster) run() {
 	work, stop := context.WithCancel(ctx)
 	for _, cl := range clients {
 		wg.Go(func() { cl.run(work) })
+	}
+	for id := range 2 {
+		wg.Go(func() { newOperator(c, id).run(work) })
 	}
 	for id := range 3 {
 		wg.Go(func() { c.registerClient(work, id) })
@@ -192,6 +197,7 @@ func (c *cluster) until(ctx context.Context, limit time.Duration, missing func()
 // calm ends all faults.
 func (c *cluster) calm() {
 	c.events.add("all faults end")
+	c.mended.Store(true)
 	for _, h := range c.hosts {
 		h.mend()
 	}
@@ -200,7 +206,7 @@ func (c *cluster) calm() {
 
 // quiet checks what must be so some time after the last fault.
 func (c *cluster) quiet(ctx context.Context, clients []*client) {
-	if !c.until(ctx, quietLimit, c.unsettled) {
+	if !c.until(ctx, quietLimit, func() string { return c.settleNodes(ctx) }) || !c.until(ctx, quietLimit, c.unsettled) {
 		return
 	}
 	if !pause(ctx, 10*time.Second) { // and stays so
@@ -217,61 +223,6 @@ func (c *cluster) quiet(ctx context.Context, clients []*client) {
 	if what := c.history.linear(); what != "" {
 		c.failf("%s", what)
 	}
-}
-
-// unsettled says what is not yet as users asked for.
-func (c *cluster) unsettled() string {
-	var first *store.View
-	for _, h := range c.hosts {
-		m := h.managing()
-		if m == nil {
-			continue
-		}
-		view := m.store.View()
-		if first == nil {
-			first = view
-		}
-		if view.Index() != first.Index() {
-			return fmt.Sprintf("%s is at entry %d, another manager at %d", h.id, view.Index(), first.Index())
-		}
-	}
-	if first == nil {
-		return "there is no manager"
-	}
-	if what := c.misplaced(first); what != "" {
-		return what
-	}
-	want := map[string]bool{} // tasks
-	for s := range store.List[*api.Service](first) {
-		n := 0
-		for t := range store.List[*api.Task](first, store.ByService(s.ID)) {
-			if t.DesiredState == swarm.TaskStateRunning && t.Status.State == swarm.TaskStateRunning {
-				n++
-				want[t.ID] = true
-				if node := store.Get[*api.Node](first, t.NodeID); node.Spec.Availability == swarm.NodeAvailabilityDrain {
-					return fmt.Sprintf("%s: task %s is to run on %s, which is drained", s.Spec.Name, t.ID, t.NodeID)
-				}
-			} else if !api.Final(t.Status.State) {
-				return fmt.Sprintf("%s: task %s on %s is %s and shall be %s", s.Spec.Name, t.ID, t.NodeID, t.Status.State, t.DesiredState)
-			}
-		}
-		if n != int(*s.Spec.Mode.Replicated.Replicas) {
-			return fmt.Sprintf("%s: %d of %d tasks run", s.Spec.Name, n, *s.Spec.Mode.Replicated.Replicas)
-		}
-	}
-	running := 0
-	for _, h := range c.hosts {
-		for _, id := range h.fake.Running() {
-			if !want[id] {
-				return fmt.Sprintf("%s runs task %s, which nobody wants", h.id, id)
-			}
-			running++
-		}
-	}
-	if running != len(want) {
-		return fmt.Sprintf("%d containers run for %d tasks", running, len(want))
-	}
-	return ""
 }
 
 // compare checks a manager's replica against what clients were told.
@@ -301,7 +252,7 @@ func (c *cluster) compare(m *manager, clients []*client) {
 		}
 	}
 	for s := range store.List[*api.Service](view) {
-		if !known[s.Spec.Name] && s.Spec.Labels[register] == "" && len(s.Spec.Name) > 0 && s.Spec.Name[:1] == "s" {
+		if !known[s.Spec.Name] && s.Spec.Labels[register] == "" && !strings.Contains(s.Spec.Name, operated) {
 			c.failf("%s: nobody made service %s", m.host.id, s.Spec.Name)
 		}
 	}

@@ -26,12 +26,14 @@ import (
 // daemon is an agent and, on a manager, a manager part.
 type host struct {
 	c        *cluster
-	id, addr string
-	dir      string // of the agent
+	id, addr string // id is what it is called; the managers know it as node()
 	fake     *exectest.Fake
 	dark     bool // without power; guarded by network.mu
 
 	mu      sync.Mutex
+	nodeID  string
+	removed bool   // perhaps: a user has said so
+	dir     string // of the agent
 	manages bool   // its certificate is a manager's
 	raftID  uint64 // 0: it has no log
 	peers   []swarm.Peer
@@ -44,10 +46,18 @@ type host struct {
 }
 
 func newHost(c *cluster, number int) *host {
-	return &host{
-		c: c, id: fmt.Sprintf("node%d", number), addr: fmt.Sprintf("n%d:2377", number), dir: c.t.TempDir(), fake: exectest.NewFake(nil),
-		disk: disktest.New(), role: make(chan struct{}),
+	h := &host{
+		c: c, id: fmt.Sprintf("node%d", number), addr: fmt.Sprintf("n%d:2377", number), dir: c.t.TempDir(), disk: disktest.New(), role: make(chan struct{}),
 	}
+	h.nodeID, h.fake = h.id, exectest.NewFake(h.behave)
+	return h
+}
+
+// node is the id that the host has in the swarm: a new one when it joins again.
+func (h *host) node() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.nodeID
 }
 
 // certified reports whether the host's certificate is a manager's.
@@ -187,10 +197,10 @@ func (h *host) noticed(n agent.Notice) {
 // startAgent begins the agent; what it returns ends it.
 func (h *host) startAgent() func(kill bool) {
 	h.mu.Lock()
-	known := agent.NewManagers(h.peers)
+	known, dir := agent.NewManagers(h.peers), h.dir
 	h.mu.Unlock()
 	a, err := agent.New(agent.Config{
-		Executor: h.fake, Dir: h.dir, Log: h.c.events.logger(h.id).With("component", "agent"), Managers: known, Notify: h.noticed,
+		Executor: h.fake, Dir: dir, Log: h.c.events.logger(h.id).With("component", "agent"), Managers: known, Notify: h.noticed,
 		Dial: func(context.Context) (*grpc.ClientConn, string, error) {
 			prefer := ""
 			if h.managing() != nil {
@@ -211,7 +221,7 @@ func (h *host) startAgent() func(kill bool) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := a.Run(ctx); err != nil {
+		if err := a.Run(ctx); err != nil && !(api.Is(err, api.NotFound) && h.mayBeRemoved()) {
 			h.c.failf("%s: agent: %v", h.id, err)
 		}
 	}()
@@ -236,11 +246,11 @@ func (h *host) dial(ctx context.Context, addr string) (net.Conn, error) {
 }
 
 func (h *host) unary(ctx context.Context, m string, req, resp any, cc *grpc.ClientConn, next grpc.UnaryInvoker, o ...grpc.CallOption) error {
-	return next(metadata.AppendToOutgoingContext(ctx, "node", h.id), m, req, resp, cc, o...)
+	return next(metadata.AppendToOutgoingContext(ctx, "node", h.node()), m, req, resp, cc, o...)
 }
 
 func (h *host) stream(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, m string, next grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
-	s, err := next(metadata.AppendToOutgoingContext(ctx, "node", h.id), d, cc, m, o...)
+	s, err := next(metadata.AppendToOutgoingContext(ctx, "node", h.node()), d, cc, m, o...)
 	if err != nil {
 		return nil, err
 	}
@@ -269,9 +279,9 @@ func (s *overheard) RecvMsg(m any) error {
 	}
 	switch m := m.(type) {
 	case *swarmpb.SessionMessage:
-		s.host.c.checks.opened(s.host.id, m.GetSessionId())
+		s.host.c.checks.opened(s.host.node(), m.GetSessionId())
 	case *swarmpb.AssignmentsMessage:
-		s.host.c.checks.told(s.host.id, s.session, m, s.host.written(s.session))
+		s.host.c.checks.told(s.host.node(), s.session, m, s.host.written(s.session))
 	}
 	return nil
 }
@@ -280,7 +290,7 @@ func (s *overheard) RecvMsg(m any) error {
 func (h *host) written(session string) bool {
 	for _, o := range h.c.hosts {
 		if m := o.managing(); m != nil {
-			if n := store.Get[*api.Node](m.store.View(), h.id); n != nil && n.Session.ID == session {
+			if n := store.Get[*api.Node](m.store.View(), h.node()); n != nil && n.Session.ID == session {
 				return true
 			}
 		}

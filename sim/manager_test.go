@@ -82,7 +82,7 @@ func (h *host) openManager(id uint64, first bool) (_ *manager, err error) {
 
 func (m *manager) assemble() (err error) {
 	if m.disp, err = dispatcher.New(dispatcher.Config{
-		Store: m.store, Node: m.host.id, Peer: peer, Probe: m.probe, Log: m.log.With("component", "dispatcher"),
+		Store: m.store, Node: m.host.node(), Peer: peer, Probe: m.probe, Log: m.log.With("component", "dispatcher"),
 		Sync: func(ctx context.Context) error { _, err := m.raft.ReadIndex(ctx); return err },
 		Led: func() (bool, <-chan struct{}) {
 			changed := m.raft.Changed()
@@ -96,7 +96,7 @@ func (m *manager) assemble() (err error) {
 	watch := &presence.Loop{
 		Store: m.store, Probe: m.probe, Log: m.log.With("component", "presence"),
 		Reachable: func(n *api.Node) bool {
-			return n.ID == m.host.id || m.status(n).Reachability == swarm.ReachabilityReachable
+			return n.ID == m.host.node() || m.status(n).Reachability == swarm.ReachabilityReachable
 		},
 		Grace: func(c *api.Cluster) time.Duration { return dispatcher.Grace(c.Spec.Dispatcher.HeartbeatPeriod) },
 	}
@@ -151,7 +151,7 @@ func (m *manager) hello(ctx context.Context, addr string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return o.host.id, t.answer(ctx, addr)
+	return o.host.node(), t.answer(ctx, addr)
 }
 
 // found writes the first objects of the swarm, and notes that it is known here.
@@ -231,12 +231,19 @@ func (c *cluster) genesis(tx *store.Tx) error {
 	if err := store.Create(tx, cl); err != nil {
 		return err
 	}
+	ingress, err := control.Ingress(cl)
+	if err != nil {
+		return err
+	}
+	if err := store.Create(tx, ingress); err != nil {
+		return err
+	}
 	for _, h := range c.hosts {
 		role := swarm.NodeRoleWorker
 		if is, _ := h.certified(); is {
 			role = swarm.NodeRoleManager
 		}
-		n := issuer.NewNode(h.id, role, "", nil)
+		n := issuer.NewNode(h.node(), role, "", nil)
 		n.Certificate.State = api.CertificateIssued
 		if h == c.hosts[0] {
 			n.RaftID, n.ManagerAddr = firstRaftID, h.addr

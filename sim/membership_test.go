@@ -54,7 +54,7 @@ func (m *manager) join(ctx context.Context) error {
 		if _, err = t.call(ctx, h.addr); err != nil {
 			continue
 		}
-		if err = o.keeper.Join(ctx, m.host.id, raftnode.Member{ID: m.id, Address: m.addr}); err == nil {
+		if err = o.keeper.Join(ctx, m.host.node(), raftnode.Member{ID: m.id, Address: m.addr}); err == nil {
 			err = t.answer(ctx, h.addr)
 		}
 		if err == nil {
@@ -132,7 +132,10 @@ func (c *cluster) tell(ctx context.Context, h *host, what string, change func(*s
 		if _, err := m.raft.ReadIndex(ctx); err != nil {
 			return
 		}
-		n, err := m.control.NodeInspect(ctx, h.id)
+		n, err := m.control.NodeInspect(ctx, h.node())
+		if api.Is(err, api.NotFound) && h.mayBeRemoved() {
+			return
+		}
 		if err != nil {
 			c.failf("inspect %s at %s: %v", h.id, m.host.id, err)
 			return
@@ -145,8 +148,11 @@ func (c *cluster) tell(ctx context.Context, h *host, what string, change func(*s
 
 // misplaced says which host is not what users want it to be.
 func (c *cluster) misplaced(view *store.View) string {
+	if have := store.Count[*api.Node](view); have != len(c.hosts) {
+		return fmt.Sprintf("there are %d nodes for %d hosts", have, len(c.hosts))
+	}
 	for _, h := range c.hosts {
-		n := store.Get[*api.Node](view, h.id)
+		n := store.Get[*api.Node](view, h.node())
 		is := h.managing()
 		switch {
 		case n == nil:

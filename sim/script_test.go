@@ -97,6 +97,21 @@ func (c *cluster) faults(ctx context.Context) []fault {
 		{"activate", func(h *host) {
 			c.tell(ctx, h, "activate", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityActive })
 		}},
+		{"pause", func(h *host) {
+			if h != c.hosts[0] {
+				c.tell(ctx, h, "pause", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityPause })
+			}
+		}},
+		{"label", func(h *host) {
+			zone := zones[c.rng.IntN(len(zones))]
+			c.tell(ctx, h, "zone "+zone+" for", func(n *swarm.NodeSpec) { n.Labels = map[string]string{"zone": zone} })
+		}},
+		{"remove", func(h *host) {
+			if h != c.hosts[0] {
+				c.remove(ctx, h)
+			}
+		}},
+		{"let join again", func(*host) { c.rejoinAll(ctx) }},
 		{"power off everywhere, at", func(*host) {
 			for _, h := range c.hosts {
 				h.powerOff()
