@@ -47,7 +47,7 @@ func (o *operator) create(ctx context.Context, m *manager) {
 	s.RollbackConfig.FailureAction = swarm.UpdateFailureActionPause
 	k.shape(s)
 	_, err := m.control.ServiceCreate(ctx, s, control.ServiceOptions{})
-	o.told("make "+s.Name, m, err, api.NotFound)
+	o.told("make "+s.Name, m, err, api.NotFound, api.Invalid) // another has its ports
 	if err == nil || !certain(err) {
 		o.names = append(o.names, s.Name)
 	}

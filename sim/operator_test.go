@@ -37,7 +37,7 @@ func newOperator(c *cluster, id int) *operator {
 }
 
 func (o *operator) run(ctx context.Context) {
-	for pause(ctx, time.Duration(200+o.rng.IntN(2500))*time.Millisecond) {
+	for pause(ctx, time.Duration(100+o.rng.IntN(900))*time.Millisecond) {
 		m := o.c.manager(o.rng)
 		if m == nil {
 			continue
@@ -250,7 +250,9 @@ func (o *operator) acts(m *manager, s *swarm.Service) []act {
 		all = append(all, promote, promote, promote)
 	}
 	if !job {
-		all = append(all, update("ports of", func(n *swarm.ServiceSpec) { n.EndpointSpec = o.endpoint() }))
+		ports := update("ports of", func(n *swarm.ServiceSpec) { n.EndpointSpec = o.endpoint() })
+		ports.refused = []api.Class{api.Invalid} // another has them
+		all = append(all, ports)
 	}
 	return all
 }

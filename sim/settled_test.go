@@ -67,16 +67,16 @@ func (c *cluster) agreed() (first *store.View, what string) {
 
 // tally is how a service's slots stand.
 type tally struct {
-	running, waiting int
-	done             map[slot]bool // jobs: completed; else: ended for good
+	running map[slot]int
+	live    map[slot]bool // with a task that runs, or waits for room
+	done    map[slot]bool // jobs: completed; else: ended for good
 }
 
 // unserved says what a service has not that it should have; the tasks that are to run are
 // added to want.
 func unserved(view *store.View, s *api.Service, want map[string]bool) string {
-	n := tally{done: map[slot]bool{}}
-	on := map[string]int{} // tasks by node
-	newest, live := map[slot]*api.Task{}, map[slot]bool{}
+	n := tally{running: map[slot]int{}, live: map[slot]bool{}, done: map[slot]bool{}}
+	newest := map[slot]*api.Task{}
 	for t := range store.List[*api.Task](view, store.ByService(s.ID)) {
 		if at := slotOf(t); newest[at] == nil || newest[at].CreatedAt.Before(t.CreatedAt) {
 			newest[at] = t
@@ -88,7 +88,7 @@ func unserved(view *store.View, s *api.Service, want map[string]bool) string {
 			}
 			continue
 		default:
-			live[slotOf(t)] = true
+			n.live[slotOf(t)] = true
 		}
 		switch {
 		case s.Stopped():
@@ -96,21 +96,20 @@ func unserved(view *store.View, s *api.Service, want map[string]bool) string {
 		case s.Job() && !s.Iteration(t):
 			return fmt.Sprintf("task %s of a former iteration is %s", t.ID, t.Status.State)
 		case t.DesiredState == swarm.TaskStateRunning && t.Status.State == swarm.TaskStateRunning:
-			n.running++
+			if n.running[slotOf(t)]++; n.running[slotOf(t)] > 1 {
+				return fmt.Sprintf("slot %+v has %d tasks that run", slotOf(t), n.running[slotOf(t)])
+			}
 			want[t.ID] = true
 			if store.Get[*api.Node](view, t.NodeID).Spec.Availability == swarm.NodeAvailabilityDrain {
 				return fmt.Sprintf("task %s is to run on %s, which is drained", t.ID, t.NodeID)
 			}
-		case !api.ToldToEnd(t.DesiredState) && !placed(t) && t.Status.Err != "":
-			n.waiting++
-		default:
+		case api.ToldToEnd(t.DesiredState) || placed(t) || t.Status.Err == "":
 			return fmt.Sprintf("task %s on %s is %s (%s) and shall be %s", t.ID, t.NodeID, t.Status.State, t.Status.Err, t.DesiredState)
 		}
-		on[t.NodeID]++
 	}
 	if r := s.Spec.TaskTemplate.RestartPolicy; r != nil && r.MaxAttempts != nil {
 		for at, t := range newest {
-			if !live[at] && (t.Status.State == swarm.TaskStateFailed || t.Status.State == swarm.TaskStateRejected) {
+			if !n.live[at] && (t.Status.State == swarm.TaskStateFailed || t.Status.State == swarm.TaskStateRejected) {
 				n.done[at] = true
 			}
 		}
@@ -118,16 +117,16 @@ func unserved(view *store.View, s *api.Service, want map[string]bool) string {
 	if s.Stopped() {
 		return ""
 	}
-	return amiss(view, s, n, on)
+	return amiss(view, s, n)
 }
 
 // amiss compares a service that is not stopped with what it asks for.
-func amiss(view *store.View, s *api.Service, n tally, on map[string]int) string {
+func amiss(view *store.View, s *api.Service, n tally) string {
 	mode := s.Spec.Mode
 	switch {
-	case mode.Replicated != nil && n.running+n.waiting+len(n.done) != int(*mode.Replicated.Replicas):
-		return fmt.Sprintf("%d tasks run, %d wait and %d have failed for good; %d shall run", n.running, n.waiting, len(n.done), *mode.Replicated.Replicas)
-	case mode.ReplicatedJob != nil && n.waiting == 0 && len(n.done) != int(*mode.ReplicatedJob.TotalCompletions):
+	case mode.Replicated != nil && len(n.live)+len(n.done) != int(*mode.Replicated.Replicas):
+		return fmt.Sprintf("%d tasks run or wait for room, and %d have failed for good; %d shall run", len(n.live), len(n.done), *mode.Replicated.Replicas)
+	case mode.ReplicatedJob != nil && len(n.live) == 0 && len(n.done) != int(*mode.ReplicatedJob.TotalCompletions):
 		return fmt.Sprintf("%d of %d tasks have completed", len(n.done), *mode.ReplicatedJob.TotalCompletions)
 	case mode.Global == nil && mode.GlobalJob == nil:
 		return ""
@@ -137,13 +136,12 @@ func amiss(view *store.View, s *api.Service, n tally, on map[string]int) string 
 		return err.Error()
 	}
 	for node := range store.List[*api.Node](view) {
-		have := on[node.ID]
-		if n.done[slot{service: s.ID, node: node.ID}] {
-			have++
-		}
+		at := slot{service: s.ID, node: node.ID}
 		switch may := node.Spec.Availability != swarm.NodeAvailabilityDrain && api.MatchAll(cs, node); {
-		case have > 1, have > 0 && !may && on[node.ID] > 0, have == 0 && may && node.Spec.Availability == swarm.NodeAvailabilityActive:
-			return fmt.Sprintf("%s has %d of its tasks", node.ID, have)
+		case n.live[at] && !may:
+			return node.ID + " has one of its tasks, and may not"
+		case !n.live[at] && !n.done[at] && may && node.Spec.Availability == swarm.NodeAvailabilityActive:
+			return node.ID + " has none of its tasks"
 		}
 	}
 	return ""
