@@ -36,6 +36,8 @@ type Leadership interface {
 	// TransferLeadership asks another manager to lead; id 0: any. It returns at
 	// once; an error: nobody could.
 	TransferLeadership(ctx context.Context, id uint64) error
+	// Barrier returns once all that was proposed here before is applied.
+	Barrier(ctx context.Context) error
 }
 
 var _ Leadership = (*raftnode.Node)(nil)
@@ -86,6 +88,7 @@ const (
 // of two epochs never run at the same time.
 func (m *Manager) Run(ctx context.Context) error {
 	pause, failures := firstPause, 0
+	led := uint64(0) // the last term in which the loops ran
 	for ctx.Err() == nil {
 		changed := m.cfg.Leadership.Changed()
 		st := m.cfg.Leadership.Status()
@@ -97,7 +100,11 @@ func (m *Manager) Run(ctx context.Context) error {
 			continue
 		}
 		began := time.Now()
-		err := m.epoch(ctx, st.Term)
+		err := m.settle(ctx, led, st.Term)
+		if err == nil {
+			led = st.Term
+			err = m.epoch(ctx, st.Term)
+		}
 		if err == nil || !m.leads(st.Term) { // writes fail when leadership ends
 			m.cfg.Log.Info("this manager leads no more", "term", st.Term)
 			pause, failures = firstPause, 0
@@ -125,6 +132,20 @@ func (m *Manager) Run(ctx context.Context) error {
 func (m *Manager) leads(term uint64) bool {
 	st := m.cfg.Leadership.Status()
 	return st.IsLeader && st.Term == term
+}
+
+// settle waits for what the loops have written in an earlier epoch of the same term
+// and given up waiting for: it may still be on its way into the store, from which
+// the loops start over. They would decide the same things again, addresses and new
+// tasks too, that no version guards. Earlier terms are over when this one begins.
+func (m *Manager) settle(ctx context.Context, led, term uint64) error {
+	if led != term {
+		return nil
+	}
+	if err := m.cfg.Leadership.Barrier(raftnode.InTerm(ctx, term)); err != nil {
+		return fmt.Errorf("wait for what was written before: %w", err)
+	}
+	return nil
 }
 
 // epoch runs the loops while this manager leads in the term, and returns when

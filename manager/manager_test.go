@@ -22,6 +22,18 @@ type leadership struct {
 	changed chan struct{}
 	// transfers counts requests that another manager lead.
 	transfers int
+	// barriers counts the waits for what was proposed; each lasts for slow.
+	barriers int
+	slow     time.Duration
+}
+
+func (l *leadership) Barrier(context.Context) error {
+	l.mu.Lock()
+	l.barriers++
+	slow := l.slow
+	l.mu.Unlock()
+	time.Sleep(slow)
+	return nil
 }
 
 func (l *leadership) TransferLeadership(context.Context, uint64) error {
@@ -110,6 +122,32 @@ func TestLoopsRunWhileLeading(t *testing.T) {
 		l.set(false, 6)
 		check("follower again", 0, 2)
 		end()
+	})
+}
+
+func TestAnotherEpochOfATermWaitsForWhatTheFirstWrote(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var starts []time.Time
+		l := follower()
+		l.slow = 3 * time.Second
+		end := run(t, l, newStore(t), func(ctx context.Context) error {
+			starts = append(starts, time.Now())
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		began := time.Now()
+		l.set(true, 3)
+		time.Sleep(time.Second)
+		l.set(false, 3) // the disk is full
+		time.Sleep(time.Second)
+		l.set(true, 3)
+		time.Sleep(10 * time.Second)
+		l.set(true, 4)
+		time.Sleep(time.Second)
+		end()
+		if len(starts) != 3 || starts[0] != began || starts[1].Sub(began) != 5*time.Second || starts[2].Sub(began) != 12*time.Second || l.barriers != 1 {
+			t.Errorf("started at %v after %v, with %d barriers", starts, began, l.barriers)
+		}
 	})
 }
 

@@ -122,11 +122,13 @@ func (n *Node) applyEntry(e *raftpb.Entry) error {
 	case len(e.Data) < proposalHeader:
 		return fmt.Errorf("%w: it has no header", ErrCorrupt)
 	default:
-		result, fatal := n.cfg.Applier.Apply(e.Index, e.Data[proposalHeader:])
-		if fatal != nil {
-			return fatal
+		if data := e.Data[proposalHeader:]; len(data) > 0 { // else it is a Barrier's
+			result, fatal := n.cfg.Applier.Apply(e.Index, data)
+			if fatal != nil {
+				return fatal
+			}
+			o.err = result
 		}
-		o.err = result
 		if binary.BigEndian.Uint64(e.Data) == n.cfg.ID {
 			seq = binary.BigEndian.Uint64(e.Data[8:])
 		}

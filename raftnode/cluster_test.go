@@ -319,6 +319,7 @@ func TestMembers(t *testing.T) {
 		if err := lead.SetAddress(t.Context(), Member{ID: 2, Address: "b:2"}); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // the status follows
 		if st := lead.Status(); st.Members[1].Address != "b:2" {
 			t.Errorf("members: %+v", st.Members)
 		}

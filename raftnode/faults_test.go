@@ -270,6 +270,43 @@ func TestSlowDiskIsToldAndOneSyncServesAllThatWait(t *testing.T) {
 	})
 }
 
+func TestBarrierWaitsForWhatWasGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := disktest.New()
+		s := startSolo(t, fs, nil)
+		s.propose(t, "warm")
+		term := s.Status().Term
+		fs.Break(func(f *disktest.Faults) { f.SlowSync = 2 * time.Second })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := s.Propose(ctx, []byte("given up")); !api.Is(err, api.DeadlineExceeded) {
+			t.Fatalf("on a slow disk: %v", err)
+		}
+		if slices.Contains(s.list.all(), "given up") {
+			t.Fatal("it is applied too early for this test")
+		}
+		if err := s.Barrier(InTerm(t.Context(), term)); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.list.all(); !slices.Equal(got, []string{"warm", "given up"}) {
+			t.Errorf("behind the barrier: %q", got)
+		}
+		if err := s.Barrier(InTerm(t.Context(), term+1)); !api.Is(err, api.NotLeader) {
+			t.Errorf("in another term: %v", err)
+		}
+		fs.Break(func(f *disktest.Faults) { f.SlowSync = 0 })
+		s.stop(t)
+		s = startSolo(t, fs, nil)
+		if _, err := s.ReadIndex(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.list.all(); !slices.Equal(got, []string{"warm", "given up"}) {
+			t.Errorf("after a restart: %q", got)
+		}
+		s.stop(t)
+	})
+}
+
 // TestSoloIsElectedAtOnceAndDoesNotTick takes no time in a bubble.
 func TestSoloIsElectedAtOnceAndDoesNotTick(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

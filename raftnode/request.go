@@ -27,6 +27,7 @@ type request struct {
 
 // Entries carry who proposed them, so that their outcome finds its way back:
 // the member's id and a number that it uses once.
+// An entry without more is a Barrier's.
 const proposalHeader = 16
 
 // Propose puts data in the log and returns when it was applied here, with the
@@ -64,6 +65,14 @@ func InTerm(ctx context.Context, term uint64) context.Context {
 }
 
 type termKey struct{}
+
+// Barrier returns once all that was proposed here before, in the same term, is
+// applied here, or never will be: also what its proposer has given up. ctx says in
+// which term, as with InTerm. Errors are Propose's.
+func (n *Node) Barrier(ctx context.Context) error {
+	_, err := n.Propose(ctx, nil)
+	return err
+}
 
 // errAgain is in the chain of an error after which the request is certainly not
 // in the log and never will be, and may do better if it is tried again.
