@@ -182,7 +182,12 @@ func undone(view *store.View) string {
 			room.SetTask(t.ID, t, now)
 		}
 		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil {
-			return fmt.Sprintf("%s: the orchestrator has not made %d tasks, changed %v, deleted %v, updated %v", s.Spec.Name, len(out.Create), out.Desired, out.Delete, out.Update != nil)
+			var tasks string
+			for _, t := range in.Tasks {
+				tasks += fmt.Sprintf(" %s.%d:%d@%s %s/%s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState)
+			}
+			return fmt.Sprintf("%s: the orchestrator has not made %d tasks, changed %v, deleted %v, updated %v; of version %d, %+v, it has%s", s.Spec.Name,
+				len(out.Create), out.Desired, out.Delete, out.Update != nil, s.SpecVersion, s.UpdateStatus, tasks)
 		}
 	}
 	for t := range store.List[*api.Task](view) {
