@@ -194,8 +194,9 @@ func (u *updater) status(state swarm.UpdateState, message string, done bool) {
 func (u *updater) advance() {
 	settled := u.started
 	for _, s := range u.fresh {
-		if _, moving := u.moving(s); moving {
+		if late, moving := u.moving(s); moving {
 			u.busy++
+			u.again(late)
 			continue
 		}
 		if u.live(s).CreatedAt.Before(u.started) || !u.replaced(s) {
