@@ -172,16 +172,15 @@ func undone(view *store.View) string {
 		if _, changed := rotator.Plan(s, versions); changed {
 			return s.Spec.Name + ": there are newer versions of its secrets"
 		}
-		if st := s.UpdateStatus; st != nil && (st.State == swarm.UpdateStateUpdating && s.Spec.Labels[canaryLabel] == "" || st.State == swarm.UpdateStateRollbackStarted) &&
-			!waits(view, s) && !s.Stopped() {
-			return fmt.Sprintf("%s: %s", s.Spec.Name, st.Message)
+		if underWay(s) && !waits(view, s) && !s.Stopped() && (s.Spec.Labels[canaryLabel] == "" || s.UpdateStatus.State != swarm.UpdateStateUpdating) {
+			return fmt.Sprintf("%s: %s", s.Spec.Name, s.UpdateStatus.Message)
 		}
 		in := orchestrator.Input{Service: s, Nodes: nodes, Now: now, NewID: api.NewID, History: 2}
 		for t := range store.List[*api.Task](view, store.ByService(s.ID)) {
 			in.Tasks = append(in.Tasks, t)
 			room.SetTask(t.ID, t, now)
 		}
-		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil {
+		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil && !underWay(s) {
 			var tasks string
 			for _, t := range in.Tasks {
 				tasks += fmt.Sprintf(" %s.%d:%d@%s %s/%s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState)
@@ -205,6 +204,13 @@ func undone(view *store.View) string {
 		}
 	}
 	return ""
+}
+
+// underWay reports whether the service is being updated. How its update goes on depends
+// also on what the leader has seen of tasks that failed.
+func underWay(s *api.Service) bool {
+	st := s.UpdateStatus
+	return st != nil && (st.State == swarm.UpdateStateUpdating || st.State == swarm.UpdateStateRollbackStarted)
 }
 
 // waits reports whether a task of the service waits for room.
