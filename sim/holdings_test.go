@@ -99,13 +99,10 @@ func things(o any) (out []string) {
 		if o == nil {
 			return nil
 		}
+		// Published ports are not among them: two services may take one in the same
+		// instant, and then the allocator has the last word.
 		for _, v := range o.Endpoint.VirtualIPs {
 			out = append(out, fmt.Sprint("address ", v.NetworkID, " ", v.Addr.Addr()))
-		}
-		for _, p := range o.Endpoint.Ports {
-			if p.PublishMode != swarm.PortConfigPublishModeHost {
-				out = append(out, fmt.Sprint("published port ", p.PublishedPort, "/", p.Protocol))
-			}
 		}
 	case *api.Task:
 		if o == nil || api.Final(o.Status.State) {
