@@ -30,7 +30,7 @@ func (s *Server) taskInspect(c *call) error {
 		return err
 	}
 	t := *in
-	t.Spec = taskSpecFor(c.version, t.Spec)
+	t.Spec = taskSpecFor(c.version, shownTaskSpec(t.Spec))
 	return c.json(http.StatusOK, &t)
 }
 

@@ -212,8 +212,10 @@ func TestLookupUser(t *testing.T) {
 			t.Errorf("%q: %+v %s, %v", c.spec, u, home, err)
 		}
 	}
-	if _, _, err := lookupUser(a, "nobody", nil); err == nil || !strings.Contains(err.Error(), "unable to find user nobody") {
-		t.Error(err)
+	for spec, want := range map[string]string{"nobody": "unable to find user nobody: no match", "app:nogroup": "unable to find group nogroup: no match"} {
+		if _, _, err := lookupUser(a, spec, nil); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", spec, err)
+		}
 	}
 }
 
