@@ -35,7 +35,7 @@ func (s *Server) taskInspect(c *call) error {
 }
 
 func (s *Server) taskLogs(c *call) error {
-	l, err := c.logs()
+	l, err := c.swarmLogs()
 	if err != nil {
 		return err
 	}
