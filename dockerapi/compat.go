@@ -301,7 +301,7 @@ func serviceFor(v Version, in *swarm.Service) *swarm.Service {
 // wishedFor drops from a wanted spec the fields that the client's version
 // does not have, as Docker does: they are ignored there, not refused.
 func wishedFor(v Version, s *swarm.ServiceSpec) {
-	unsaid(s)
+	settle(s)
 	s.TaskTemplate = taskSpecFor(v, s.TaskTemplate)
 	if v.before(46) && s.TaskTemplate.ContainerSpec != nil {
 		cs := s.TaskTemplate.ContainerSpec

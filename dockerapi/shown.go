@@ -1,7 +1,12 @@
 package dockerapi
 
 import (
+	"cmp"
+	"strings"
+
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -44,13 +49,43 @@ func shownServiceSpec(s *swarm.ServiceSpec) {
 	}
 }
 
-// unsaid takes out of a wanted spec what only shownServiceSpec may have filled
-// in, so that a spec sent back as it was shown is no change.
-func unsaid(s *swarm.ServiceSpec) {
+// settle makes a wanted spec what is stored. What only shownServiceSpec may have
+// filled in is taken out, so that a spec sent back as it was shown is no change;
+// of the parts that are there, what Docker reads an empty value as is put in.
+func settle(s *swarm.ServiceSpec) {
 	if s.TaskTemplate.Runtime == swarm.RuntimeContainer {
 		s.TaskTemplate.Runtime = ""
 	}
-	if c := s.TaskTemplate.ContainerSpec; c != nil && c.Isolation == container.IsolationDefault {
-		c.Isolation = ""
+	if c := s.TaskTemplate.ContainerSpec; c != nil {
+		if c.Isolation == container.IsolationDefault {
+			c.Isolation = ""
+		}
+		for i := range c.Mounts {
+			word(&c.Mounts[i].Type, mount.TypeBind)
+		}
+	}
+	if r := s.TaskTemplate.RestartPolicy; r != nil {
+		if s.Mode.ReplicatedJob == nil && s.Mode.GlobalJob == nil {
+			r.Condition = cmp.Or(r.Condition, swarm.RestartPolicyConditionAny)
+		}
+		if r.MaxAttempts == nil {
+			r.MaxAttempts = new(uint64)
+		}
+	}
+	for _, u := range []*swarm.UpdateConfig{s.UpdateConfig, s.RollbackConfig} {
+		if u != nil {
+			u.FailureAction = cmp.Or(u.FailureAction, swarm.UpdateFailureActionPause)
+			u.Order = cmp.Or(u.Order, swarm.UpdateOrderStopFirst)
+		}
+	}
+	if e := s.EndpointSpec; e != nil {
+		word(&e.Mode, swarm.ResolutionModeVIP)
+		for i := range e.Ports {
+			word(&e.Ports[i].Protocol, network.TCP)
+			word(&e.Ports[i].PublishMode, swarm.PortConfigPublishModeIngress)
+		}
 	}
 }
+
+// word is one of a few known ones, in any case, with a default.
+func word[T ~string](w *T, none T) { *w = cmp.Or(T(strings.ToLower(string(*w))), none) }
