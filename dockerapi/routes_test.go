@@ -197,6 +197,9 @@ func TestRequests(t *testing.T) {
 		{name: "search", spec: "GET /images/search?term=x", status: 501, has: "not served"},
 		{name: "build", spec: "POST /build", status: 501, has: "building images is not served"},
 		{name: "plugins", spec: "GET /plugins", status: 200, has: "[]"},
+		{name: "no plugin", spec: "GET /plugins/x/y:1/json", status: 404, has: `plugin \"x/y:1\" not found`},
+		{name: "plugin rm", spec: "DELETE /plugins/x", status: 404, has: "not found"},
+		{name: "build prune", spec: "POST /build/prune?all=1", status: 200, has: `{"CachesDeleted":[],"SpaceReclaimed":0}`},
 		{name: "plugin pull", spec: "POST /plugins/pull", status: 501, has: "plugins are not served"},
 		{name: "session", spec: "POST /session", status: 501},
 
