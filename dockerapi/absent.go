@@ -1,6 +1,12 @@
 package dockerapi
 
-import "github.com/legion-swarm/legion/api"
+import (
+	"net/http"
+
+	"github.com/moby/moby/api/types/build"
+
+	"github.com/legion-swarm/legion/api"
+)
 
 // absentRoutes are the routes of the API reference that are not served. They
 // say so, rather than 404, so that users know it is not their mistake.
@@ -12,7 +18,6 @@ func absentRoutes() []route {
 		{"Checkpoint", "CheckpointCreate", "POST /containers/{name}/checkpoints", "checkpoints are not served"},
 		{"Checkpoint", "CheckpointDelete", "DELETE /containers/{name}/checkpoints/{name}", "checkpoints are not served"},
 		{"Image", "ImageBuild", "POST /build", "building images is not served: build them with docker or buildctl elsewhere and pull or load them"},
-		{"Image", "BuildPrune", "POST /build/prune", "building images is not served, so there is no build cache to prune"},
 		{"Image", "BuildCancel", "POST /build/cancel", "building images is not served"},
 		{"Image", "ImageSearch", "GET /images/search", "searching registries is not served: use the registry's own web site"},
 		{"Image", "ImageAttestations", "GET /images/{name...}/attestations", "attestations of images are not served"},
@@ -22,13 +27,6 @@ func absentRoutes() []route {
 		{"Plugin", "GetPluginPrivileges", "GET /plugins/privileges", "plugins are not served"},
 		{"Plugin", "PluginPull", "POST /plugins/pull", "plugins are not served"},
 		{"Plugin", "PluginCreate", "POST /plugins/create", "plugins are not served"},
-		{"Plugin", "PluginInspect", "GET /plugins/{name...}/json", "plugins are not served"},
-		{"Plugin", "PluginDelete", "DELETE /plugins/{name...}", "plugins are not served"},
-		{"Plugin", "PluginEnable", "POST /plugins/{name...}/enable", "plugins are not served"},
-		{"Plugin", "PluginDisable", "POST /plugins/{name...}/disable", "plugins are not served"},
-		{"Plugin", "PluginUpgrade", "POST /plugins/{name...}/upgrade", "plugins are not served"},
-		{"Plugin", "PluginPush", "POST /plugins/{name...}/push", "plugins are not served"},
-		{"Plugin", "PluginSet", "POST /plugins/{name...}/set", "plugins are not served"},
 	} {
 		all = append(all, newRoute(a.tag, a.operation, a.spec, func(*call) error {
 			return api.Errorf(api.Unimplemented, "%s", a.what)
@@ -41,5 +39,23 @@ func absentRoutes() []route {
 	}
 	// Tools list plugins to see which drivers there are: none but the built-in ones.
 	none := func(c *call) error { return listOf[struct{}](c, nil, nil) }
-	return append(all, newRoute("Plugin", "PluginList", "GET /plugins", none))
+	all = append(all, newRoute("Plugin", "PluginList", "GET /plugins", none))
+	// docker inspect asks for a plugin last, and takes only 404 for an answer.
+	noPlugin := func(c *call) error { return api.Errorf(api.NotFound, "plugin %q not found", c.name) }
+	for _, a := range []struct{ operation, spec string }{
+		{"PluginInspect", "GET /plugins/{name...}/json"},
+		{"PluginDelete", "DELETE /plugins/{name...}"},
+		{"PluginEnable", "POST /plugins/{name...}/enable"},
+		{"PluginDisable", "POST /plugins/{name...}/disable"},
+		{"PluginUpgrade", "POST /plugins/{name...}/upgrade"},
+		{"PluginPush", "POST /plugins/{name...}/push"},
+		{"PluginSet", "POST /plugins/{name...}/set"},
+	} {
+		all = append(all, newRoute("Plugin", a.operation, a.spec, noPlugin))
+	}
+	// docker system prune includes it.
+	noCache := func(c *call) error {
+		return c.json(http.StatusOK, &build.CachePruneReport{CachesDeleted: []string{}})
+	}
+	return append(all, newRoute("Image", "BuildPrune", "POST /build/prune", noCache))
 }

@@ -47,6 +47,7 @@ func TestStockClient(t *testing.T) {
 		{args: "ps", out: `4e5f6a7b8c9d\s+app:1\s+"/testprog sleep"\s+About an hour ago\s+Up 59 minutes\s+0\.0\.0\.0:8080->80/tcp\s+web\n`},
 		{args: "ps -q --no-trunc -f label=x=y", out: "^" + webID + "\n$"},
 		{args: "inspect -f {{.NetworkSettings.IPAddress}}/{{.State.Pid}} web", out: "^172.17.0.2/77\n$"},
+		{args: "plugin inspect nothere", status: 1, err: `plugin "nothere" not found`},
 		{args: "container inspect nothere", status: 1, err: "(?i)no such container: nothere"},
 		{args: "logs web", out: "^out 1\nout 2\n$", err: "^err 1\n$"},
 		{args: "logs -t --details web", out: `^1970-01-01T00:01:40\.000000005Z k=v\+w out 1\n`},

@@ -39,6 +39,9 @@ func infoFor(v Version, i *system.Info) any {
 	out.Labels = some(out.Labels)
 	out.CDISpecDirs = some(out.CDISpecDirs)
 	out.SecurityOptions = some(out.SecurityOptions)
+	if out.Swarm.Cluster != nil {
+		out.Swarm.Cluster = shownCluster(out.Swarm.Cluster)
+	}
 	if v.before(53) {
 		out.NRI = nil
 	}
@@ -283,13 +286,12 @@ func taskSpecFor(v Version, s swarm.TaskSpec) swarm.TaskSpec {
 }
 
 func serviceFor(v Version, in *swarm.Service) *swarm.Service {
-	if v.from(52) {
-		return in
-	}
 	s := *in
+	shownServiceSpec(&s.Spec)
 	s.Spec.TaskTemplate = taskSpecFor(v, s.Spec.TaskTemplate)
 	if s.PreviousSpec != nil {
 		p := *s.PreviousSpec
+		shownServiceSpec(&p)
 		p.TaskTemplate = taskSpecFor(v, p.TaskTemplate)
 		s.PreviousSpec = &p
 	}
@@ -299,6 +301,7 @@ func serviceFor(v Version, in *swarm.Service) *swarm.Service {
 // wishedFor drops from a wanted spec the fields that the client's version
 // does not have, as Docker does: they are ignored there, not refused.
 func wishedFor(v Version, s *swarm.ServiceSpec) {
+	settle(s)
 	s.TaskTemplate = taskSpecFor(v, s.TaskTemplate)
 	if v.before(46) && s.TaskTemplate.ContainerSpec != nil {
 		cs := s.TaskTemplate.ContainerSpec

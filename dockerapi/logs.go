@@ -48,6 +48,17 @@ func (c *call) logs() (*logs, error) {
 	return l, nil
 }
 
+// swarmLogs reads a request for logs of a task or service. Unlike that for a
+// container's, it is told if its tail is no number.
+func (c *call) swarmLogs() (*logs, error) {
+	if tail := c.query.Get("tail"); tail != "" && tail != "all" {
+		if n, err := strconv.Atoi(tail); err != nil || n < 0 {
+			return nil, api.Errorf(api.Invalid, "tail value must be a positive integer or \"all\": %q", tail)
+		}
+	}
+	return c.logs()
+}
+
 // begin sends the headers: from here on errors go into the stream.
 func (l *logs) begin(tty bool) {
 	h := l.c.w.Header()

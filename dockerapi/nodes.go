@@ -22,12 +22,18 @@ func (s *Server) nodeList(c *call) error {
 		return err
 	}
 	all, err := s.Cluster.NodeList(c.ctx, f)
-	return listOf(c, all, err)
+	if err != nil {
+		return err
+	}
+	return c.list(len(all), func(b *buffer, i int) error { return b.encodeOne(shownNode(&all[i])) })
 }
 
 func (s *Server) nodeInspect(c *call) error {
 	n, err := s.Cluster.NodeInspect(c.ctx, c.name)
-	return answer(c, http.StatusOK, n, err)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, shownNode(n))
 }
 
 func (s *Server) nodeRemove(c *call) error {

@@ -138,7 +138,7 @@ func (s *Server) serviceUpdate(c *call) error {
 }
 
 func (s *Server) serviceLogs(c *call) error {
-	l, err := c.logs()
+	l, err := c.swarmLogs()
 	if err != nil {
 		return err
 	}

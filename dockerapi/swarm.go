@@ -23,7 +23,10 @@ func (s *Server) swarmRoutes() []route {
 
 func (s *Server) swarmInspect(c *call) error {
 	r, err := s.Swarm.SwarmInspect(c.ctx)
-	return answer(c, http.StatusOK, r, err)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, &swarm.Swarm{ClusterInfo: *shownCluster(&r.ClusterInfo), JoinTokens: r.JoinTokens})
 }
 
 func (s *Server) swarmInit(c *call) error {

@@ -92,7 +92,7 @@ func (e *taskEncoder) spec(b *buffer, s *swarm.TaskSpec) error {
 		return nil
 	}
 	at := b.Len()
-	shown := taskSpecFor(e.version, *s)
+	shown := taskSpecFor(e.version, shownTaskSpec(*s))
 	if err := b.encodeOne(&shown); err != nil {
 		return err
 	}

@@ -30,12 +30,12 @@ func (s *Server) taskInspect(c *call) error {
 		return err
 	}
 	t := *in
-	t.Spec = taskSpecFor(c.version, t.Spec)
+	t.Spec = taskSpecFor(c.version, shownTaskSpec(t.Spec))
 	return c.json(http.StatusOK, &t)
 }
 
 func (s *Server) taskLogs(c *call) error {
-	l, err := c.logs()
+	l, err := c.swarmLogs()
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func mergeImage(in *container.Config, img *Image) *container.Config {
 	} else if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
 		c.Entrypoint = nil // the image's is not wanted
 	}
-	c.Env = mergeEnv(ic.Env, c.Env)
+	c.Env = imageEnv(ic.Env, c.Env)
 	if c.User == "" {
 		c.User = ic.User
 	}
@@ -95,6 +95,19 @@ func mergeHealth(own, image *HealthConfig) *HealthConfig {
 		h.Retries = image.Retries
 	}
 	return &h
+}
+
+// imageEnv returns own variables followed, as Docker shows them, by those of the
+// image that own neither sets nor, by a NAME without a value, unsets.
+func imageEnv(image, own []string) []string {
+	out := mergeEnv(nil, own)
+	for _, v := range image {
+		name, _, _ := strings.Cut(v, "=")
+		if !slices.ContainsFunc(own, func(o string) bool { k, _, _ := strings.Cut(o, "="); return k == name }) {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // mergeEnv puts variables of more over those of base. NAME without a value

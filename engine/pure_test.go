@@ -94,7 +94,7 @@ func TestPlanMounts(t *testing.T) {
 
 func TestMergeImage(t *testing.T) {
 	img := &Image{}
-	img.Config.Config = ocispec.ImageConfig{Entrypoint: []string{"/e"}, Cmd: []string{"c"}, Env: []string{"A=1", "B=2"}, Labels: map[string]string{"x": "1"}, WorkingDir: "/w"}
+	img.Config.Config = ocispec.ImageConfig{Entrypoint: []string{"/e"}, Cmd: []string{"c"}, Env: []string{"P=0", "A=1", "B=2"}, Labels: map[string]string{"x": "1"}, WorkingDir: "/w"}
 	for _, c := range []struct {
 		own  container.Config
 		want string
@@ -108,7 +108,7 @@ func TestMergeImage(t *testing.T) {
 		}
 	}
 	c := mergeImage(&container.Config{Env: []string{"A=9", "B", "C=3"}, Labels: map[string]string{"y": "2"}}, img)
-	if !slices.Equal(c.Env, []string{"A=9", "C=3"}) || len(c.Labels) != 2 || c.WorkingDir != "/w" || len(img.Config.Config.Labels) != 1 {
+	if !slices.Equal(c.Env, []string{"A=9", "C=3", "P=0"}) || len(c.Labels) != 2 || c.WorkingDir != "/w" || len(img.Config.Config.Labels) != 1 {
 		t.Errorf("%+v", c)
 	}
 }
@@ -212,8 +212,10 @@ func TestLookupUser(t *testing.T) {
 			t.Errorf("%q: %+v %s, %v", c.spec, u, home, err)
 		}
 	}
-	if _, _, err := lookupUser(a, "nobody", nil); err == nil || !strings.Contains(err.Error(), "unable to find user nobody") {
-		t.Error(err)
+	for spec, want := range map[string]string{"nobody": "unable to find user nobody: no match", "app:nogroup": "unable to find group nogroup: no match"} {
+		if _, _, err := lookupUser(a, spec, nil); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", spec, err)
+		}
 	}
 }
 

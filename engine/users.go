@@ -125,11 +125,7 @@ func (c *ctr) resolveUser(ctx context.Context, r *record, spec string, groups []
 func lookupUser(a *accounts, spec string, groups []string) (specs.User, string, error) {
 	u, err := user.GetExecUser(spec, &user.ExecUser{Home: "/"}, bytes.NewReader(a.passwd), bytes.NewReader(a.group))
 	if err != nil {
-		name, group, both := strings.Cut(spec, ":")
-		if both && strings.Contains(err.Error(), "group") {
-			name = group
-		}
-		return specs.User{}, "", api.Errorf(api.Invalid, "unable to find user %s: %w", name, err)
+		return specs.User{}, "", api.Errorf(api.Invalid, "%w", err) // it names the user or the group
 	}
 	out := specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}
 	ids := append([]int{u.Gid}, u.Sgids...)

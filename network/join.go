@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -41,8 +40,8 @@ func (n *Networks) Join(ctx context.Context, id string, endpoints map[string]*dn
 		return nil, api.Errorf(api.Invalid, "container id %q can't name a namespace", id)
 	}
 	if n.needsGateway(endpoints) {
-		if _, err := n.Create(ctx, gatewayRequest()); err != nil && !api.Is(err, api.Exists) {
-			return nil, fmt.Errorf("network %s, which containers in overlays leave by: %w", gatewayName, err)
+		if err := n.makeGateway(ctx); err != nil {
+			return nil, err
 		}
 	}
 	avoid := map[PortKey]bool{}

@@ -44,7 +44,8 @@ type Networks struct {
 	peers           map[string][]Peer
 	overlaysChanged chan struct{} // closed and replaced
 
-	kicked chan struct{}
+	kicked      chan struct{}
+	gatewayTurn chan struct{} // held by who makes the gateway network
 }
 
 // netw is a network. The record is replaced, never changed.
@@ -72,7 +73,7 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 	o = o.withDefaults()
 	n := &Networks{
 		o: o, log: o.Log, plane: o.Dataplane, next: firstDynamicPort, creating: map[string]*record{},
-		peers: map[string][]Peer{}, overlaysChanged: make(chan struct{}), kicked: make(chan struct{}, 1),
+		peers: map[string][]Peer{}, overlaysChanged: make(chan struct{}), kicked: make(chan struct{}, 1), gatewayTurn: make(chan struct{}, 1),
 		nets: map[string]*netw{}, boxes: map[string]*box{}, ports: map[PortKey]string{},
 	}
 	n.set.plane, n.set.timeout, n.set.log = o.Dataplane, o.SetTimeout, o.Log

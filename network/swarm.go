@@ -1,6 +1,8 @@
 package network
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"path/filepath"
@@ -265,6 +267,27 @@ func (n *Networks) needsGateway(asked map[string]*dnet.EndpointSettings) bool {
 		}
 	}
 	return false
+}
+
+// makeGateway returns once the gateway network exists: one container makes it,
+// others that start at the same time wait.
+func (n *Networks) makeGateway(ctx context.Context) error {
+	select {
+	case n.gatewayTurn <- struct{}{}:
+		defer func() { <-n.gatewayTurn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	n.mu.Lock()
+	there := n.gatewayNetwork() != nil
+	n.mu.Unlock()
+	if there {
+		return nil
+	}
+	if _, err := n.Create(ctx, gatewayRequest()); err != nil && !api.Is(err, api.Exists) {
+		return fmt.Errorf("network %s, which containers in overlays leave by: %w", gatewayName, err)
+	}
+	return nil
 }
 
 func (n *Networks) gatewayNetwork() *netw {

@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	dnet "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/network"
@@ -67,6 +69,37 @@ func TestOverlay(t *testing.T) {
 	}
 	if _, err := n.Inspect("net1"); !api.Is(err, api.NotFound) {
 		t.Error(err)
+	}
+}
+
+// The first containers in overlays may start at the same time: all get the way
+// out, by one gateway network.
+func TestFirstInOverlaysTogether(t *testing.T) {
+	w := newNode(t)
+	n := w.Networks
+	release, err := n.Use([]*api.Network{overlayNetwork("net1", "web", "10.0.9.0/24")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	n.SetUnderlay(network.Underlay{Local: netip.MustParseAddr("10.99.0.1"), Port: 4789})
+	var all errgroup.Group
+	for i := range 8 {
+		all.Go(func() error {
+			_, err := n.Join(t.Context(), fmt.Sprintf("c%d", i), map[string]*dnet.EndpointSettings{"net1": given(fmt.Sprintf("10.0.9.%d", i+5))}, nil)
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Error(err)
+	}
+	for id, s := range w.fake.There().Sandboxes {
+		if len(s.Interfaces) != 2 || !s.Gateway4.IsValid() {
+			t.Errorf("%s: %s", id, s)
+		}
+	}
+	if l, err := n.List(api.Filters{"name": {"docker_gwbridge"}}); err != nil || len(l) != 1 {
+		t.Error(l, err)
 	}
 }
 

@@ -208,13 +208,17 @@ func TestServiceStatusAndTasks(t *testing.T) {
 		3: {{"service": {"web"}}, {"desired-state": {"running"}}},
 		2: {{"service": {"web"}, "desired-state": {"running"}}, {"node": {"n1"}}, {"id": {"aab"}}},
 		1: {{"desired-state": {"shutdown"}}, {"service": {"web"}, "node": {"n1"}}, {"name": {"web.1.aaa1"}}},
-		0: {{"service": {"nothere"}}, {"up-to-date": {"false"}}},
+		0: {{"up-to-date": {"false"}}, {"desired-state": {"ready", "REMOVE"}}},
 	} {
 		for _, fl := range filters {
 			if got, err := f.TaskList(ctx, fl); err != nil || len(got) != want {
 				t.Errorf("%v: %d tasks, %v; want %d", fl, len(got), err, want)
 			}
 		}
+	}
+	for _, kind := range []string{"service", "node"} {
+		_, err := f.TaskList(ctx, api.Filters{kind: {"nothere"}})
+		refused(t, err, api.NotFound, kind+" nothere not found")
 	}
 	// Labels replace no task; another image does.
 	for want, change := range map[int]func(*swarm.ServiceSpec){

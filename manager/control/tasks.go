@@ -59,9 +59,10 @@ func Task(r store.Reader, t *api.Task) swarm.Task {
 
 // taskFilter is a list's filters with names resolved.
 type taskFilter struct {
-	f                  api.Filters
-	services, nodes    []string
-	desired, upToDates []string
+	f               api.Filters
+	services, nodes []string
+	upToDates       []string
+	desired         []swarm.TaskState
 	// same says, for a service and the version of its spec that a task is of,
 	// whether the present spec would have the task do the same.
 	same map[specVersion]bool
@@ -78,25 +79,27 @@ func (c *Control) TaskList(_ context.Context, f api.Filters) ([]swarm.Task, erro
 		return nil, err
 	}
 	view := c.cfg.Store.View()
-	tf := &taskFilter{f: f, desired: f["desired-state"], upToDates: append(f["up-to-date"], f["_up-to-date"]...), same: map[specVersion]bool{}}
-	for _, d := range tf.desired {
-		if !slices.Contains([]string{"running", "shutdown", "accepted"}, d) {
-			return nil, api.Errorf(api.Invalid, "invalid filter 'desired-state=%s': want running, shutdown or accepted", d)
+	tf := &taskFilter{f: f, upToDates: append(f["up-to-date"], f["_up-to-date"]...), same: map[specVersion]bool{}}
+	for _, d := range f["desired-state"] {
+		state := swarm.TaskState(strings.ToLower(d))
+		if api.Rank(state) < 0 {
+			return nil, api.Errorf(api.Invalid, "invalid filter 'desired-state=%s': want running, shutdown, accepted, ready or complete", d)
 		}
+		tf.desired = append(tf.desired, state)
 	}
 	for _, name := range f["service"] {
 		if s, err := c.service(view, name); err == nil {
 			tf.services = append(tf.services, s.ID)
-		} else if api.Is(err, api.Invalid) {
+		} else if api.Is(err, api.Invalid) || store.Count[*api.Task](view, store.ByService(name)) == 0 {
 			return nil, err
 		} else {
-			tf.services = append(tf.services, name) // one that is gone may still have tasks
+			tf.services = append(tf.services, name) // it is gone and still has tasks
 		}
 	}
 	for _, name := range f["node"] {
 		if n, err := find(view, "node", name, nodeID); err == nil {
 			tf.nodes = append(tf.nodes, n.ID)
-		} else if api.Is(err, api.Invalid) {
+		} else if api.Is(err, api.Invalid) || store.Count[*api.Task](view, store.ByNode(name)) == 0 {
 			return nil, err
 		} else {
 			tf.nodes = append(tf.nodes, name)
@@ -150,19 +153,11 @@ func (tf *taskFilter) matchDesired(t *api.Task) bool {
 		return true
 	}
 	for _, d := range tf.desired {
-		switch d {
-		case "running":
-			if !over(t) {
-				return true
-			}
-		case "accepted":
-			if t.DesiredState == swarm.TaskStateAccepted {
-				return true
-			}
-		default:
-			if over(t) {
-				return true
-			}
+		switch {
+		case t.DesiredState == d, d == swarm.TaskStateShutdown && over(t):
+			return true
+		case d == swarm.TaskStateRunning && t.DesiredState == swarm.TaskStateComplete && !over(t): // a job's
+			return true
 		}
 	}
 	return false

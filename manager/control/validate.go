@@ -210,8 +210,8 @@ func validateResources(r *swarm.ResourceRequirements) error {
 	var cpu, memory []int64
 	if l := r.Limits; l != nil {
 		cpu, memory = append(cpu, l.NanoCPUs), append(memory, l.MemoryBytes)
-		if l.Pids < 0 {
-			return invalid("invalid pids limit %d: must be 0 (no limit) or more", l.Pids)
+		if l.Pids < -1 {
+			return invalid("invalid pids limit %d: must be positive, or 0 or -1 (no limit)", l.Pids)
 		}
 	}
 	if v := r.Reservations; v != nil {
@@ -272,6 +272,9 @@ func validateContainer(c *swarm.ContainerSpec) error {
 		if k, _, _ := strings.Cut(e, "="); k == "" {
 			return invalid("ContainerSpec: invalid environment variable: %q has no name", e)
 		}
+	}
+	if i := c.Isolation; !i.IsDefault() && !i.IsProcess() && !i.IsHyperV() {
+		return invalid("ContainerSpec: invalid isolation %q: want default (process and hyperv are of Windows)", i)
 	}
 	if c.StopGracePeriod != nil && *c.StopGracePeriod < 0 {
 		return invalid("ContainerSpec: stop-grace-period cannot be negative: %s", *c.StopGracePeriod)

@@ -57,9 +57,10 @@ func TestValidateService(t *testing.T) {
 			s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: 1 << 20}}
 		},
 		"invalid pids limit": func(s *swarm.ServiceSpec) {
-			s.TaskTemplate.Resources = &swarm.ResourceRequirements{Limits: &swarm.Limit{Pids: -1}}
+			s.TaskTemplate.Resources = &swarm.ResourceRequirements{Limits: &swarm.Limit{Pids: -2}}
 		},
 		"environment variable": func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Env = []string{"=x"} },
+		"invalid isolation":    func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Isolation = "foo" },
 		"stop-grace-period":    func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.StopGracePeriod = new(-time.Second) },
 		"Interval in HealthConfig": func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.ContainerSpec.Healthcheck = &container.HealthConfig{Interval: time.Microsecond}
