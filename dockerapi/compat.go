@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"cmp"
 	"net/netip"
 
 	"github.com/moby/moby/api/types/build"
@@ -8,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
@@ -39,6 +41,11 @@ func infoFor(v Version, i *system.Info) any {
 	out.Labels = some(out.Labels)
 	out.CDISpecDirs = some(out.CDISpecDirs)
 	out.SecurityOptions = some(out.SecurityOptions)
+	if c := i.Swarm.Cluster; c != nil {
+		shown := *c
+		shown.Spec.Labels = someMap(c.Spec.Labels)
+		out.Swarm.Cluster = &shown
+	}
 	if v.before(53) {
 		out.NRI = nil
 	}
@@ -165,6 +172,10 @@ func inspectFor(v Version, in *container.InspectResponse) any {
 	if v.from(52) {
 		return &r
 	}
+	if r.GraphDriver == nil {
+		r.GraphDriver = &storage.DriverData{Name: r.Driver}
+	}
+	r.Storage = nil
 	out := &legacyContainer{InspectResponse: &r}
 	if r.Config != nil {
 		out.Config = &legacyConfig{r.Config, r.Config.OnBuild}
@@ -282,16 +293,19 @@ func taskSpecFor(v Version, s swarm.TaskSpec) swarm.TaskSpec {
 	return s
 }
 
+// serviceFor has what all clients are told: labels, if only none, and that the
+// tasks are containers.
 func serviceFor(v Version, in *swarm.Service) *swarm.Service {
-	if v.from(52) {
-		return in
+	whole := func(s swarm.ServiceSpec) swarm.ServiceSpec {
+		s.Labels = someMap(s.Labels)
+		s.TaskTemplate = taskSpecFor(v, s.TaskTemplate)
+		s.TaskTemplate.Runtime = cmp.Or(s.TaskTemplate.Runtime, swarm.RuntimeContainer)
+		return s
 	}
 	s := *in
-	s.Spec.TaskTemplate = taskSpecFor(v, s.Spec.TaskTemplate)
+	s.Spec = whole(s.Spec)
 	if s.PreviousSpec != nil {
-		p := *s.PreviousSpec
-		p.TaskTemplate = taskSpecFor(v, p.TaskTemplate)
-		s.PreviousSpec = &p
+		s.PreviousSpec = new(whole(*s.PreviousSpec))
 	}
 	return &s
 }

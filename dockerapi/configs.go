@@ -23,7 +23,16 @@ func (s *Server) configList(c *call) error {
 		return err
 	}
 	all, err := s.Cluster.ConfigList(c.ctx, f)
-	return listOf(c, all, err)
+	if err != nil {
+		return err
+	}
+	return c.list(len(all), func(b *buffer, i int) error { return b.encodeOne(wholeConfig(all[i])) })
+}
+
+// wholeConfig has no null where the API has an object.
+func wholeConfig(in swarm.Config) *swarm.Config {
+	in.Spec.Labels = someMap(in.Spec.Labels)
+	return &in
 }
 
 func (s *Server) configCreate(c *call) error {
@@ -37,7 +46,10 @@ func (s *Server) configCreate(c *call) error {
 
 func (s *Server) configInspect(c *call) error {
 	r, err := s.Cluster.ConfigInspect(c.ctx, c.name)
-	return answer(c, http.StatusOK, r, err)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, wholeConfig(*r))
 }
 
 func (s *Server) configRemove(c *call) error {

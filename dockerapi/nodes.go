@@ -22,12 +22,24 @@ func (s *Server) nodeList(c *call) error {
 		return err
 	}
 	all, err := s.Cluster.NodeList(c.ctx, f)
-	return listOf(c, all, err)
+	if err != nil {
+		return err
+	}
+	return c.list(len(all), func(b *buffer, i int) error { return b.encodeOne(wholeNode(all[i])) })
+}
+
+// wholeNode has no null where the API has an object.
+func wholeNode(in swarm.Node) *swarm.Node {
+	in.Spec.Labels = someMap(in.Spec.Labels)
+	return &in
 }
 
 func (s *Server) nodeInspect(c *call) error {
 	n, err := s.Cluster.NodeInspect(c.ctx, c.name)
-	return answer(c, http.StatusOK, n, err)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, wholeNode(*n))
 }
 
 func (s *Server) nodeRemove(c *call) error {

@@ -20,7 +20,7 @@ func (s *Server) secretRoutes() []route {
 // sealed is the secret without its data, whatever the backend gave: secrets
 // can be written through the API, never read.
 func sealed(in swarm.Secret) *swarm.Secret {
-	in.Spec.Data = nil
+	in.Spec.Data, in.Spec.Labels = nil, someMap(in.Spec.Labels)
 	return &in
 }
 

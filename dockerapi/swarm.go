@@ -22,8 +22,13 @@ func (s *Server) swarmRoutes() []route {
 }
 
 func (s *Server) swarmInspect(c *call) error {
-	r, err := s.Swarm.SwarmInspect(c.ctx)
-	return answer(c, http.StatusOK, r, err)
+	in, err := s.Swarm.SwarmInspect(c.ctx)
+	if err != nil {
+		return err
+	}
+	r := *in
+	r.Spec.Labels = someMap(r.Spec.Labels)
+	return c.json(http.StatusOK, &r)
 }
 
 func (s *Server) swarmInit(c *call) error {
