@@ -8,6 +8,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
@@ -168,6 +169,10 @@ func inspectFor(v Version, in *container.InspectResponse) any {
 	if v.from(52) {
 		return &r
 	}
+	if r.GraphDriver == nil {
+		r.GraphDriver = &storage.DriverData{Name: r.Driver}
+	}
+	r.Storage = nil
 	out := &legacyContainer{InspectResponse: &r}
 	if r.Config != nil {
 		out.Config = &legacyConfig{r.Config, r.Config.OnBuild}
@@ -285,6 +290,8 @@ func taskSpecFor(v Version, s swarm.TaskSpec) swarm.TaskSpec {
 	return s
 }
 
+// serviceFor has what all clients are told: labels, if only none, and that the
+// tasks are containers.
 func serviceFor(v Version, in *swarm.Service) *swarm.Service {
 	s := *in
 	shownServiceSpec(&s.Spec)

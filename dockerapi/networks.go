@@ -33,8 +33,17 @@ func (s *Server) networkList(c *call) error {
 	return c.list(len(all), func(b *buffer, i int) error {
 		n := all[i]
 		n.Network = wholeNetwork(n.Network)
-		return b.encodeOne(&n)
+		if c.version.from(52) {
+			return b.encodeOne(&n)
+		}
+		return b.encodeOne(legacyNetwork{n, struct{}{}})
 	})
+}
+
+// legacyNetwork is a network in lists before 1.52: never with containers.
+type legacyNetwork struct {
+	network.Summary
+	Containers struct{}
 }
 
 // wholeNetwork has no null where the API has an object.

@@ -151,9 +151,15 @@ func (v *filterValues) UnmarshalJSON(b []byte) error {
 	return errors.New("a filter's values must be a list of strings or an object of booleans")
 }
 
+// encodedAuth is the X-Registry-Auth header, in base64's alphabet for URLs: some
+// clients use the other one.
+func (c *call) encodedAuth() string {
+	return strings.NewReplacer("+", "-", "/", "_").Replace(c.r.Header.Get(registry.AuthHeader))
+}
+
 // auth reads the registry login in the X-Registry-Auth header; nil without one.
 func (c *call) auth() (*registry.AuthConfig, error) {
-	h := c.r.Header.Get(registry.AuthHeader)
+	h := c.encodedAuth()
 	if h == "" {
 		return nil, nil
 	}

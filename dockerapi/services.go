@@ -3,7 +3,6 @@ package dockerapi
 import (
 	"net/http"
 
-	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
@@ -59,7 +58,7 @@ func (c *call) serviceSpec() (*swarm.ServiceSpec, error) {
 // came, once it is known that it can be read.
 func (c *call) serviceOptions() (ServiceOptions, error) {
 	o := ServiceOptions{
-		RegistryAuth:     c.r.Header.Get(registry.AuthHeader),
+		RegistryAuth:     c.encodedAuth(),
 		RegistryAuthFrom: c.query.Get("registryAuthFrom"),
 		Rollback:         c.query.Get("rollback"),
 	}

@@ -73,6 +73,11 @@ func (c *ctr) at(ctx context.Context, name string, follow bool, f func(*place) e
 			base, name = filepath.Dir(own.Source), "/"+filepath.Base(own.Source)
 		}
 	}
+	if file := ownFile(name); own.Destination == "" && file != "" {
+		if info, err := os.Lstat(filepath.Join(c.dir, file)); err == nil && info.Mode().IsRegular() {
+			base, name = c.dir, "/"+file
+		}
+	}
 	p, err := openPlace(base, name, follow)
 	if err != nil {
 		return err
@@ -80,6 +85,11 @@ func (c *ctr) at(ctx context.Context, name string, follow bool, f func(*place) e
 	defer p.close()
 	p.own = own
 	return f(p)
+}
+
+// ownFile is the file in a container's folder that it sees at name; "" for none.
+func ownFile(name string) string {
+	return map[string]string{"/etc/hostname": hostnameFile, "/etc/hosts": hostsFile, "/etc/resolv.conf": resolvFile}[name]
 }
 
 func openPlace(root, name string, follow bool) (_ *place, err error) {

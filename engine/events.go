@@ -189,10 +189,10 @@ func wanted(m *events.Message, f api.Filters) bool {
 		values, set := f[key]
 		return !set || len(values) == 0 || slices.ContainsFunc(values, ok)
 	}
-	actor := func(kind events.Type) func(v string) bool {
-		return func(v string) bool {
-			return m.Type == kind && (v == m.Actor.ID || v == a["name"] || v != "" && strings.HasPrefix(m.Actor.ID, v))
-		}
+	// Whatever the filter's name, as with Docker: service=web lets the events of
+	// web's tasks through, as their names begin so.
+	actor := func(v string) bool {
+		return v != "" && (strings.HasPrefix(m.Actor.ID, v) || strings.HasPrefix(a["name"], v))
 	}
 	if !has("event", func(v string) bool {
 		action := string(m.Action)
@@ -206,12 +206,8 @@ func wanted(m *events.Message, f api.Filters) bool {
 			return false
 		}
 	}
-	for key, kind := range map[string]events.Type{
-		"container": events.ContainerEventType, "volume": events.VolumeEventType, "network": events.NetworkEventType,
-		"daemon": events.DaemonEventType, "plugin": events.PluginEventType, "service": events.ServiceEventType,
-		"node": events.NodeEventType, "secret": events.SecretEventType, "config": events.ConfigEventType,
-	} {
-		if !has(key, actor(kind)) {
+	for _, key := range []string{"container", "volume", "network", "daemon", "plugin", "service", "node", "secret", "config"} {
+		if !has(key, actor) {
 			return false
 		}
 	}

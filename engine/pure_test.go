@@ -256,7 +256,7 @@ func TestEvents(t *testing.T) {
 	}{
 		{nil, true}, {api.Filters{"event": {"health_status"}}, true}, {api.Filters{"event": {"start", "health_status: healthy"}}, true},
 		{api.Filters{"event": {"die"}}, false}, {api.Filters{"container": {"web"}}, true}, {api.Filters{"container": {"abc"}}, true},
-		{api.Filters{"container": {"other"}}, false}, {api.Filters{"type": {"image"}}, false}, {api.Filters{"label": {"k=v"}}, true},
+		{api.Filters{"service": {"we"}}, true}, {api.Filters{"service": {"web2"}}, false}, {api.Filters{"container": {""}}, false}, {api.Filters{"container": {"other"}}, false}, {api.Filters{"type": {"image"}}, false}, {api.Filters{"label": {"k=v"}}, true},
 		{api.Filters{"label": {"k=w"}}, false}, {api.Filters{"image": {"app:1"}}, true}, {api.Filters{"image": {"app"}}, true}, {api.Filters{"scope": {"swarm"}}, false},
 	} {
 		if wanted(m, c.f) != c.want {

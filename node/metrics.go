@@ -20,7 +20,7 @@ import (
 // serveMetrics answers /metrics on the address until ctx ends.
 func (n *Node) serveMetrics(ctx context.Context, addr string) error {
 	r := prometheus.NewRegistry()
-	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newNodeCollector(n)} {
+	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newNodeCollector(n), n.api.requests, n.api.seconds} {
 		if err := r.Register(c); err != nil {
 			return err
 		}
@@ -42,8 +42,8 @@ func (n *Node) serveMetrics(ctx context.Context, addr string) error {
 
 // nodeCollector reads the node when it is asked.
 type nodeCollector struct {
-	node                                      *Node
-	containers, objects, tasks, leader, index *prometheus.Desc
+	node                                             *Node
+	containers, objects, nodes, tasks, leader, index *prometheus.Desc
 }
 
 func newNodeCollector(n *Node) *nodeCollector {
@@ -54,6 +54,7 @@ func newNodeCollector(n *Node) *nodeCollector {
 		node:       n,
 		containers: desc("containers", "Containers on this node, by state.", "state"),
 		objects:    desc("swarm_objects", "Objects of the swarm in this manager's store, by kind.", "kind"),
+		nodes:      desc("swarm_nodes", "Nodes of the swarm, by state.", "state"),
 		tasks:      desc("swarm_tasks", "Tasks of the swarm, by state.", "state"),
 		leader:     desc("raft_leader", "1 if this manager leads."),
 		index:      desc("raft_applied_index", "Index of the last log entry that was applied."),
@@ -62,7 +63,7 @@ func newNodeCollector(n *Node) *nodeCollector {
 
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.tasks, c.leader, c.index} {
+	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.nodes, c.tasks, c.leader, c.index} {
 		ch <- d
 	}
 }
@@ -90,6 +91,14 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.objects, float64(store.Count[*api.Service](view)), "service")
 	gauge(c.objects, float64(store.Count[*api.Secret](view)), "secret")
 	gauge(c.objects, float64(store.Count[*api.Config](view)), "config")
+	gauge(c.objects, float64(store.Count[*api.Network](view)), "network")
+	nodes := map[string]int{}
+	for n := range store.List[*api.Node](view) {
+		nodes[string(n.Status.State)]++
+	}
+	for s, v := range nodes {
+		gauge(c.nodes, float64(v), s)
+	}
 	states := map[string]int{}
 	for t := range store.List[*api.Task](view) {
 		states[string(t.Status.State)]++

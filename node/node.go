@@ -55,6 +55,7 @@ type Node struct {
 	engine   *engine.Engine
 	executor *executor.Executor
 	swarm    *swarmNode
+	api      *apiMetrics
 	id       string // of the engine, for info
 	unlock   func()
 	closers  []func() error
@@ -63,7 +64,7 @@ type Node struct {
 // New opens all that a node has and adopts what runs. On error nothing stays
 // open. Conflict: another daemon has the data root.
 func New(ctx context.Context, cfg Config) (_ *Node, err error) {
-	n := &Node{cfg: cfg, log: cfg.Log}
+	n := &Node{cfg: cfg, log: cfg.Log, api: newAPIMetrics()}
 	n.settings.Store(cfg.Settings)
 	if n.unlock, err = lockRoot(cfg.Settings.DataRoot); err != nil {
 		return nil, err
@@ -256,7 +257,7 @@ func (n *Node) server() (*dockerapi.Server, error) {
 	return dockerapi.New(dockerapi.Config{
 		Containers: n.engine, Images: n.engine, Volumes: n.engine, System: n, Swarm: n.swarm, Cluster: cluster{n.swarm},
 		Networks: networks{local: n.networks, containers: n.engine, swarm: n.swarmNetworks},
-		Logger:   n.log.With("component", "api"), Version: n.cfg.Build.Version, Profile: n.cfg.Settings.Debug,
+		Logger:   n.log.With("component", "api"), Version: n.cfg.Build.Version, Profile: n.cfg.Settings.Debug, Metrics: n.api,
 	})
 }
 

@@ -208,7 +208,7 @@ func TestServiceStatusAndTasks(t *testing.T) {
 		3: {{"service": {"web"}}, {"desired-state": {"running"}}},
 		2: {{"service": {"web"}, "desired-state": {"running"}}, {"node": {"n1"}}, {"id": {"aab"}}},
 		1: {{"desired-state": {"shutdown"}}, {"service": {"web"}, "node": {"n1"}}, {"name": {"web.1.aaa1"}}},
-		0: {{"up-to-date": {"false"}}, {"desired-state": {"ready", "REMOVE"}}},
+		0: {{"up-to-date": {"false"}}, {"_up-to-date": {"0"}}, {"desired-state": {"ready", "REMOVE"}}},
 	} {
 		for _, fl := range filters {
 			if got, err := f.TaskList(ctx, fl); err != nil || len(got) != want {

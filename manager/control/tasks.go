@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,7 +62,7 @@ func Task(r store.Reader, t *api.Task) swarm.Task {
 type taskFilter struct {
 	f               api.Filters
 	services, nodes []string
-	upToDates       []string
+	upToDates       []bool
 	desired         []swarm.TaskState
 	// same says, for a service and the version of its spec that a task is of,
 	// whether the present spec would have the task do the same.
@@ -79,7 +80,7 @@ func (c *Control) TaskList(_ context.Context, f api.Filters) ([]swarm.Task, erro
 		return nil, err
 	}
 	view := c.cfg.Store.View()
-	tf := &taskFilter{f: f, upToDates: append(f["up-to-date"], f["_up-to-date"]...), same: map[specVersion]bool{}}
+	tf := &taskFilter{f: f, same: map[specVersion]bool{}}
 	for _, d := range f["desired-state"] {
 		state := swarm.TaskState(strings.ToLower(d))
 		if api.Rank(state) < 0 {
@@ -87,23 +88,8 @@ func (c *Control) TaskList(_ context.Context, f api.Filters) ([]swarm.Task, erro
 		}
 		tf.desired = append(tf.desired, state)
 	}
-	for _, name := range f["service"] {
-		if s, err := c.service(view, name); err == nil {
-			tf.services = append(tf.services, s.ID)
-		} else if api.Is(err, api.Invalid) || store.Count[*api.Task](view, store.ByService(name)) == 0 {
-			return nil, err
-		} else {
-			tf.services = append(tf.services, name) // it is gone and still has tasks
-		}
-	}
-	for _, name := range f["node"] {
-		if n, err := find(view, "node", name, nodeID); err == nil {
-			tf.nodes = append(tf.nodes, n.ID)
-		} else if api.Is(err, api.Invalid) || store.Count[*api.Task](view, store.ByNode(name)) == 0 {
-			return nil, err
-		} else {
-			tf.nodes = append(tf.nodes, name)
-		}
+	if err := tf.resolve(c, view); err != nil {
+		return nil, err
 	}
 	out := []swarm.Task{}
 	for t := range tf.candidates(view) {
@@ -112,6 +98,39 @@ func (c *Control) TaskList(_ context.Context, f api.Filters) ([]swarm.Task, erro
 		}
 	}
 	return out, nil
+}
+
+// resolve finds what the filters name. NotFound: a service or node that is not
+// there and of which there is no task either; those that are gone may have some.
+func (tf *taskFilter) resolve(c *Control, view *store.View) error {
+	for _, v := range append(tf.f["up-to-date"], tf.f["_up-to-date"]...) {
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return invalid("invalid filter 'up-to-date=%s': want true or false", v)
+		}
+		tf.upToDates = append(tf.upToDates, b)
+	}
+	for _, name := range tf.f["service"] {
+		s, err := c.service(view, name)
+		switch {
+		case err == nil:
+			name = s.ID
+		case !api.Is(err, api.NotFound) || store.Count[*api.Task](view, store.ByService(name)) == 0:
+			return err
+		}
+		tf.services = append(tf.services, name)
+	}
+	for _, name := range tf.f["node"] {
+		n, err := find(view, "node", name, nodeID)
+		switch {
+		case err == nil:
+			name = n.ID
+		case !api.Is(err, api.NotFound) || store.Count[*api.Task](view, store.ByNode(name)) == 0:
+			return err
+		}
+		tf.nodes = append(tf.nodes, name)
+	}
+	return nil
 }
 
 // candidates uses an index where there is one for the filters.
@@ -172,8 +191,7 @@ func (tf *taskFilter) matchUpToDate(view *store.View, t *api.Task) bool {
 	if len(tf.upToDates) == 0 {
 		return true
 	}
-	is := tf.upToDate(view, t)
-	return slices.Contains(tf.upToDates, map[bool]string{true: "true", false: "false"}[is])
+	return slices.Contains(tf.upToDates, tf.upToDate(view, t))
 }
 
 // upToDate reports whether the orchestrator leaves the task as it is: a change of

@@ -63,4 +63,13 @@ func TestCopy(t *testing.T) {
 	if code := r.wait(t, id); code != 0 || r.output(t, id) != "from outside" {
 		t.Errorf("%d %q", code, r.output(t, id))
 	}
+	// What is made for the container, not in its image.
+	made, err := r.ContainerInspect(t.Context(), id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := made.Config.Hostname + "\n"
+	if st, err := r.ContainerStatPath(t.Context(), id, "/etc/hostname"); err != nil || st.Name != "hostname" || st.Size != int64(len(host)) {
+		t.Errorf("%+v, %v", st, err)
+	}
 }
