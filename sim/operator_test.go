@@ -154,23 +154,28 @@ func (h *host) behave(t *api.Task) exectest.Script {
 		pause(ctx, time.Duration(mode%7)*50*time.Millisecond)
 		return ctx.Err()
 	}
-	lives, code := time.Duration(0), 0
-	switch {
-	case image == "job":
-		lives = time.Duration(100+mode%3000) * time.Millisecond
-		if mode%5 == 0 && !h.c.mended.Load() {
-			code = 1
-		}
-	case image == "bad" && !h.c.mended.Load():
-		lives, code = time.Duration(1+mode%2000)*time.Millisecond, 1
-		if mode%4 == 0 {
-			s.Start = func(context.Context) error { return fmt.Errorf("it does not start") }
-			return s
-		}
-	}
-	if lives > 0 {
+	switch image {
+	case "job":
 		s.Start = func(context.Context) error {
-			time.AfterFunc(lives, func() { h.fake.Kill(t.ID, code) })
+			time.AfterFunc(time.Duration(100+mode%3000)*time.Millisecond, func() {
+				code := 0
+				if mode%5 == 0 && !h.c.mended.Load() {
+					code = 1
+				}
+				h.fake.Kill(t.ID, code)
+			})
+			return nil
+		}
+	case "bad":
+		s.Start = func(context.Context) error {
+			if mode%4 == 0 && !h.c.mended.Load() {
+				return fmt.Errorf("it does not start")
+			}
+			time.AfterFunc(time.Duration(1+mode%2000)*time.Millisecond, func() {
+				if !h.c.mended.Load() {
+					h.fake.Kill(t.ID, 1)
+				}
+			})
 			return nil
 		}
 	}
