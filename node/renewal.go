@@ -37,6 +37,9 @@ type renewal struct {
 	wanted func() (wish, <-chan struct{})
 	// renewed is told that there is a new certificate, or another root.
 	renewed func()
+	// failed is told by which manager a request failed, and how: it may not take
+	// this node's certificate any more, though sessions from before go on.
+	failed func(addr string, err error)
 	// request gets a new certificate and takes it: renew, but in tests.
 	request func(context.Context) error
 	log     *slog.Logger
@@ -162,6 +165,7 @@ func (r *renewal) renew(ctx context.Context) error {
 	old := r.creds.Keys()
 	issued, err := client.IssueNodeCertificate(ctx, &swarmpb.IssueNodeCertificateRequest{Csr: csr})
 	if err != nil {
+		r.failed(addr, err)
 		return err
 	}
 	cert, err := certificate(ctx, client, issued.GetNodeId(), csr)

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/grpc"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
@@ -233,4 +235,37 @@ func TestRootIsTakenOver(t *testing.T) {
 			t.Errorf("on disk: %v", err)
 		}
 	})
+}
+
+// A manager that takes a node's certificate no more may still have a session with
+// it, from before: that its renewal fails has to be noticed too.
+func TestFailedRenewalIsTold(t *testing.T) {
+	creds := &rpc.Credentials{}
+	root := bringRoot(t)
+	dir := keyFiles(t.TempDir())
+	if err := dir.Save((&renewing{t: t, role: swarm.NodeRoleWorker}).issue(root, root), nil); err != nil {
+		t.Fatal(err)
+	}
+	v, err := openVault(dir, nil, creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, told := nobody.Addr().String(), ""
+	if err := nobody.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := renewal{
+		creds: creds, vault: v, failed: func(addr string, _ error) { told = addr },
+		dial: func(context.Context) (*grpc.ClientConn, string, error) {
+			conn, err := rpc.DialManager(addr, creds)
+			return conn, addr, err
+		},
+	}
+	if err := r.renew(t.Context()); !api.Is(err, api.Unavailable) || told != addr {
+		t.Errorf("%v, told %q; want a failure of %s", err, told, addr)
+	}
 }

@@ -47,7 +47,7 @@ func (w *workerPart) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := renewal{creds: w.creds, vault: w.vault, dial: w.dial, wanted: w.wanted, log: w.log}
+	r := renewal{creds: w.creds, vault: w.vault, dial: w.dial, wanted: w.wanted, failed: w.recovery.failed, log: w.log}
 	r.request = r.renew
 	r.renewed = func() {
 		w.renewed()
