@@ -31,6 +31,16 @@ type Config struct {
 	Sandboxes map[string]*Sandbox
 	// Ports published on the host.
 	Ports map[PortKey]*Port
+	// Zones by network id: the names that Sandbox.Resolver answers.
+	Zones map[string]*Zone
+	// Balancers of virtual addresses.
+	Balancers map[BalancerKey]*Balancer
+	// Mesh is nil on a node that answers for no ports of the routing mesh.
+	Mesh *Mesh
+	// MeshPorts of services.
+	MeshPorts map[MeshKey]*MeshPort
+	// Keys of encrypted overlays. Without any, these let nothing pass.
+	Keys Keys
 }
 
 // Bridge is a node-local bridge.
@@ -58,6 +68,8 @@ type Sandbox struct {
 	Interfaces []Interface
 	// Gateway4 and Gateway6 are the default routes' next hops; zero: none.
 	Gateway4, Gateway6 netip.Addr
+	// Resolver answers at 127.0.0.11; nil: nobody does.
+	Resolver *Resolver
 }
 
 // Interface is an interface of a sandbox on a bridge.
@@ -139,7 +151,7 @@ func (i *Interface) Equal(o *Interface) bool {
 
 // Equal reports whether the two mean the same.
 func (s *Sandbox) Equal(o *Sandbox) bool {
-	return s == o || s.ID == o.ID && s.Gateway4 == o.Gateway4 && s.Gateway6 == o.Gateway6 &&
+	return s == o || s.ID == o.ID && s.Gateway4 == o.Gateway4 && s.Gateway6 == o.Gateway6 && s.Resolver.Equal(o.Resolver) &&
 		slices.EqualFunc(s.Interfaces, o.Interfaces, func(a, b Interface) bool { return a.Equal(&b) })
 }
 
@@ -165,8 +177,10 @@ func (c *Config) Validate() error {
 		}
 		hosts[name] = "bridge " + name
 	}
-	if err := c.validateOverlays(); err != nil {
-		return err
+	for _, check := range []func() error{c.validateOverlays, c.validateZones, c.validateBalancers, c.validateMesh, c.validateKeys} {
+		if err := check(); err != nil {
+			return err
+		}
 	}
 	for id, s := range c.Sandboxes {
 		if id == "" || id != s.ID || strings.HasPrefix(id, OverlayPrefix) {

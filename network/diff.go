@@ -23,6 +23,14 @@ type Changes struct {
 	PutSandboxes  []*Sandbox // new or different
 	DropPorts     []PortKey
 	PutPorts      []*Port // new or different
+	DropZones     []string
+	PutZones      []*Zone // new or different
+	DropBalancers []BalancerKey
+	PutBalancers  []*Balancer // new or different
+	DropMeshPorts []MeshKey
+	PutMeshPorts  []*MeshPort // new or different
+	// Mesh and Keys are set when these differ; To has the new ones.
+	Mesh, Keys bool
 }
 
 // Diff returns what leads from one config to another. A nil config is an empty
@@ -40,6 +48,16 @@ func Diff(from, to *Config) *Changes {
 	ch.DropBridges, ch.PutBridges = diff(from.Bridges, to.Bridges, (*Bridge).Equal)
 	ch.DropSandboxes, ch.PutSandboxes = diff(from.Sandboxes, to.Sandboxes, (*Sandbox).Equal)
 	ch.DropPorts, ch.PutPorts = diff(from.Ports, to.Ports, func(a, b *Port) bool { return a == b || *a == *b })
+	ch.DropZones, ch.PutZones = diff(from.Zones, to.Zones, (*Zone).Equal)
+	ch.DropBalancers, ch.PutBalancers = diff(from.Balancers, to.Balancers, (*Balancer).Equal)
+	ch.DropMeshPorts, ch.PutMeshPorts = diff(from.MeshPorts, to.MeshPorts, (*MeshPort).Equal)
+	ch.Mesh = !from.Mesh.Equal(to.Mesh)
+	ch.Keys = from.Keys.Send != to.Keys.Send || !slices.Equal(from.Keys.All, to.Keys.All)
+	ch.sort()
+	return ch
+}
+
+func (ch *Changes) sort() {
 	slices.Sort(ch.DropOverlays)
 	slices.SortFunc(ch.PutOverlays, func(a, b *Overlay) int { return strings.Compare(a.ID, b.ID) })
 	slices.Sort(ch.DropBridges)
@@ -48,7 +66,12 @@ func Diff(from, to *Config) *Changes {
 	slices.SortFunc(ch.PutBridges, func(a, b *Bridge) int { return strings.Compare(a.Device, b.Device) })
 	slices.SortFunc(ch.PutSandboxes, func(a, b *Sandbox) int { return strings.Compare(a.ID, b.ID) })
 	slices.SortFunc(ch.PutPorts, func(a, b *Port) int { return a.PortKey.compare(b.PortKey) })
-	return ch
+	slices.Sort(ch.DropZones)
+	slices.SortFunc(ch.PutZones, func(a, b *Zone) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(ch.DropBalancers, BalancerKey.compare)
+	slices.SortFunc(ch.PutBalancers, func(a, b *Balancer) int { return a.BalancerKey.compare(b.BalancerKey) })
+	slices.SortFunc(ch.DropMeshPorts, MeshKey.compare)
+	slices.SortFunc(ch.PutMeshPorts, func(a, b *MeshPort) int { return a.MeshKey.compare(b.MeshKey) })
 }
 
 func diff[K comparable, V any](from, to map[K]*V, equal func(a, b *V) bool) (drop []K, put []*V) {
@@ -67,8 +90,9 @@ func diff[K comparable, V any](from, to map[K]*V, equal func(a, b *V) bool) (dro
 
 // Empty reports whether there is nothing to do.
 func (ch *Changes) Empty() bool {
-	return !ch.Options && len(ch.DropOverlays)+len(ch.PutOverlays)+len(ch.DropBridges)+len(ch.PutBridges)+len(ch.DropSandboxes)+len(ch.PutSandboxes)+
-		len(ch.DropPorts)+len(ch.PutPorts) == 0
+	return !ch.Options && !ch.Mesh && !ch.Keys && len(ch.DropOverlays)+len(ch.PutOverlays)+len(ch.DropBridges)+len(ch.PutBridges)+len(ch.DropSandboxes)+len(ch.PutSandboxes)+
+		len(ch.DropPorts)+len(ch.PutPorts)+len(ch.DropZones)+len(ch.PutZones)+len(ch.DropBalancers)+len(ch.PutBalancers)+
+		len(ch.DropMeshPorts)+len(ch.PutMeshPorts) == 0
 }
 
 // Apply returns the config that results from making the changes to from.
@@ -100,7 +124,30 @@ func (ch *Changes) Apply(from *Config) *Config {
 	for _, p := range ch.PutPorts {
 		c.Ports[p.PortKey] = p
 	}
+	ch.applyServices(c)
 	return c
+}
+
+func (ch *Changes) applyServices(c *Config) {
+	c.Mesh, c.Keys = ch.To.Mesh, ch.To.Keys
+	for _, id := range ch.DropZones {
+		delete(c.Zones, id)
+	}
+	for _, z := range ch.PutZones {
+		c.Zones[z.ID] = z
+	}
+	for _, k := range ch.DropBalancers {
+		delete(c.Balancers, k)
+	}
+	for _, b := range ch.PutBalancers {
+		c.Balancers[b.BalancerKey] = b
+	}
+	for _, k := range ch.DropMeshPorts {
+		delete(c.MeshPorts, k)
+	}
+	for _, p := range ch.PutMeshPorts {
+		c.MeshPorts[p.MeshKey] = p
+	}
 }
 
 // Clone returns a config with maps of its own that share their values with c's.
@@ -111,6 +158,7 @@ func (c *Config) Clone() *Config {
 		*n = *c
 	}
 	n.Overlays, n.Bridges, n.Sandboxes, n.Ports = clone(n.Overlays), clone(n.Bridges), clone(n.Sandboxes), clone(n.Ports)
+	n.Zones, n.Balancers, n.MeshPorts = clone(n.Zones), clone(n.Balancers), clone(n.MeshPorts)
 	return n
 }
 

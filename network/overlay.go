@@ -29,6 +29,8 @@ type Overlay struct {
 	ID  string
 	VNI uint32
 	MTU int // bytes
+	// Encrypted overlays send nothing to other nodes but under Config.Keys.
+	Encrypted bool
 	// Addresses of the bridge with the length of their subnet: the same on every
 	// node, and nobody's next hop.
 	Addresses []netip.Prefix
@@ -62,7 +64,7 @@ func (p Peer) MAC() net.HardwareAddr { return net.HardwareAddr(macOf(p.Address, 
 
 // Equal reports whether the two mean the same.
 func (o *Overlay) Equal(p *Overlay) bool {
-	return o == p || o.SameBridge(p) && o.VNI == p.VNI && o.Unknown == p.Unknown && slices.Equal(o.Peers, p.Peers)
+	return o == p || o.SameBridge(p) && o.VNI == p.VNI && o.Encrypted == p.Encrypted && o.Unknown == p.Unknown && slices.Equal(o.Peers, p.Peers)
 }
 
 // SameBridge reports whether the two mean the same on the node itself.

@@ -29,7 +29,26 @@ func (c *Config) String() string {
 		p := c.Ports[k]
 		fmt.Fprintf(&b, "port %s -> %s in %s\n", k, p.Target, p.Sandbox)
 	}
+	c.writeServices(&b)
 	return b.String()
+}
+
+func (c *Config) writeServices(b *strings.Builder) {
+	for _, id := range slices.Sorted(maps.Keys(c.Zones)) {
+		b.WriteString(c.Zones[id].String())
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(c.Balancers), BalancerKey.compare) {
+		b.WriteString(c.Balancers[k].String())
+	}
+	if c.Mesh != nil {
+		b.WriteString(c.Mesh.String())
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(c.MeshPorts), MeshKey.compare) {
+		b.WriteString(c.MeshPorts[k].String())
+	}
+	for _, k := range c.Keys.All {
+		b.WriteString(k.String() + flag(k.ID == c.Keys.Send, "sends") + "\n")
+	}
 }
 
 func (b *Bridge) String() string {
@@ -51,7 +70,7 @@ func (o *Overlay) String() string {
 	for _, a := range o.Addresses {
 		b.WriteString(" " + a.String())
 	}
-	b.WriteString(flag(o.Unknown, "unknown-peers") + "\n")
+	b.WriteString(flag(o.Encrypted, "encrypted") + flag(o.Unknown, "unknown-peers") + "\n")
 	for _, p := range o.Peers {
 		b.WriteString("  peer")
 		for _, a := range []netip.Addr{p.Address, p.Address6} {
@@ -72,6 +91,9 @@ func (s *Sandbox) String() string {
 	}
 	if s.Gateway6.IsValid() {
 		b.WriteString(" via " + s.Gateway6.String())
+	}
+	if s.Resolver != nil {
+		b.WriteString(" " + s.Resolver.String())
 	}
 	b.WriteString("\n")
 	for i := range s.Interfaces {

@@ -75,7 +75,9 @@ type EndpointsUpdate struct {
 	Complete bool                `protobuf:"varint,1,opt,name=complete,proto3" json:"complete,omitempty"`
 	Networks []*NetworkEndpoints `protobuf:"bytes,2,rep,name=networks,proto3" json:"networks,omitempty"`
 	// data_port is the swarm's UDP port for tunnels.
-	DataPort      uint32 `protobuf:"varint,3,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`
+	DataPort uint32 `protobuf:"varint,3,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`
+	// keys of encrypted networks; absent: as told before, if anything was.
+	Keys          *OverlayKeys `protobuf:"bytes,4,opt,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -131,23 +133,145 @@ func (x *EndpointsUpdate) GetDataPort() uint32 {
 	return 0
 }
 
+func (x *EndpointsUpdate) GetKeys() *OverlayKeys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+// OverlayKeys protect what is sent between nodes in encrypted networks.
+type OverlayKeys struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*OverlayKey          `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// send is the id of the one to send with; the others are for receiving.
+	Send          uint32 `protobuf:"varint,2,opt,name=send,proto3" json:"send,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OverlayKeys) Reset() {
+	*x = OverlayKeys{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OverlayKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OverlayKeys) ProtoMessage() {}
+
+func (x *OverlayKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OverlayKeys.ProtoReflect.Descriptor instead.
+func (*OverlayKeys) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *OverlayKeys) GetKeys() []*OverlayKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *OverlayKeys) GetSend() uint32 {
+	if x != nil {
+		return x.Send
+	}
+	return 0
+}
+
+type OverlayKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Secret        []byte                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"` // 32 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OverlayKey) Reset() {
+	*x = OverlayKey{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OverlayKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OverlayKey) ProtoMessage() {}
+
+func (x *OverlayKey) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OverlayKey.ProtoReflect.Descriptor instead.
+func (*OverlayKey) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *OverlayKey) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *OverlayKey) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
 type NetworkEndpoints struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	NetworkId string                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
-	// gone: the caller has no task in it any more.
+	// gone: the caller has no part in it any more.
 	Gone bool `protobuf:"varint,2,opt,name=gone,proto3" json:"gone,omitempty"`
 	// whole: what is not in put is not there. Else put and remove are changes.
 	Whole bool               `protobuf:"varint,3,opt,name=whole,proto3" json:"whole,omitempty"`
 	Put   []*OverlayEndpoint `protobuf:"bytes,4,rep,name=put,proto3" json:"put,omitempty"`
 	// remove has ids of endpoints; one that is not known may be named.
-	Remove        []string `protobuf:"bytes,5,rep,name=remove,proto3" json:"remove,omitempty"`
+	Remove []string `protobuf:"bytes,5,rep,name=remove,proto3" json:"remove,omitempty"`
+	// put_services and remove_services are of the services in the network, with
+	// the same meaning.
+	PutServices    []*OverlayService `protobuf:"bytes,6,rep,name=put_services,json=putServices,proto3" json:"put_services,omitempty"`
+	RemoveServices []string          `protobuf:"bytes,7,rep,name=remove_services,json=removeServices,proto3" json:"remove_services,omitempty"`
+	// network itself, told when it is the ingress network: every node is in it.
+	Network *Network `protobuf:"bytes,8,opt,name=network,proto3" json:"network,omitempty"`
+	// own_addresses are the caller's own in the ingress network, with the length
+	// of their subnet.
+	OwnAddresses  []string `protobuf:"bytes,9,rep,name=own_addresses,json=ownAddresses,proto3" json:"own_addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkEndpoints) Reset() {
 	*x = NetworkEndpoints{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	mi := &file_legion_v1_overlays_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +283,7 @@ func (x *NetworkEndpoints) String() string {
 func (*NetworkEndpoints) ProtoMessage() {}
 
 func (x *NetworkEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	mi := &file_legion_v1_overlays_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +296,7 @@ func (x *NetworkEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkEndpoints.ProtoReflect.Descriptor instead.
 func (*NetworkEndpoints) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{2}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NetworkEndpoints) GetNetworkId() string {
@@ -210,20 +334,56 @@ func (x *NetworkEndpoints) GetRemove() []string {
 	return nil
 }
 
+func (x *NetworkEndpoints) GetPutServices() []*OverlayService {
+	if x != nil {
+		return x.PutServices
+	}
+	return nil
+}
+
+func (x *NetworkEndpoints) GetRemoveServices() []string {
+	if x != nil {
+		return x.RemoveServices
+	}
+	return nil
+}
+
+func (x *NetworkEndpoints) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *NetworkEndpoints) GetOwnAddresses() []string {
+	if x != nil {
+		return x.OwnAddresses
+	}
+	return nil
+}
+
 type OverlayEndpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// id is the task's.
+	// id is the task's, or the node's for its own address in the ingress network.
 	Id        string   `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Addresses []string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	// node_addr is where its node is reached.
-	NodeAddr      string `protobuf:"bytes,3,opt,name=node_addr,json=nodeAddr,proto3" json:"node_addr,omitempty"`
+	// node_addr is where its node is reached; empty: it is the caller's own.
+	NodeAddr string `protobuf:"bytes,3,opt,name=node_addr,json=nodeAddr,proto3" json:"node_addr,omitempty"`
+	// service_id is empty for containers that are not of a service.
+	ServiceId string `protobuf:"bytes,4,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	// name of the task or container.
+	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	// aliases are further names of this endpoint alone.
+	Aliases []string `protobuf:"bytes,6,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// serving: it is to be given new work. Others are reached, but not chosen.
+	Serving       bool `protobuf:"varint,7,opt,name=serving,proto3" json:"serving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OverlayEndpoint) Reset() {
 	*x = OverlayEndpoint{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	mi := &file_legion_v1_overlays_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -235,7 +395,7 @@ func (x *OverlayEndpoint) String() string {
 func (*OverlayEndpoint) ProtoMessage() {}
 
 func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	mi := &file_legion_v1_overlays_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -248,7 +408,7 @@ func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayEndpoint.ProtoReflect.Descriptor instead.
 func (*OverlayEndpoint) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{3}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *OverlayEndpoint) GetId() string {
@@ -272,28 +432,243 @@ func (x *OverlayEndpoint) GetNodeAddr() string {
 	return ""
 }
 
+func (x *OverlayEndpoint) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *OverlayEndpoint) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OverlayEndpoint) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *OverlayEndpoint) GetServing() bool {
+	if x != nil {
+		return x.Serving
+	}
+	return false
+}
+
+// OverlayService is a service as it is known in one network.
+type OverlayService struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// virtual_addresses, one a family; none with dnsrr.
+	VirtualAddresses []string `protobuf:"bytes,3,rep,name=virtual_addresses,json=virtualAddresses,proto3" json:"virtual_addresses,omitempty"`
+	Aliases          []string `protobuf:"bytes,4,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// ports of the routing mesh, in the ingress network alone.
+	Ports []*OverlayPort `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
+	// balance is how backends are chosen: empty, "client" or "least".
+	Balance       string `protobuf:"bytes,6,opt,name=balance,proto3" json:"balance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OverlayService) Reset() {
+	*x = OverlayService{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OverlayService) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OverlayService) ProtoMessage() {}
+
+func (x *OverlayService) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OverlayService.ProtoReflect.Descriptor instead.
+func (*OverlayService) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *OverlayService) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *OverlayService) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OverlayService) GetVirtualAddresses() []string {
+	if x != nil {
+		return x.VirtualAddresses
+	}
+	return nil
+}
+
+func (x *OverlayService) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *OverlayService) GetPorts() []*OverlayPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *OverlayService) GetBalance() string {
+	if x != nil {
+		return x.Balance
+	}
+	return ""
+}
+
+// OverlayPort is a port that every node answers for.
+type OverlayPort struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Protocol  string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // tcp, udp, sctp
+	Published uint32                 `protobuf:"varint,2,opt,name=published,proto3" json:"published,omitempty"`
+	Target    uint32                 `protobuf:"varint,3,opt,name=target,proto3" json:"target,omitempty"`
+	// on are addresses, prefixes or devices of nodes that it is restricted to.
+	On            []string `protobuf:"bytes,4,rep,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OverlayPort) Reset() {
+	*x = OverlayPort{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OverlayPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OverlayPort) ProtoMessage() {}
+
+func (x *OverlayPort) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OverlayPort.ProtoReflect.Descriptor instead.
+func (*OverlayPort) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *OverlayPort) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *OverlayPort) GetPublished() uint32 {
+	if x != nil {
+		return x.Published
+	}
+	return 0
+}
+
+func (x *OverlayPort) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *OverlayPort) GetOn() []string {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
 var File_legion_v1_overlays_proto protoreflect.FileDescriptor
 
 const file_legion_v1_overlays_proto_rawDesc = "" +
 	"\n" +
-	"\x18legion/v1/overlays.proto\x12\tlegion.v1\"/\n" +
+	"\x18legion/v1/overlays.proto\x12\tlegion.v1\x1a docker/swarmkit/v1/objects.proto\"/\n" +
 	"\x10EndpointsRequest\x12\x1b\n" +
-	"\tdata_addr\x18\x01 \x01(\tR\bdataAddr\"\x83\x01\n" +
+	"\tdata_addr\x18\x01 \x01(\tR\bdataAddr\"\xaf\x01\n" +
 	"\x0fEndpointsUpdate\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x127\n" +
 	"\bnetworks\x18\x02 \x03(\v2\x1b.legion.v1.NetworkEndpointsR\bnetworks\x12\x1b\n" +
-	"\tdata_port\x18\x03 \x01(\rR\bdataPort\"\xa1\x01\n" +
+	"\tdata_port\x18\x03 \x01(\rR\bdataPort\x12*\n" +
+	"\x04keys\x18\x04 \x01(\v2\x16.legion.v1.OverlayKeysR\x04keys\"L\n" +
+	"\vOverlayKeys\x12)\n" +
+	"\x04keys\x18\x01 \x03(\v2\x15.legion.v1.OverlayKeyR\x04keys\x12\x12\n" +
+	"\x04send\x18\x02 \x01(\rR\x04send\"4\n" +
+	"\n" +
+	"OverlayKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\"\xe4\x02\n" +
 	"\x10NetworkEndpoints\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x12\n" +
 	"\x04gone\x18\x02 \x01(\bR\x04gone\x12\x14\n" +
 	"\x05whole\x18\x03 \x01(\bR\x05whole\x12,\n" +
 	"\x03put\x18\x04 \x03(\v2\x1a.legion.v1.OverlayEndpointR\x03put\x12\x16\n" +
-	"\x06remove\x18\x05 \x03(\tR\x06remove\"\\\n" +
+	"\x06remove\x18\x05 \x03(\tR\x06remove\x12<\n" +
+	"\fput_services\x18\x06 \x03(\v2\x19.legion.v1.OverlayServiceR\vputServices\x12'\n" +
+	"\x0fremove_services\x18\a \x03(\tR\x0eremoveServices\x125\n" +
+	"\anetwork\x18\b \x01(\v2\x1b.docker.swarmkit.v1.NetworkR\anetwork\x12#\n" +
+	"\rown_addresses\x18\t \x03(\tR\fownAddresses\"\xc3\x01\n" +
 	"\x0fOverlayEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1b\n" +
-	"\tnode_addr\x18\x03 \x01(\tR\bnodeAddr2R\n" +
+	"\tnode_addr\x18\x03 \x01(\tR\bnodeAddr\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x04 \x01(\tR\tserviceId\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x18\n" +
+	"\aaliases\x18\x06 \x03(\tR\aaliases\x12\x18\n" +
+	"\aserving\x18\a \x01(\bR\aserving\"\xc3\x01\n" +
+	"\x0eOverlayService\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
+	"\x11virtual_addresses\x18\x03 \x03(\tR\x10virtualAddresses\x12\x18\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\x12,\n" +
+	"\x05ports\x18\x05 \x03(\v2\x16.legion.v1.OverlayPortR\x05ports\x12\x18\n" +
+	"\abalance\x18\x06 \x01(\tR\abalance\"o\n" +
+	"\vOverlayPort\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x1c\n" +
+	"\tpublished\x18\x02 \x01(\rR\tpublished\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\rR\x06target\x12\x0e\n" +
+	"\x02on\x18\x04 \x03(\tR\x02on2R\n" +
 	"\bOverlays\x12F\n" +
 	"\tEndpoints\x12\x1b.legion.v1.EndpointsRequest\x1a\x1a.legion.v1.EndpointsUpdate0\x01B(Z&github.com/legion-swarm/legion/swarmpbb\x06proto3"
 
@@ -309,23 +684,33 @@ func file_legion_v1_overlays_proto_rawDescGZIP() []byte {
 	return file_legion_v1_overlays_proto_rawDescData
 }
 
-var file_legion_v1_overlays_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_legion_v1_overlays_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_legion_v1_overlays_proto_goTypes = []any{
 	(*EndpointsRequest)(nil), // 0: legion.v1.EndpointsRequest
 	(*EndpointsUpdate)(nil),  // 1: legion.v1.EndpointsUpdate
-	(*NetworkEndpoints)(nil), // 2: legion.v1.NetworkEndpoints
-	(*OverlayEndpoint)(nil),  // 3: legion.v1.OverlayEndpoint
+	(*OverlayKeys)(nil),      // 2: legion.v1.OverlayKeys
+	(*OverlayKey)(nil),       // 3: legion.v1.OverlayKey
+	(*NetworkEndpoints)(nil), // 4: legion.v1.NetworkEndpoints
+	(*OverlayEndpoint)(nil),  // 5: legion.v1.OverlayEndpoint
+	(*OverlayService)(nil),   // 6: legion.v1.OverlayService
+	(*OverlayPort)(nil),      // 7: legion.v1.OverlayPort
+	(*Network)(nil),          // 8: docker.swarmkit.v1.Network
 }
 var file_legion_v1_overlays_proto_depIdxs = []int32{
-	2, // 0: legion.v1.EndpointsUpdate.networks:type_name -> legion.v1.NetworkEndpoints
-	3, // 1: legion.v1.NetworkEndpoints.put:type_name -> legion.v1.OverlayEndpoint
-	0, // 2: legion.v1.Overlays.Endpoints:input_type -> legion.v1.EndpointsRequest
-	1, // 3: legion.v1.Overlays.Endpoints:output_type -> legion.v1.EndpointsUpdate
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4, // 0: legion.v1.EndpointsUpdate.networks:type_name -> legion.v1.NetworkEndpoints
+	2, // 1: legion.v1.EndpointsUpdate.keys:type_name -> legion.v1.OverlayKeys
+	3, // 2: legion.v1.OverlayKeys.keys:type_name -> legion.v1.OverlayKey
+	5, // 3: legion.v1.NetworkEndpoints.put:type_name -> legion.v1.OverlayEndpoint
+	6, // 4: legion.v1.NetworkEndpoints.put_services:type_name -> legion.v1.OverlayService
+	8, // 5: legion.v1.NetworkEndpoints.network:type_name -> docker.swarmkit.v1.Network
+	7, // 6: legion.v1.OverlayService.ports:type_name -> legion.v1.OverlayPort
+	0, // 7: legion.v1.Overlays.Endpoints:input_type -> legion.v1.EndpointsRequest
+	1, // 8: legion.v1.Overlays.Endpoints:output_type -> legion.v1.EndpointsUpdate
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_legion_v1_overlays_proto_init() }
@@ -333,13 +718,14 @@ func file_legion_v1_overlays_proto_init() {
 	if File_legion_v1_overlays_proto != nil {
 		return
 	}
+	file_docker_swarmkit_v1_objects_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_legion_v1_overlays_proto_rawDesc), len(file_legion_v1_overlays_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,8 +30,9 @@ const (
 //
 // Overlays is for nodes of the swarm, beside the Dispatcher.
 type OverlaysClient interface {
-	// Endpoints tells of the endpoints on other nodes, of all networks that the
-	// caller has a task in: first of all of them, then of what changes.
+	// Endpoints tells of the endpoints and services of all networks that the
+	// caller has a task in, and of the ingress network: first of all of them, then
+	// of what changes.
 	Endpoints(ctx context.Context, in *EndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndpointsUpdate], error)
 }
 
@@ -68,8 +69,9 @@ type Overlays_EndpointsClient = grpc.ServerStreamingClient[EndpointsUpdate]
 //
 // Overlays is for nodes of the swarm, beside the Dispatcher.
 type OverlaysServer interface {
-	// Endpoints tells of the endpoints on other nodes, of all networks that the
-	// caller has a task in: first of all of them, then of what changes.
+	// Endpoints tells of the endpoints and services of all networks that the
+	// caller has a task in, and of the ingress network: first of all of them, then
+	// of what changes.
 	Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointsUpdate]) error
 	mustEmbedUnimplementedOverlaysServer()
 }

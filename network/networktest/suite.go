@@ -220,6 +220,7 @@ func Random(r *rapid.T) *network.Config {
 			delete(c.Ports, k)
 		}
 	}
+	randomServices(c, draw)
 	return c
 }
 
