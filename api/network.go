@@ -53,3 +53,12 @@ func (n *Network) Clashes(o *Network) bool {
 	}
 	return n.Spec.Ingress && o.Spec.Ingress
 }
+
+// IngressAddresses returns the node's own addresses in the network of the routing
+// mesh, whose id is given; nil if it has none there (yet).
+func (n *Node) IngressAddresses(network string) []netip.Prefix {
+	if network == "" || n.IngressNetwork != network {
+		return nil
+	}
+	return n.Ingress
+}

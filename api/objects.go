@@ -63,6 +63,11 @@ type Node struct {
 	// DataAddr is the address by which other nodes reach its tasks, as it says
 	// itself; empty: Status.Addr. Written by the dispatcher.
 	DataAddr string `json:",omitempty"`
+	// Ingress are the node's own addresses in the network of the routing mesh, one
+	// a family, with the length of their subnet; IngressNetwork is the id of the
+	// network that they are of. Written by the allocator. See IngressAddresses.
+	Ingress        []netip.Prefix `json:",omitempty"`
+	IngressNetwork string         `json:",omitempty"`
 	// Session is the node's connection; the manager that serves it writes it.
 	Session NodeSession
 	// DownSince is when the node was found to be down; zero when it is not.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -41,12 +42,14 @@ type session struct {
 	addresses *State
 	services  map[string]struct{} // to look at
 	tasks     map[string]struct{}
+	nodes     map[string]struct{}
 	refused   map[string]error    // services that can't get what they need, with the reason
 	waiting   map[string]struct{} // tasks that there was no address for
+	without   map[string]struct{} // nodes that there was no address for
 }
 
 func (l *Loop) follow(ctx context.Context) error {
-	view, w := l.Store.Watch(store.KindNetwork, store.KindService, store.KindTask)
+	view, w := l.Store.Watch(store.KindNetwork, store.KindService, store.KindTask, store.KindNode)
 	defer w.Close()
 	s := l.begin(view)
 	for {
@@ -67,10 +70,14 @@ func (l *Loop) follow(ctx context.Context) error {
 func (l *Loop) begin(view *store.View) *session {
 	s := &session{
 		Loop: l, addresses: NewState(), services: map[string]struct{}{}, tasks: map[string]struct{}{},
-		refused: map[string]error{}, waiting: map[string]struct{}{},
+		refused: map[string]error{}, waiting: map[string]struct{}{}, nodes: map[string]struct{}{}, without: map[string]struct{}{},
 	}
 	for n := range store.List[*api.Network](view) {
 		s.addresses.SetNetwork(n)
+	}
+	for n := range store.List[*api.Node](view) {
+		s.addresses.ChangeNode(nil, n)
+		s.nodes[n.ID] = struct{}{}
 	}
 	for o := range store.List[*api.Service](view) {
 		s.addresses.ChangeService(nil, o)
@@ -89,12 +96,9 @@ func (l *Loop) begin(view *store.View) *session {
 func (s *session) note(c *store.Change) {
 	switch c.Kind {
 	case store.KindNetwork:
-		if n, _ := c.New.(*api.Network); n != nil {
-			s.addresses.SetNetwork(n)
-		} else {
-			s.addresses.RemoveNetwork(c.ID)
-		}
-		s.retry(true)
+		s.noteNetwork(c)
+	case store.KindNode:
+		s.noteNode(c)
 	case store.KindService:
 		was, _ := c.Old.(*api.Service)
 		is, _ := c.New.(*api.Service)
@@ -121,6 +125,19 @@ func (s *session) note(c *store.Change) {
 	}
 }
 
+func (s *session) noteNetwork(c *store.Change) {
+	was := s.addresses.ingress
+	if n, _ := c.New.(*api.Network); n != nil {
+		s.addresses.SetNetwork(n)
+	} else {
+		s.addresses.RemoveNetwork(c.ID)
+	}
+	s.retry(true)
+	if s.addresses.ingress != was {
+		s.everyNode()
+	}
+}
+
 // retry has what waits looked at again; addresses tells whether tasks may find
 // one now.
 func (s *session) retry(addresses bool) {
@@ -130,6 +147,8 @@ func (s *session) retry(addresses bool) {
 	if !addresses {
 		return
 	}
+	maps.Copy(s.nodes, s.without)
+	clear(s.without)
 	for id := range s.waiting {
 		s.tasks[id] = struct{}{}
 	}
@@ -138,6 +157,11 @@ func (s *session) retry(addresses bool) {
 
 // allocate takes everything out of the sets.
 func (s *session) allocate(ctx context.Context) error {
+	if len(s.nodes) > 0 {
+		if err := s.allocateNodes(ctx); err != nil {
+			return fmt.Errorf("allocate nodes: %w", err)
+		}
+	}
 	if len(s.services) > 0 {
 		if err := s.allocateServices(ctx); err != nil {
 			return fmt.Errorf("allocate services: %w", err)

@@ -38,6 +38,26 @@ func sameButAddresses(a, b swarm.Endpoint) bool {
 	return reflect.DeepEqual(a, b)
 }
 
+// Node returns the node with its addresses in the ingress network, nil if it has
+// them, or needs none, already. What it gets is counted in. ResourceExhausted: the
+// network has no address left.
+func Node(n *api.Node, addresses *State) (*api.Node, error) {
+	if n.IngressNetwork == addresses.ingress {
+		return nil, nil
+	}
+	c := *n
+	c.Ingress, c.IngressNetwork = nil, ""
+	if addresses.ingress == "" {
+		return &c, nil
+	}
+	var err error
+	if c.Ingress, err = addresses.take(addresses.ingress); err != nil {
+		return nil, err
+	}
+	c.IngressNetwork = addresses.ingress
+	return &c, nil
+}
+
 // Task returns a new task with what it needs, ready to be scheduled, or with the
 // reason why it has to wait; nil if nothing changes. refused is what Service said
 // of its service, which is nil when the task has none. What the task gets is

@@ -111,6 +111,18 @@ func heldByTask(t *api.Task) held {
 	return h
 }
 
+// heldByNode are the addresses that a node has in the ingress network.
+func heldByNode(n *api.Node) held {
+	if n == nil || len(n.Ingress) == 0 {
+		return nil
+	}
+	h := held{}
+	for _, p := range n.Ingress {
+		h[n.IngressNetwork] = append(h[n.IngressNetwork], p.Addr())
+	}
+	return h
+}
+
 // ChangeService follows a service from one version to the next; nil: there is
 // none. It returns the networks in which something became free.
 func (s *State) ChangeService(was, is *api.Service) []string {
@@ -120,6 +132,11 @@ func (s *State) ChangeService(was, is *api.Service) []string {
 // ChangeTask does so for a task.
 func (s *State) ChangeTask(was, is *api.Task) []string {
 	return s.change(heldByTask(was), heldByTask(is))
+}
+
+// ChangeNode does so for a node.
+func (s *State) ChangeNode(was, is *api.Node) []string {
+	return s.change(heldByNode(was), heldByNode(is))
 }
 
 func (s *State) change(was, is held) (freed []string) {

@@ -125,6 +125,7 @@ type world struct {
 	networks map[string]*api.Network
 	services map[string]*api.Service
 	tasks    map[string]*api.Task
+	nodes    map[string]*api.Node
 	state    *State
 }
 
@@ -133,6 +134,9 @@ func (w *world) computed() *State {
 	s := NewState()
 	for _, n := range w.networks {
 		s.SetNetwork(n)
+	}
+	for _, n := range w.nodes {
+		s.ChangeNode(nil, n)
 	}
 	for _, o := range w.services {
 		s.ChangeService(nil, o)
@@ -159,10 +163,10 @@ func (s *State) words() map[string][]map[uint64]uint64 {
 // computed from what there is, and nothing is left over.
 func TestAddressesAreNeverSharedNorLost(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		w := &world{networks: map[string]*api.Network{}, services: map[string]*api.Service{}, tasks: map[string]*api.Task{}, state: NewState()}
+		w := &world{networks: map[string]*api.Network{}, services: map[string]*api.Service{}, tasks: map[string]*api.Task{}, nodes: map[string]*api.Node{}, state: NewState()}
 		draw := func(what string, of ...string) string { return rapid.SampledFrom(of).Draw(rt, what) }
 		for i := range rapid.IntRange(1, 60).Draw(rt, "steps") {
-			switch draw("step", "network", "remove network", "service", "remove service", "task", "task", "task", "end task", "remove task") {
+			switch draw("step", "network", "remove network", "service", "remove service", "task", "task", "task", "end task", "remove task", "node", "remove node") {
 			case "network":
 				w.addNetwork(rt, draw("network", "a", "b", "ingress"), i)
 			case "remove network":
@@ -178,6 +182,12 @@ func TestAddressesAreNeverSharedNorLost(t *testing.T) {
 				delete(w.services, id)
 			case "task":
 				w.addTask(fmt.Sprint("t", i), draw("service", "x", "y"))
+			case "node":
+				w.putNode(draw("node", "n1", "n2", "n3", "n4"))
+			case "remove node":
+				id := draw("node", "n1", "n2", "n3", "n4")
+				w.state.ChangeNode(w.nodes[id], nil)
+				delete(w.nodes, id)
 			case "end task", "remove task":
 				w.endTask(draw("task", append(sortedKeys(w.tasks), "none")...), rapid.Bool().Draw(rt, "for good"))
 			}
@@ -185,6 +195,10 @@ func TestAddressesAreNeverSharedNorLost(t *testing.T) {
 		}
 		for id := range w.tasks {
 			w.endTask(id, true)
+		}
+		for id, n := range w.nodes {
+			w.state.ChangeNode(n, nil)
+			delete(w.nodes, id)
 		}
 		for id, s := range w.services {
 			w.state.ChangeService(s, nil)
@@ -258,6 +272,24 @@ func (w *world) putService(id, mode string, networks []string, port string) {
 	w.services[id] = c
 }
 
+// putNode has a node that is there, or a new one, have what it needs.
+func (w *world) putNode(id string) {
+	n := w.nodes[id]
+	if n == nil {
+		n = &api.Node{}
+		n.ID = id
+	}
+	c, err := Node(n, w.state)
+	if err != nil {
+		return
+	}
+	if c == nil {
+		c = n
+	}
+	w.state.ChangeNode(w.nodes[id], c)
+	w.nodes[id] = c
+}
+
 func (w *world) addTask(id, service string) {
 	s := w.services[service]
 	if s == nil {
@@ -306,6 +338,9 @@ func (w *world) check(rt *rapid.T) {
 				owners[key] = who
 			}
 		}
+	}
+	for id, n := range w.nodes {
+		claim(id, heldByNode(n))
 	}
 	for id, s := range w.services {
 		claim(id, heldByService(s))
