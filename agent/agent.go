@@ -43,8 +43,7 @@ type Config struct {
 	// Failed is told where no session came about, and why; it must not block. Nil:
 	// nobody is.
 	Failed func(addr string, err error)
-	// Overlays is told where tasks of the node's networks are that other nodes run.
-	// Nil: nobody is.
+	// Overlays is told of the networks that the node has a part in. Nil: nobody is.
 	Overlays Overlays
 	// TLSInfo describes the node's certificate, for its description; nil: none.
 	TLSInfo func() swarm.TLSInfo
@@ -93,11 +92,8 @@ type Agent struct {
 	cfg      Config
 	worker   *worker
 	reporter *reporter
-	// endpoints is what managers have said of overlays; only the session's own
-	// goroutine uses it.
-	endpoints endpoints
-	session   string        // id of the last session; only Run's goroutine uses it
-	changed   chan struct{} // capacity 1: the description may have
+	session  string        // id of the last session; only Run's goroutine uses it
+	changed  chan struct{} // capacity 1: the description may have
 }
 
 // New returns an agent. It has no effects until Run.
@@ -107,7 +103,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	r := newReporter()
-	return &Agent{cfg: cfg, reporter: r, endpoints: endpoints{}, worker: newWorker(cfg, r), changed: make(chan struct{}, 1)}, nil
+	return &Agent{cfg: cfg, reporter: r, worker: newWorker(cfg, r), changed: make(chan struct{}, 1)}, nil
 }
 
 // Redescribe has the agent look at once whether its node's description changed,

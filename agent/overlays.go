@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"net/netip"
-	"slices"
 
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
@@ -12,30 +11,22 @@ import (
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
-// Endpoint is a task on another node.
-type Endpoint struct {
-	Addresses []netip.Addr // one a family, in the overlay
-	Node      netip.Addr   // where its node is reached
-}
+// Limits on one update, which may come in several messages.
+const (
+	maxTold         = 1 << 19 // endpoints, services and removals
+	maxToldNetworks = 1 << 13
+)
 
-// Overlays takes what managers say of the overlays that the node has tasks in. It
+// Overlays takes what managers say of the overlays that the node has a part in. It
 // keeps what it was told last while no manager says anything. Methods are called
 // from one goroutine and must not block.
 type Overlays interface {
 	// DataAddr is by which of its addresses other nodes reach this one; zero: as
 	// the managers see it.
 	DataAddr() netip.Addr
-	// SetPort sets the UDP port of tunnels, the same on all nodes.
-	SetPort(port uint16)
-	// SetEndpoints says which endpoints of a network are on other nodes. They are
-	// the callee's from then on.
-	SetEndpoints(network string, all []Endpoint)
-	// Forget says that the node has no task in a network any more.
-	Forget(network string)
+	// Told takes an update, which is the callee's from then on.
+	Told(u *api.OverlayUpdate)
 }
-
-// endpoints is what managers have said, by network and task.
-type endpoints map[string]map[string]Endpoint
 
 // overlays hands on what the manager says of overlays. A manager that is not one
 // of ours says nothing: then nodes can't reach each other's tasks, but all else works.
@@ -48,10 +39,14 @@ func (s *session) overlays(ctx context.Context) error {
 		req.DataAddr = a.String()
 	}
 	stream, err := s.overlayClient.Endpoints(ctx, req)
+	var t telling
 	for err == nil {
 		var m *swarmpb.EndpointsUpdate
 		if m, err = stream.Recv(); err == nil {
-			err = s.endpoints.take(m, s.cfg.Overlays)
+			var u *api.OverlayUpdate
+			if u, err = t.take(m); u != nil {
+				s.cfg.Overlays.Told(u)
+			}
 		}
 	}
 	if api.Is(err, api.Unimplemented) || grpcstatus.Code(err) == codes.Unimplemented {
@@ -62,66 +57,36 @@ func (s *session) overlays(ctx context.Context) error {
 	return ended(err)
 }
 
-// take applies an update and hands on what changed.
-func (e endpoints) take(m *swarmpb.EndpointsUpdate, to Overlays) error {
-	if port := m.GetDataPort(); port > 0 && port <= 65535 {
-		to.SetPort(uint16(port))
-	}
-	named := map[string]bool{}
-	for _, n := range m.GetNetworks() {
-		id := n.GetNetworkId()
-		if !validID(id) {
-			return api.Errorf(api.Internal, "endpoints of a network with the impossible id %q", id)
-		}
-		if n.GetGone() {
-			delete(e, id)
-			to.Forget(id)
-			continue
-		}
-		named[id] = true
-		if n.GetWhole() || e[id] == nil {
-			e[id] = map[string]Endpoint{}
-		}
-		for _, task := range n.GetRemove() {
-			delete(e[id], task)
-		}
-		for _, p := range n.GetPut() {
-			if x, ok := endpointFrom(p); ok {
-				e[id][p.GetId()] = x
-			}
-		}
-	}
-	if m.GetComplete() {
-		for id := range e {
-			if !named[id] {
-				delete(e, id)
-				to.Forget(id)
-			}
-		}
-	}
-	for id := range named {
-		all := make([]Endpoint, 0, len(e[id]))
-		for _, x := range e[id] {
-			all = append(all, x)
-		}
-		to.SetEndpoints(id, all)
-	}
-	return nil
+// telling is an update of which messages are still to come.
+type telling struct {
+	u    *api.OverlayUpdate
+	size int
 }
 
-// endpointFrom reads an endpoint; false if it is not one.
-func endpointFrom(p *swarmpb.OverlayEndpoint) (Endpoint, bool) {
-	var x Endpoint
-	var err error
-	if x.Node, err = netip.ParseAddr(p.GetNodeAddr()); err != nil {
-		return x, false
-	}
-	for _, s := range p.GetAddresses() {
-		a, err := netip.ParseAddr(s)
-		if err != nil || slices.ContainsFunc(x.Addresses, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) {
-			return x, false
+// take returns the update that a message completes; nil: there is more to come.
+func (t *telling) take(m *swarmpb.EndpointsUpdate) (*api.OverlayUpdate, error) {
+	u := m.API()
+	for i := range u.Networks {
+		n := &u.Networks[i]
+		if !validID(n.ID) {
+			return nil, api.Errorf(api.Internal, "the manager tells of a network with the impossible id %q", n.ID)
 		}
-		x.Addresses = append(x.Addresses, a)
+		t.size += 1 + len(n.Put) + len(n.Remove) + len(n.PutServices) + len(n.RemoveServices)
 	}
-	return x, len(x.Addresses) > 0
+	if t.u != nil {
+		if u.Keys != nil {
+			t.u.Keys = u.Keys
+		}
+		t.u.Networks = append(t.u.Networks, u.Networks...)
+		u = t.u
+	}
+	if t.size > maxTold || len(u.Networks) > maxToldNetworks {
+		return nil, api.Errorf(api.ResourceExhausted, "the manager tells of more than this node can take: %d networks, %d endpoints and services; at most %d and %d are taken",
+			len(u.Networks), t.size, maxToldNetworks, maxTold)
+	}
+	if t.u = u; m.GetMore() {
+		return nil, nil
+	}
+	*t = telling{}
+	return u, nil
 }

@@ -95,7 +95,31 @@ type Policy struct {
 	// DockerTemplates has only those templates expanded that Docker expands.
 	DockerTemplates bool
 	Ready           Readiness
+	// Balance is how new connections are given to tasks.
+	Balance Balance
+	// PublishOn restricts ports of the routing mesh to addresses of nodes, to
+	// prefixes that these are in, and to devices; empty: all addresses.
+	PublishOn []string
+	// DrainDelay is how long a task serves on when it is to stop, so that everyone
+	// has heard that it gets no more work.
+	DrainDelay time.Duration
 }
+
+// Balance is how new connections are given to a service's tasks.
+type Balance string
+
+// Ways to choose a task.
+const (
+	// BalanceRandom gives each the same share.
+	BalanceRandom Balance = ""
+	// BalanceClient gives connections of one client address to one task.
+	BalanceClient Balance = "client"
+	// BalanceLeast prefers, of two tasks, the one with fewer connections.
+	BalanceLeast Balance = "least"
+)
+
+// DefaultDrainDelay is long enough for the change to reach all nodes.
+const DefaultDrainDelay = 300 * time.Millisecond
 
 // DefaultHistory is how many versions of a service are kept.
 const DefaultHistory = 10
@@ -103,7 +127,7 @@ const DefaultHistory = 10
 // DefaultPolicy is that of a service without labels of ours.
 func DefaultPolicy() Policy {
 	return Policy{
-		Strategy: Spread, Promote: PromoteManual, History: DefaultHistory,
+		Strategy: Spread, Promote: PromoteManual, History: DefaultHistory, DrainDelay: DefaultDrainDelay,
 		Ready: Readiness{Interval: 5 * time.Second, Timeout: 5 * time.Second, Retries: 3},
 	}
 }
@@ -117,6 +141,8 @@ const (
 	maxInterval   = 24 * time.Hour
 	minInterval   = 100 * time.Millisecond
 	maxTestLength = 4096
+	maxDrainDelay = time.Minute
+	maxPublishOn  = 32
 )
 
 // policyLabels says how the value of each label is read.
@@ -137,6 +163,9 @@ func policyLabels() map[string]func(p *Policy, value string) error {
 		"legion.ready.timeout":      func(p *Policy, v string) error { return duration(&p.Ready.Timeout, v, minInterval) },
 		"legion.ready.start-period": func(p *Policy, v string) error { return duration(&p.Ready.StartPeriod, v, 0) },
 		"legion.ready.retries":      func(p *Policy, v string) error { return integer(&p.Ready.Retries, v, 1, maxRetries) },
+		"legion.network.balance":    func(p *Policy, v string) error { return oneOf(&p.Balance, v, BalanceClient, BalanceLeast) },
+		"legion.publish.on":         func(p *Policy, v string) (err error) { p.PublishOn, err = parsePublishOn(v); return err },
+		DrainLabel:                  func(p *Policy, v string) error { return durationUpTo(&p.DrainDelay, v, 0, maxDrainDelay) },
 	}
 }
 
@@ -218,6 +247,20 @@ func ParseReadiness(labels map[string]string) (Readiness, error) {
 	return p.Ready, err
 }
 
+// DrainLabel says how long a task serves on when it is to stop.
+const DrainLabel = PolicyPrefix + "drain.delay"
+
+// ParseDrainDelay reads what a service's labels say of draining, and no others.
+// Errors as ParsePolicy.
+func ParseDrainDelay(labels map[string]string) (time.Duration, error) {
+	v, ok := labels[DrainLabel]
+	if !ok {
+		return DefaultDrainDelay, nil
+	}
+	p, err := ParsePolicy(map[string]string{DrainLabel: v})
+	return p.DrainDelay, err
+}
+
 // VersionOfLabel marks a secret or config as a newer version of the one that it
 // names: services that rotate take it up in its place.
 const VersionOfLabel = "legion.version-of"
@@ -295,9 +338,13 @@ func integer(to *int, v string, low, high int) error {
 }
 
 func duration(to *time.Duration, v string, low time.Duration) error {
+	return durationUpTo(to, v, low, maxInterval)
+}
+
+func durationUpTo(to *time.Duration, v string, low, high time.Duration) error {
 	d, err := time.ParseDuration(v)
-	if err != nil || d < low || d > maxInterval {
-		return fmt.Errorf("%q is not a duration from %s to %s, such as 10s", v, low, maxInterval)
+	if err != nil || d < low || d > high {
+		return fmt.Errorf("%q is not a duration from %s to %s, such as 10s", v, low, high)
 	}
 	*to = d
 	return nil

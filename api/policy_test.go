@@ -22,6 +22,7 @@ func TestPolicyLabels(t *testing.T) {
 		"legion.schedule.priority": "-7", "legion.update.canary": "2", "legion.update.promote": "health", "legion.history": "3",
 		"legion.rotate": "1", "legion.stopped": "true", "legion.ready.test": "curl -f localhost", "legion.ready.interval": "2s",
 		"legion.ready.timeout": "1s", "legion.ready.start-period": "0s", "legion.ready.retries": "5",
+		"legion.network.balance": "least", "legion.publish.on": "192.0.2.1, 10.1.2.3/8,fd00::/8,eth0.7", "legion.drain.delay": "0s",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +30,8 @@ func TestPolicyLabels(t *testing.T) {
 	want := Policy{
 		Strategy: BinPack, Affinity: []Affinity{{Service: "db"}, {Service: "batch", Apart: true, Soft: true}}, Priority: -7,
 		Canary: 2, Promote: PromoteHealth, History: 3, Rotate: true, Stopped: true,
-		Ready: Readiness{Test: "curl -f localhost", Interval: 2 * time.Second, Timeout: time.Second, Retries: 5},
+		Ready:   Readiness{Test: "curl -f localhost", Interval: 2 * time.Second, Timeout: time.Second, Retries: 5},
+		Balance: BalanceLeast, PublishOn: []string{"192.0.2.1", "10.1.2.3/8", "fd00::/8", "eth0.7"},
 	}
 	if !reflect.DeepEqual(p, want) {
 		t.Errorf("have %+v\nwant %+v", p, want)
@@ -72,6 +74,9 @@ func TestPolicyRefuses(t *testing.T) {
 		"legion.ready.test":         {"", strings.Repeat("x", 4097)},
 		"legion.ready.interval":     {"5", "0s", "-1s", "25h"},
 		"legion.ready.timeout":      {"1ms"},
+		"legion.network.balance":    {"", "random", "Client"},
+		"legion.publish.on":         {"", "10.0.0.1,", "10.0.0.300", "10.0.0.0/40", "fe80::1%eth0", "::ffff:10.0.0.1", "a device", "averylongdevicename", "a/b", strings.Repeat("eth0,", 32) + "eth1"},
+		"legion.drain.delay":        {"", "-1s", "61s", "5"},
 		"legion.ready.start-period": {"-1s"},
 		"legion.ready.retries":      {"0"},
 		"legion.nope":               {"x"},

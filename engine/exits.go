@@ -75,6 +75,14 @@ func (c *ctr) watch(ctx context.Context, r *run) {
 // whether the container is to be restarted.
 func (c *ctr) finish(ctx context.Context, r *run) (restart bool) {
 	c.stopHealth()
+	// First, so that nobody is sent to it any more.
+	var tidy sync.WaitGroup
+	defer tidy.Wait()
+	tidy.Go(func() {
+		if err := c.e.cfg.Networks.Leave(ctx, c.id); err != nil {
+			c.e.cfg.Log.Error("a container's network could not be removed", "container", c.id, "error", err)
+		}
+	})
 	drain := time.NewTimer(drainPatience)
 	defer drain.Stop()
 	select {
@@ -90,15 +98,11 @@ func (c *ctr) finish(ctx context.Context, r *run) (restart bool) {
 		return false
 	}
 	c.awaitOOM(ctx, r)
-	var tidy sync.WaitGroup
 	tidy.Go(func() {
 		if err := c.e.cfg.Runtime.Delete(ctx, c.id); err != nil {
 			c.e.cfg.Log.Error("what is left of a container could not be removed", "container", c.id, "error", err)
 		}
 	})
-	if err := c.e.cfg.Networks.Leave(ctx, c.id); err != nil {
-		c.e.cfg.Log.Error("a container's network could not be removed", "container", c.id, "error", err)
-	}
 	c.closeLog()
 	tidy.Wait()
 	r.undo()

@@ -268,6 +268,9 @@ func (n *Networks) sandboxOf(a *attachment) *Sandbox {
 		}
 		s.Interfaces = append(s.Interfaces, f)
 	}
+	if zones := n.overlayZones(a); len(zones) > 0 {
+		s.Resolver = &Resolver{Zones: zones}
+	}
 	e4, e6 := gatewayEndpoints(a.Endpoints)
 	if e4 != nil {
 		s.Gateway4 = e4.Settings.Gateway

@@ -287,6 +287,7 @@ func (n *Networks) Leave(ctx context.Context, id string) error {
 		n.uninstall(b)
 	}
 	n.mu.Unlock()
+	n.dropTask(id)
 	if b == nil {
 		return nil
 	}

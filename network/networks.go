@@ -39,9 +39,16 @@ type Networks struct {
 	closed bool
 	// creating has the networks that are being written, by name.
 	creating map[string]*record
-	// underlay and peers are what was said of other nodes; peers by network.
-	underlay        Underlay
-	peers           map[string][]Peer
+	// What managers have said: of networks, by id; of this node, and how much it is
+	// all together.
+	told        map[string]*told
+	heard       int
+	underlay    Underlay
+	keys        Keys
+	mesh        meshState
+	nodeUnsaved bool
+	tasks       map[string]*task // by container id
+
 	overlaysChanged chan struct{} // closed and replaced
 
 	kicked      chan struct{}
@@ -55,6 +62,8 @@ type netw struct {
 	v4, v6 *pool // nil without the family
 	users  map[string]struct{}
 	holds  int // of an overlay, see Use
+	// services is what follows for an overlay; nil: it is to be made anew.
+	services *services
 }
 
 // box is a container. Guarded by Networks.mu; what it points to is immutable.
@@ -73,7 +82,7 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 	o = o.withDefaults()
 	n := &Networks{
 		o: o, log: o.Log, plane: o.Dataplane, next: firstDynamicPort, creating: map[string]*record{},
-		peers: map[string][]Peer{}, overlaysChanged: make(chan struct{}), kicked: make(chan struct{}, 1), gatewayTurn: make(chan struct{}, 1),
+		told: map[string]*told{}, overlaysChanged: make(chan struct{}), kicked: make(chan struct{}, 1), gatewayTurn: make(chan struct{}, 1),
 		nets: map[string]*netw{}, boxes: map[string]*box{}, ports: map[PortKey]string{},
 	}
 	n.set.plane, n.set.timeout, n.set.log = o.Dataplane, o.SetTimeout, o.Log
@@ -95,8 +104,10 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 	if err := n.load(); err != nil {
 		return nil, err
 	}
-	if err := n.loadOverlays(); err != nil {
-		return nil, err
+	for _, load := range []func() error{n.loadOverlays, n.loadTold, n.loadTasks} {
+		if err := load(); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.predefine(host); err != nil {
 		return nil, err
@@ -204,6 +215,7 @@ func (n *Networks) install(a *attachment) {
 	for _, e := range a.Endpoints {
 		w := n.nets[e.NetworkID]
 		w.users[a.ID] = struct{}{}
+		w.services = nil
 		if w.Overlay != nil && len(w.users) == 1 {
 			n.noteOverlays()
 		}
@@ -219,6 +231,7 @@ func (n *Networks) uninstall(b *box) {
 	for _, e := range b.Endpoints {
 		if w := n.nets[e.NetworkID]; w != nil {
 			delete(w.users, b.ID)
+			w.services = nil
 			if w.Overlay != nil && len(w.users) == 0 {
 				n.noteOverlays()
 			}
@@ -243,13 +256,13 @@ func (n *Networks) config() *Config {
 		Bridges:   make(map[string]*Bridge, len(n.nets)),
 		Sandboxes: make(map[string]*Sandbox, len(n.boxes)),
 		Ports:     make(map[PortKey]*Port, len(n.ports)),
+		Zones:     map[string]*Zone{},
+		Balancers: map[BalancerKey]*Balancer{},
+		MeshPorts: map[MeshKey]*MeshPort{},
 	}
+	n.configServices(c)
 	for _, w := range n.nets {
-		if w.Overlay != nil {
-			if o := n.overlayOf(w); o != nil {
-				c.Overlays[o.ID] = o
-			}
-		} else if b := n.bridgeOf(w); b != nil {
+		if b := n.bridgeOf(w); b != nil {
 			c.Bridges[b.Device] = b
 		}
 	}

@@ -45,6 +45,11 @@ func (n *Networks) Keep(ctx context.Context, ids []string) error {
 			n.log.Warn("network: a container's endpoints can't be forgotten", "container", b.ID, "error", err)
 		}
 	}
+	for _, id := range n.taskContainers() {
+		if !keep[id] {
+			n.dropTask(id)
+		}
+	}
 	if err := n.set.commit(ctx, n.config); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
@@ -65,23 +70,32 @@ func (n *Networks) Run(ctx context.Context) error {
 	}()
 	t := time.NewTicker(tick)
 	defer t.Stop()
+	defer n.saveTold()
+	var settled, saved <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
-			if !pause(ctx, settle) {
-				return ctx.Err()
+			if settled == nil {
+				settled = time.After(settle)
 			}
-			select {
-			case <-changed:
-			default:
+			continue
+		case <-settled:
+			settled = nil
+		case <-saved:
+			if saved = nil; n.saveTold() {
+				saved = time.After(saveGap)
 			}
+			continue
 		case <-n.kicked:
 		case <-t.C:
 		}
 		if err := n.set.commit(ctx, n.config); err != nil && ctx.Err() == nil {
 			n.log.Error("network: not all is as it should be; will try again", "error", err)
+		}
+		if saved == nil && n.saveTold() {
+			saved = time.After(saveGap)
 		}
 	}
 }
@@ -122,23 +136,26 @@ func pause(ctx context.Context, d time.Duration) bool {
 // Close ends the use of Networks: nothing more can be changed, and no change is
 // under way when it returns. What is in the kernel stays, so that containers
 // keep their network while the daemon is away. With removeAll it goes, bridges
-// and rules included, which is refused while a container has a namespace; it is
-// made again by the next New and Keep.
+// and rules included, which is refused while a container has a namespace or the
+// node answers for ports of services. It is made again by the next New and Keep.
 func (n *Networks) Close(ctx context.Context, removeAll bool) error {
 	n.mu.Lock()
-	if attached := len(n.boxes); removeAll && attached > 0 {
+	if attached := len(n.boxes); removeAll && (attached > 0 || n.publishes()) {
 		n.mu.Unlock()
-		return api.Errorf(api.Conflict, "network: %d containers are attached", attached)
+		return api.Errorf(api.Conflict, "network: %d containers are attached, or the node answers for ports of services", attached)
 	}
 	n.closed = true
 	n.mu.Unlock()
 	var err error
 	if removeAll {
 		if err = n.set.commit(ctx, func() *Config { return &Config{} }); err == nil {
-			err = errors.Join(removeEmpty(n.overlaysDir()), removeEmpty(n.o.RuntimeDir))
+			err = errors.Join(removeEmpty(n.overlaysDir()), n.removeTold(), removeEmpty(n.o.RuntimeDir))
 		}
 	}
 	n.set.wait()
+	if !removeAll {
+		n.saveTold()
+	}
 	return err
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -30,6 +29,8 @@ const (
 type overlay struct {
 	VNI uint32
 	MTU int `json:",omitempty"` // bytes; 0: as large as the host's network allows
+	// Encrypted overlays send nothing in the clear.
+	Encrypted bool `json:",omitempty"`
 }
 
 // overlayRecord is what the managers said of a network, as a record.
@@ -39,7 +40,7 @@ func overlayRecord(o *api.Network) (*record, error) {
 		EnableIPv6: o.Spec.IPv6Enabled, Internal: o.Spec.Internal, Attachable: o.Spec.Attachable, Ingress: o.Spec.Ingress,
 		Options: orEmpty(o.DriverState.Options), Labels: orEmpty(o.Spec.Labels),
 		IPAM: dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
-	}, Overlay: &overlay{VNI: o.VNI()}}
+	}, Overlay: &overlay{VNI: o.VNI(), Encrypted: isEncrypted(o.DriverState.Options)}}
 	switch {
 	case !validContainerID(o.ID):
 		return nil, api.Errorf(api.Invalid, "network %s: id %q can't name a namespace", o.Spec.Name, o.ID)
@@ -101,12 +102,18 @@ func (n *Networks) Use(networks []*api.Network) (release func(), err error) {
 }
 
 func (n *Networks) hold(o *api.Network) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.holdLocked(o)
+}
+
+// holdLocked makes an overlay known and counts one more who needs it. Callers
+// hold mu.
+func (n *Networks) holdLocked(o *api.Network) error {
 	r, err := overlayRecord(o)
 	if err != nil {
 		return err
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if n.closed {
 		return errClosed
 	}
@@ -158,65 +165,11 @@ func (n *Networks) forgetOverlays() {
 	}
 }
 
-// overlayOf returns what the data plane is to know of an overlay; nil while no
-// container is in it.
-func (n *Networks) overlayOf(w *netw) *Overlay {
-	if len(w.users) == 0 {
-		return nil
-	}
-	o := &Overlay{ID: w.Network.ID, VNI: w.Overlay.VNI, MTU: n.overlayMTU(w)}
-	peers, told := n.peers[w.Network.ID]
-	o.Peers, o.Unknown = peers, !told
-	for _, c := range w.Network.IPAM.Config {
-		if c.Gateway.IsValid() {
-			o.Addresses = append(o.Addresses, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
-		}
-	}
-	return o
-}
-
 func (n *Networks) overlayMTU(w *netw) int {
 	if w.mtu != 0 {
 		return w.mtu
 	}
 	return max(n.mtu-VXLANOverhead, minMTU)
-}
-
-// SetUnderlay says by which address of its own this node is reached by others,
-// and the port, which is the same on all.
-func (n *Networks) SetUnderlay(u Underlay) {
-	n.mu.Lock()
-	same := n.underlay == u
-	n.underlay = u
-	n.mu.Unlock()
-	if !same {
-		n.kick()
-	}
-}
-
-// SetPeers says which endpoints of an overlay are on other nodes. They need not
-// be sorted; the slice is the callee's from then on. It may be known earlier than
-// the network, since a task is heard of by all at the same time. Until it is said
-// for the first time, tunnels stay as an earlier daemon left them.
-func (n *Networks) SetPeers(network string, peers []Peer) {
-	slices.SortFunc(peers, Peer.Compare)
-	peers = slices.Compact(peers)
-	n.mu.Lock()
-	old, told := n.peers[network]
-	n.peers[network] = peers
-	matters := n.nets[network] != nil && (!told || !slices.Equal(old, peers))
-	n.mu.Unlock()
-	if matters {
-		n.kick()
-	}
-}
-
-// ForgetPeers says that the managers tell nothing more of an overlay, because no
-// task here is in it any more.
-func (n *Networks) ForgetPeers(network string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.peers, network)
 }
 
 // Overlays returns the ids of the overlays that containers here are in, sorted,

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/legion-swarm/legion/api"
-	"github.com/legion-swarm/legion/network"
 )
 
 func overlayNetwork(id, name, subnet string) *api.Network {
@@ -37,8 +36,8 @@ func TestOverlay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.SetUnderlay(network.Underlay{Local: netip.MustParseAddr("10.99.0.1"), Port: 4789})
-	n.SetPeers("net1", []network.Peer{{Address: netip.MustParseAddr("10.0.9.7"), Node: netip.MustParseAddr("10.99.0.2")}})
+	n.Told(netip.MustParseAddr("10.99.0.1"), &api.OverlayUpdate{Complete: true, DataPort: 4789, Networks: []api.NetworkUpdate{{ID: "net1", Whole: true,
+		Put: []api.OverlayEndpoint{{ID: "t7", Addresses: []netip.Addr{netip.MustParseAddr("10.0.9.7")}, Node: netip.MustParseAddr("10.99.0.2")}}}}})
 	j, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"net1": given("10.0.9.5")}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +81,7 @@ func TestFirstInOverlaysTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer release()
-	n.SetUnderlay(network.Underlay{Local: netip.MustParseAddr("10.99.0.1"), Port: 4789})
+	n.Told(netip.MustParseAddr("10.99.0.1"), &api.OverlayUpdate{DataPort: 4789})
 	var all errgroup.Group
 	for i := range 8 {
 		all.Go(func() error {
@@ -112,7 +111,7 @@ func TestOverlayOutlivesTheDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.SetPeers("net1", nil)
+	n.Told(netip.Addr{}, &api.OverlayUpdate{Complete: true, Networks: []api.NetworkUpdate{{ID: "net1", Whole: true}}})
 	if _, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"net1": given("10.0.9.5")}, nil); err != nil {
 		t.Fatal(err)
 	}

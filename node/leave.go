@@ -49,6 +49,9 @@ func (s *swarmNode) SwarmLeave(ctx context.Context, force bool) error {
 	if err := s.removeTasks(ctx); err != nil {
 		return err
 	}
+	if s.networks != nil {
+		s.networks.ForgetSwarm()
+	}
 	if err := forget(s.dir); err != nil {
 		return err
 	}

@@ -207,27 +207,7 @@ var _ agent.Overlays = overlays{}
 
 func (o overlays) DataAddr() netip.Addr { return o.addr() }
 
-func (o overlays) SetPort(port uint16) {
-	o.local.SetUnderlay(network.Underlay{Local: o.addr(), Port: port})
-}
-
-func (o overlays) SetEndpoints(id string, all []agent.Endpoint) {
-	peers := make([]network.Peer, 0, len(all))
-	for _, e := range all {
-		p := network.Peer{Node: e.Node}
-		for _, a := range e.Addresses {
-			if a.Is4() {
-				p.Address = a
-			} else {
-				p.Address6 = a
-			}
-		}
-		peers = append(peers, p)
-	}
-	o.local.SetPeers(id, peers)
-}
-
-func (o overlays) Forget(id string) { o.local.ForgetPeers(id) }
+func (o overlays) Told(u *api.OverlayUpdate) { o.local.Told(o.addr(), u) }
 
 // dataAddr is the address of this node that tunnels to other nodes use: the one
 // named for it, or the one that other nodes are told.

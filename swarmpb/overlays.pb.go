@@ -77,7 +77,9 @@ type EndpointsUpdate struct {
 	// data_port is the swarm's UDP port for tunnels.
 	DataPort uint32 `protobuf:"varint,3,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`
 	// keys of encrypted networks; absent: as told before, if anything was.
-	Keys          *OverlayKeys `protobuf:"bytes,4,opt,name=keys,proto3" json:"keys,omitempty"`
+	Keys *OverlayKeys `protobuf:"bytes,4,opt,name=keys,proto3" json:"keys,omitempty"`
+	// more: the update goes on in the next message, and is to be acted on as a whole.
+	More          bool `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -138,6 +140,13 @@ func (x *EndpointsUpdate) GetKeys() *OverlayKeys {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *EndpointsUpdate) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // OverlayKeys protect what is sent between nodes in encrypted networks.
@@ -364,14 +373,14 @@ func (x *NetworkEndpoints) GetOwnAddresses() []string {
 
 type OverlayEndpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// id is the task's, or the node's for its own address in the ingress network.
+	// id is the task's, or the node's for its own addresses in the ingress network.
 	Id        string   `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Addresses []string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// node_addr is where its node is reached; empty: it is the caller's own.
 	NodeAddr string `protobuf:"bytes,3,opt,name=node_addr,json=nodeAddr,proto3" json:"node_addr,omitempty"`
 	// service_id is empty for containers that are not of a service.
 	ServiceId string `protobuf:"bytes,4,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
-	// name of the task or container.
+	// name of the task or container; empty before it starts, and once it is to stop.
 	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	// aliases are further names of this endpoint alone.
 	Aliases []string `protobuf:"bytes,6,rep,name=aliases,proto3" json:"aliases,omitempty"`
@@ -624,12 +633,13 @@ const file_legion_v1_overlays_proto_rawDesc = "" +
 	"\n" +
 	"\x18legion/v1/overlays.proto\x12\tlegion.v1\x1a docker/swarmkit/v1/objects.proto\"/\n" +
 	"\x10EndpointsRequest\x12\x1b\n" +
-	"\tdata_addr\x18\x01 \x01(\tR\bdataAddr\"\xaf\x01\n" +
+	"\tdata_addr\x18\x01 \x01(\tR\bdataAddr\"\xc3\x01\n" +
 	"\x0fEndpointsUpdate\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x127\n" +
 	"\bnetworks\x18\x02 \x03(\v2\x1b.legion.v1.NetworkEndpointsR\bnetworks\x12\x1b\n" +
 	"\tdata_port\x18\x03 \x01(\rR\bdataPort\x12*\n" +
-	"\x04keys\x18\x04 \x01(\v2\x16.legion.v1.OverlayKeysR\x04keys\"L\n" +
+	"\x04keys\x18\x04 \x01(\v2\x16.legion.v1.OverlayKeysR\x04keys\x12\x12\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"L\n" +
 	"\vOverlayKeys\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.legion.v1.OverlayKeyR\x04keys\x12\x12\n" +
 	"\x04send\x18\x02 \x01(\rR\x04send\"4\n" +

@@ -29,6 +29,8 @@ type controller struct {
 	once   sync.Once
 	made   chan struct{} // closed when the container was started here
 	ready  *readiness    // nil: the service has no test
+	// drainDelay is how long the task serves on when it is to stop.
+	drainDelay time.Duration
 }
 
 // errUnhealthy is Docker's words for it.
@@ -135,7 +137,11 @@ func (c *controller) Start(ctx context.Context) error {
 		return c.ended(ctx, id, false)
 	case container.Healthy, container.NoHealthcheck:
 	}
-	return c.awaitReady(ctx, id)
+	if err := c.awaitReady(ctx, id); err != nil {
+		return err
+	}
+	c.serve(id, true)
+	return nil
 }
 
 // start starts the container, in its networks.
@@ -152,6 +158,7 @@ func (c *controller) start(ctx context.Context, id string) error {
 			return err
 		}
 		defer release()
+		use.Announce(id, c.task)
 	}
 	return settled(c.engine.ContainerStart(ctx, id), api.NotModified)
 }
@@ -175,12 +182,15 @@ func (c *controller) Wait(ctx context.Context) error {
 	defer c.testing(ctx, time.Time{})()
 	unhealthy := false
 	for {
+		changed := c.serveIfReady(id, unhealthy)
 		select {
+		case <-changed:
 		case <-ended:
 			return c.ended(ctx, id, unhealthy)
 		case <-sick:
 			sick, unhealthy = nil, true
-			if err := c.Shutdown(ctx); err != nil {
+			c.serve(id, false)
+			if err := c.stop(ctx, id); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -219,6 +229,13 @@ func (c *controller) Shutdown(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
+	if err := c.drain(ctx, id); err != nil {
+		return err
+	}
+	return c.stop(ctx, id)
+}
+
+func (c *controller) stop(ctx context.Context, id string) error {
 	if err := settled(c.engine.ContainerStop(ctx, id, engine.StopOptions{}), api.NotModified, api.NotFound); err != nil {
 		return err
 	}

@@ -35,6 +35,13 @@ type Config struct {
 // is called and no container is in them.
 type Networks interface {
 	Use(networks []*api.Network) (release func(), err error)
+	// Announce says that a container, which is about to join its networks, is a
+	// task; Serve, whether that can be given work.
+	Announce(container string, t *api.Task)
+	Serve(container string, can bool)
+	// Drain takes a task out of all lists on this node, and reports whether it was
+	// in one.
+	Drain(ctx context.Context, container string) (was bool, err error)
 }
 
 // Executor makes controllers for tasks. Safe for concurrent use.
@@ -121,6 +128,9 @@ func (e *Executor) Controller(t *api.Task, deps exec.Dependencies) (exec.Control
 	ready, err := api.ParseReadiness(t.Spec.ServiceLabels)
 	if err != nil {
 		return nil, exec.Rejected(err) // a newer manager knows labels that this node does not
+	}
+	if c.drainDelay, err = api.ParseDrainDelay(t.Spec.ServiceLabels); err != nil {
+		return nil, exec.Rejected(err)
 	}
 	if ready.Test != "" {
 		c.ready = newReadiness(ready, c.probe)

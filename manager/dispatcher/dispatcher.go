@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
@@ -160,7 +161,7 @@ func (d *Dispatcher) background(f func(ctx context.Context)) bool {
 // watch marks at the sessions what changes in the store.
 func (d *Dispatcher) watch(ctx context.Context) error {
 	for {
-		view, w := d.cfg.Store.Watch(store.KindTask, store.KindNode, store.KindCluster)
+		view, w := d.cfg.Store.Watch(store.KindTask, store.KindNode, store.KindCluster, store.KindService, store.KindNetwork)
 		d.resync(view)
 		err := d.follow(ctx, w)
 		w.Close()
@@ -186,7 +187,7 @@ func (d *Dispatcher) follow(ctx context.Context, w *store.Watcher) error {
 // resync marks everything at all sessions.
 func (d *Dispatcher) resync(view *store.View) {
 	managers := managersIn(view)
-	d.overlays.every()
+	d.overlays.resync(view)
 	d.mu.Lock()
 	d.managers = managers
 	for _, r := range d.nodes {
@@ -204,7 +205,7 @@ func (d *Dispatcher) changed(c store.Change) {
 	switch c.Kind {
 	case store.KindTask:
 		was, is := object[api.Task](c.Old), object[api.Task](c.New)
-		d.overlays.changed(c.ID, was, is)
+		d.overlays.taskChanged(c.ID, was, is)
 		for i, t := range [...]*api.Task{was, is} {
 			if t != nil && t.NodeID != "" && (i == 0 || was == nil || was.NodeID != t.NodeID) {
 				d.at(t.NodeID, func(s *session) { s.markTask(c.ID) })
@@ -212,7 +213,14 @@ func (d *Dispatcher) changed(c store.Change) {
 		}
 	case store.KindNode:
 		d.nodeChanged(c.ID, object[api.Node](c.Old), object[api.Node](c.New))
+	case store.KindService:
+		d.overlays.serviceChanged(c.ID, object[api.Service](c.Old), object[api.Service](c.New))
+	case store.KindNetwork:
+		d.overlays.networkChanged(c.ID, object[api.Network](c.Old), object[api.Network](c.New))
 	case store.KindCluster:
+		if !proto.Equal(overlayKeys(object[api.Cluster](c.Old)), overlayKeys(object[api.Cluster](c.New))) {
+			d.overlays.every(func(m *marks) { m.keys = true })
+		}
 		d.every((*session).markNode)
 	}
 }
@@ -242,7 +250,7 @@ func (d *Dispatcher) every(f func(*session)) {
 }
 
 func (d *Dispatcher) nodeChanged(id string, was, is *api.Node) {
-	d.nodeMoved(was, is)
+	d.overlays.nodeChanged(d.cfg.Store.View(), id, was, is)
 	if is == nil {
 		d.removed(id)
 	} else {

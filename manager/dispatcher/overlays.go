@@ -2,13 +2,9 @@ package dispatcher
 
 import (
 	"context"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
-
-	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
@@ -16,8 +12,12 @@ import (
 )
 
 const (
-	// maxEndpoints bounds how many endpoints a message has.
-	maxEndpoints = 8192
+	// maxUpdate bounds a message in bytes, but for what one endpoint or service
+	// takes.
+	maxUpdate = 1 << 20
+	// maxMarks bounds what is noted of a network for a stream that does not take
+	// it; beyond that, all of the network is told anew.
+	maxMarks = 8192
 	// maxStreams bounds the streams of one node: the old one may not have ended
 	// when the next begins.
 	maxStreams = 3
@@ -25,13 +25,14 @@ const (
 	defaultDataPort = 4789
 )
 
-// overlays has the nodes that are told of endpoints. It notes for each what has
+// overlays has the nodes that are told of networks. It notes for each what has
 // changed in its networks; what is there is read from the store when it is sent.
 // Safe for concurrent use.
 type overlays struct {
 	mu        sync.Mutex
 	byNode    map[string]map[*endpointStream]struct{}
 	byNetwork map[string]map[*endpointStream]struct{}
+	ingress   string // the id of the network that every node is in; empty: there is none
 }
 
 // endpointStream is one node's.
@@ -41,9 +42,53 @@ type endpointStream struct {
 	ended chan struct{} // closed when the manager stops
 
 	mu    sync.Mutex
-	all   bool                           // all is to be told anew
-	own   bool                           // the node's own tasks have changed
-	dirty map[string]map[string]struct{} // tasks by network
+	marks marks
+}
+
+// marks are what has changed since a node was told.
+type marks struct {
+	all      bool // all is to be told anew
+	own      bool // the node may be in other networks
+	keys     bool
+	networks map[string]*networkMarks
+}
+
+// networkMarks are what has changed in a network.
+type networkMarks struct {
+	whole               bool // all of it is to be told anew
+	self                bool // the node's own addresses
+	endpoints, services map[string]struct{}
+}
+
+func (m *marks) network(id string) *networkMarks {
+	n := m.networks[id]
+	if n == nil {
+		if n = (&networkMarks{endpoints: map[string]struct{}{}, services: map[string]struct{}{}}); m.networks == nil {
+			m.networks = map[string]*networkMarks{}
+		}
+		m.networks[id] = n
+	}
+	if len(n.endpoints)+len(n.services) > maxMarks {
+		n.whole = true
+		clear(n.endpoints)
+		clear(n.services)
+	}
+	return n
+}
+
+func (s *endpointStream) mark(f func(m *marks)) {
+	s.mu.Lock()
+	f(&s.marks)
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+func (s *endpointStream) marked() marks {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.marks
+	s.marks = marks{}
+	return m
 }
 
 func newOverlays() *overlays {
@@ -56,7 +101,7 @@ func (o *overlays) add(node string) (*endpointStream, error) {
 	if len(o.byNode[node]) >= maxStreams {
 		return nil, api.Errorf(api.ResourceExhausted, "node %s has %d endpoint streams already", node, maxStreams)
 	}
-	s := &endpointStream{node: node, wake: make(chan struct{}, 1), ended: make(chan struct{}), all: true, dirty: map[string]map[string]struct{}{}}
+	s := &endpointStream{node: node, wake: make(chan struct{}, 1), ended: make(chan struct{}), marks: marks{all: true}}
 	put(o.byNode, node, s)
 	return s, nil
 }
@@ -108,73 +153,6 @@ func (o *overlays) stop() {
 	}
 	clear(o.byNode)
 	clear(o.byNetwork)
-}
-
-// every marks all streams.
-func (o *overlays) every() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, streams := range o.byNode {
-		for s := range streams {
-			s.mark(func() { s.all = true })
-		}
-	}
-}
-
-// changed marks what the change of a task means to others and to its own node.
-func (o *overlays) changed(id string, was, is *api.Task) {
-	if !live(was) {
-		was = nil
-	}
-	if !live(is) {
-		is = nil
-	}
-	if was == nil && is == nil || was != nil && is != nil && was.NodeID == is.NodeID && sameNetworks(was.Networks, is.Networks) {
-		return
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, t := range []*api.Task{was, is} {
-		if t == nil {
-			continue
-		}
-		for i := range t.Networks {
-			n := t.Networks[i].NetworkID
-			for s := range o.byNetwork[n] {
-				s.mark(func() { put(s.dirty, n, id) })
-			}
-		}
-		for s := range o.byNode[t.NodeID] {
-			s.mark(func() { s.own = true })
-		}
-	}
-}
-
-func sameNetworks(a, b []api.NetworkAttachment) bool {
-	return slices.EqualFunc(a, b, func(x, y api.NetworkAttachment) bool {
-		return x.NetworkID == y.NetworkID && slices.Equal(x.Addresses, y.Addresses)
-	})
-}
-
-func (s *endpointStream) mark(f func()) {
-	s.mu.Lock()
-	f()
-	s.mu.Unlock()
-	poke(s.wake)
-}
-
-func (s *endpointStream) marked() (all, own bool, dirty map[string]map[string]struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all, own, dirty = s.all, s.own, s.dirty
-	s.all, s.own, s.dirty = false, false, map[string]map[string]struct{}{}
-	return all, own, dirty
-}
-
-// live reports whether a task has its place in its networks: from when a node is
-// to run it, so that others can reach it once it does, until it has ended.
-func live(t *api.Task) bool {
-	return t != nil && t.NodeID != "" && len(t.Networks) > 0 && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) && !api.Final(t.Status.State)
 }
 
 // Endpoints implements the Overlays service.
@@ -245,163 +223,4 @@ func (d *Dispatcher) noteDataAddr(ctx context.Context, id, addr string) error {
 		u.DataAddr = addr
 		return store.Put(tx, &u)
 	})
-}
-
-// endpointUpdates returns what to tell a node, and the networks that it knows of
-// then.
-func (d *Dispatcher) endpointUpdates(s *endpointStream, known map[string]struct{}) ([]*swarmpb.EndpointsUpdate, map[string]struct{}) {
-	all, own, dirty := s.marked()
-	now := known
-	if all || own {
-		now = networksAt(d.cfg.Store.View(), s.node)
-		d.overlays.follow(s, known, now)
-	}
-	view := d.cfg.Store.View() // after follow: what changes from now on is marked
-	first := &swarmpb.EndpointsUpdate{Complete: all, DataPort: defaultDataPort}
-	if c := clusterIn(view); c != nil && c.DataPathPort != 0 {
-		first.DataPort = c.DataPathPort
-	}
-	c := &chunks{updates: []*swarmpb.EndpointsUpdate{first}}
-	for _, id := range slices.Sorted(maps.Keys(now)) {
-		if _, knew := known[id]; all || !knew {
-			c.whole(view, id, s.node)
-		} else if len(dirty[id]) > 0 {
-			c.changes(view, id, s.node, dirty[id])
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(known)) {
-		if _, stays := now[id]; !stays && !all {
-			c.open(id).Gone = true
-		}
-	}
-	if !all && len(first.Networks) == 0 {
-		return nil, now
-	}
-	return c.updates, now
-}
-
-// networksAt are the networks that a node has a task in.
-func networksAt(view *store.View, node string) map[string]struct{} {
-	nets := map[string]struct{}{}
-	for t := range store.List[*api.Task](view, store.ByNode(node)) {
-		if !live(t) {
-			continue
-		}
-		for i := range t.Networks {
-			if len(t.Networks[i].Addresses) > 0 {
-				nets[t.Networks[i].NetworkID] = struct{}{}
-			}
-		}
-	}
-	return nets
-}
-
-// chunks are updates of bounded size.
-type chunks struct {
-	updates []*swarmpb.EndpointsUpdate
-	size    int // endpoints in the last one
-}
-
-// open begins to tell of a network, or goes on in another update.
-func (c *chunks) open(id string) *swarmpb.NetworkEndpoints {
-	last := c.updates[len(c.updates)-1]
-	if c.size >= maxEndpoints {
-		last = &swarmpb.EndpointsUpdate{DataPort: last.GetDataPort()}
-		c.updates, c.size = append(c.updates, last), 0
-	}
-	n := &swarmpb.NetworkEndpoints{NetworkId: id}
-	last.Networks = append(last.Networks, n)
-	return n
-}
-
-func (c *chunks) put(n *swarmpb.NetworkEndpoints, e *swarmpb.OverlayEndpoint) *swarmpb.NetworkEndpoints {
-	if c.size >= maxEndpoints {
-		n = c.open(n.GetNetworkId())
-	}
-	n.Put = append(n.Put, e)
-	c.size++
-	return n
-}
-
-// whole tells of all endpoints of a network that are on other nodes.
-func (c *chunks) whole(view *store.View, id, node string) {
-	n := c.open(id)
-	n.Whole = true
-	for t := range tasksIn(view, id) {
-		if e := endpointOf(view, t, id, node); e != nil {
-			n = c.put(n, e)
-		}
-	}
-}
-
-// changes tells of some tasks.
-func (c *chunks) changes(view *store.View, id, node string, tasks map[string]struct{}) {
-	n := c.open(id)
-	for _, task := range slices.Sorted(maps.Keys(tasks)) {
-		if e := endpointOf(view, store.Get[*api.Task](view, task), id, node); e != nil {
-			n = c.put(n, e)
-		} else {
-			n.Remove = append(n.Remove, task)
-		}
-	}
-}
-
-// tasksIn lists the tasks that may be in a network. No spec names the ingress
-// network: there it is those of services that publish a port.
-func tasksIn(view *store.View, id string) func(func(*api.Task) bool) {
-	n := store.Get[*api.Network](view, id)
-	if n == nil || !n.Spec.Ingress {
-		return store.List[*api.Task](view, store.ByNetwork(id))
-	}
-	return func(yield func(*api.Task) bool) {
-		for s := range store.List[*api.Service](view) {
-			if !api.UsesIngress(s.Spec.EndpointSpec) {
-				continue
-			}
-			for t := range store.List[*api.Task](view, store.ByService(s.ID)) {
-				if !yield(t) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// endpointOf is how a task is reached in a network from node; nil if it isn't.
-func endpointOf(view *store.View, t *api.Task, network, node string) *swarmpb.OverlayEndpoint {
-	if !live(t) || t.NodeID == node {
-		return nil
-	}
-	i := slices.IndexFunc(t.Networks, func(a api.NetworkAttachment) bool { return a.NetworkID == network })
-	addr := dataAddr(store.Get[*api.Node](view, t.NodeID))
-	if i < 0 || len(t.Networks[i].Addresses) == 0 || addr == "" {
-		return nil
-	}
-	e := &swarmpb.OverlayEndpoint{Id: t.ID, NodeAddr: addr}
-	for _, a := range t.Networks[i].Addresses {
-		e.Addresses = append(e.Addresses, a.Addr().String())
-	}
-	return e
-}
-
-// dataAddr is where other nodes send what is for a node's endpoints; empty if it
-// is not known.
-func dataAddr(n *api.Node) string {
-	if n == nil {
-		return ""
-	}
-	if n.DataAddr != "" {
-		return n.DataAddr
-	}
-	return n.Status.Addr
-}
-
-// nodeMoved marks all endpoints of a node whose address has changed.
-func (d *Dispatcher) nodeMoved(was, is *api.Node) {
-	if is == nil || dataAddr(was) == dataAddr(is) {
-		return
-	}
-	for t := range store.List[*api.Task](d.cfg.Store.View(), store.ByNode(is.ID)) {
-		d.overlays.changed(t.ID, nil, t)
-	}
 }

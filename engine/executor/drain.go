@@ -1,0 +1,47 @@
+package executor
+
+import (
+	"context"
+	"time"
+)
+
+// serve says whether the task can be given work.
+func (c *controller) serve(id string, can bool) {
+	if n := c.e.cfg.Networks; n != nil {
+		n.Serve(id, can)
+	}
+}
+
+// serveIfReady has a task that runs be given work if it is ready, and returns what
+// is closed when that may change; nil: never.
+func (c *controller) serveIfReady(id string, unhealthy bool) <-chan struct{} {
+	if c.ready == nil {
+		c.serve(id, !unhealthy)
+		return nil
+	}
+	v, changed := c.ready.get()
+	c.serve(id, v.ready && !unhealthy)
+	return changed
+}
+
+// drain takes the task out of the lists of those that serve, and gives everyone
+// time to hear of it while the task serves on. One that was in none is not waited
+// for.
+func (c *controller) drain(ctx context.Context, id string) error {
+	n := c.e.cfg.Networks
+	if n == nil {
+		return nil
+	}
+	was, err := n.Drain(ctx, id)
+	if err != nil || !was || c.task.Spec == nil || c.task.Spec.ContainerSpec == nil {
+		return err
+	}
+	t := time.NewTimer(c.drainDelay)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

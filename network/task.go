@@ -1,0 +1,132 @@
+package network
+
+import (
+	"context"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	"github.com/legion-swarm/legion/api"
+)
+
+// tasksDir is where it is kept which containers are tasks, a file each, below
+// Options.RuntimeDir.
+const tasksDir = "tasks"
+
+// A task's stages, on its way through the lists of those that serve.
+const (
+	taskStarting = iota // found by its own names alone
+	taskServing
+	taskDraining // reached by who knows its address
+)
+
+// task is a container that is a task of a service. Never changed once stored.
+type task struct {
+	Container   string
+	ID, Service string
+	Stage       int
+}
+
+func (n *Networks) tasksDir() string { return filepath.Join(n.o.RuntimeDir, tasksDir) }
+
+// Announce says that a container, which is about to join its networks, is a task.
+// It is among those that serve its service once Serve says so. Nothing is noted of
+// tasks that are in no overlay.
+func (n *Networks) Announce(container string, t *api.Task) {
+	inOverlay := slices.ContainsFunc(t.Networks, func(a api.NetworkAttachment) bool { return len(a.Addresses) > 0 })
+	if t.ServiceID == "" || !inOverlay || !validContainerID(container) {
+		return
+	}
+	n.mu.Lock()
+	_, known := n.tasks[container]
+	n.mu.Unlock()
+	if !known {
+		n.setTask(&task{Container: container, ID: t.ID, Service: t.ServiceID})
+	}
+}
+
+// Serve says whether a task that was announced can be given work. It does not
+// wait; a task that drains stays as it is.
+func (n *Networks) Serve(container string, can bool) {
+	stage := taskStarting
+	if can {
+		stage = taskServing
+	}
+	n.mu.Lock()
+	t := n.tasks[container]
+	n.mu.Unlock()
+	if t == nil || t.Stage == stage || t.Stage == taskDraining {
+		return
+	}
+	u := *t
+	u.Stage = stage
+	n.setTask(&u)
+	n.kick()
+}
+
+// Drain takes a task out of all lists and names on this node, and returns when
+// that is done; its connections are left alone. It reports whether it was in a
+// list before: then others may not have heard yet.
+func (n *Networks) Drain(ctx context.Context, container string) (was bool, err error) {
+	n.mu.Lock()
+	t := n.tasks[container]
+	n.mu.Unlock()
+	if t == nil || t.Stage == taskDraining {
+		return false, nil
+	}
+	u := *t
+	u.Stage = taskDraining
+	n.setTask(&u)
+	if err := n.set.commit(ctx, n.config); ctx.Err() != nil {
+		return false, err
+	}
+	return t.Stage == taskServing, nil // what could not be done is tried again by Run
+}
+
+// setTask takes it on and writes it down.
+func (n *Networks) setTask(t *task) {
+	n.mu.Lock()
+	n.tasks[t.Container] = t
+	n.outdateTask(t.Container)
+	n.mu.Unlock()
+	if err := save(n.tasksDir(), t.Container, t); err != nil {
+		n.log.Warn("network: it can't be kept that a container is a task; a restart forgets whether it serves", "container", t.Container, "error", err)
+	}
+}
+
+// dropTask forgets a task, whose container has left.
+func (n *Networks) dropTask(container string) {
+	n.mu.Lock()
+	_, known := n.tasks[container]
+	delete(n.tasks, container)
+	n.mu.Unlock()
+	if !known {
+		return
+	}
+	if err := forget(n.tasksDir(), container); err != nil {
+		n.log.Warn("network: a task can't be forgotten", "container", container, "error", err)
+	}
+}
+
+// outdateTask outdates the networks that a container is in. Callers hold mu.
+func (n *Networks) outdateTask(container string) {
+	if b := n.boxes[container]; b != nil {
+		for _, e := range b.Endpoints {
+			n.outdate(e.NetworkID)
+		}
+	}
+}
+
+func (n *Networks) loadTasks() error {
+	tasks, err := loadAll(n.tasksDir(), func(t *task) string { return t.Container }, func(path string, err error) {
+		n.log.Error("network: it can't be read whether a task serves; it is said again", "file", path, "error", err)
+	})
+	n.tasks = tasks
+	return err
+}
+
+func (n *Networks) taskContainers() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Keys(n.tasks))
+}
