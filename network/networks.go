@@ -43,6 +43,10 @@ type Networks struct {
 	underlay        Underlay
 	peers           map[string][]Peer
 	overlaysChanged chan struct{} // closed and replaced
+	// hostServers are those that the host asks, dns those that containers want, by
+	// container.
+	hostServers []netip.Addr
+	dns         map[string][]netip.Addr
 
 	kicked      chan struct{}
 	gatewayTurn chan struct{} // held by who makes the gateway network
@@ -54,7 +58,8 @@ type netw struct {
 	settings
 	v4, v6 *pool // nil without the family
 	users  map[string]struct{}
-	holds  int // of an overlay, see Use
+	holds  int   // of an overlay, see Use
+	zone   *Zone // of a network of the node's own; nil: to be made anew
 }
 
 // box is a container. Guarded by Networks.mu; what it points to is immutable.
@@ -92,6 +97,7 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 			n.mtu = defaultMTU
 		}
 	}
+	n.readHost()
 	if err := n.load(); err != nil {
 		return nil, err
 	}
@@ -204,6 +210,7 @@ func (n *Networks) install(a *attachment) {
 	for _, e := range a.Endpoints {
 		w := n.nets[e.NetworkID]
 		w.users[a.ID] = struct{}{}
+		w.zone = nil
 		if w.Overlay != nil && len(w.users) == 1 {
 			n.noteOverlays()
 		}
@@ -219,6 +226,7 @@ func (n *Networks) uninstall(b *box) {
 	for _, e := range b.Endpoints {
 		if w := n.nets[e.NetworkID]; w != nil {
 			delete(w.users, b.ID)
+			w.zone = nil
 			if w.Overlay != nil && len(w.users) == 0 {
 				n.noteOverlays()
 			}
@@ -243,7 +251,9 @@ func (n *Networks) config() *Config {
 		Bridges:   make(map[string]*Bridge, len(n.nets)),
 		Sandboxes: make(map[string]*Sandbox, len(n.boxes)),
 		Ports:     make(map[PortKey]*Port, len(n.ports)),
+		Zones:     map[string]*Zone{},
 	}
+	n.putLocalZones(c)
 	for _, w := range n.nets {
 		if w.Overlay != nil {
 			if o := n.overlayOf(w); o != nil {
