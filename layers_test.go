@@ -10,8 +10,8 @@ import (
 func layers() [][]string {
 	return [][]string{
 		{"api"},
-		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "dns", "network/bpf", "engine/logfile", "settings", "bundle"},
-		{"machine", "raftnode/disktest"},
+		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "network/bpf", "engine/logfile", "settings", "bundle"},
+		{"machine", "raftnode/disktest", "network/dns"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence", "manager/rotator"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
@@ -45,7 +45,7 @@ func reserved() map[string][]string {
 
 // apart are sides of the house that meet only in api, swarmpb and node.
 func apart() map[string][]string {
-	nodeSide := []string{"agent", "engine", "network", "dockerapi", "dns"}
+	nodeSide := []string{"agent", "engine", "network", "dockerapi"}
 	managerSide := []string{"manager", "raftnode", "store"}
 	m := map[string][]string{}
 	for _, p := range nodeSide {

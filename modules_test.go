@@ -54,6 +54,7 @@ func modules() map[string]string {
 		"go.etcd.io/raft/v3":                     "consensus",
 		"golang.org/x/crypto":                    "encryption at rest",
 		"golang.org/x/mod":                       "tests: this list",
+		"golang.org/x/net":                       "which domains are the internet's; tests: DNS messages",
 		"golang.org/x/sync":                      "groups of goroutines that end together",
 		"golang.org/x/sys":                       "system calls",
 		"google.golang.org/grpc":                 "between nodes",

@@ -75,6 +75,11 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 		if given, err = e.cfg.Networks.Connect(ctx, c.id, net, ep); err != nil {
 			return err
 		}
+		if len(given.DNSNames) > 0 {
+			if err := c.embedResolver(&r); err != nil {
+				e.cfg.Log.Warn("a container's resolv.conf could not be changed; it won't find others by name until it is started anew", "container", c.id, "error", err)
+			}
+		}
 	}
 	err = c.change(func(r *record) {
 		r.Endpoints = maps.Clone(r.Endpoints)

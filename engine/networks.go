@@ -15,6 +15,11 @@ type Networks interface {
 	// ids of networks to settings; "bridge" for the default one. An empty map
 	// gives a namespace with loopback only.
 	Join(ctx context.Context, containerID string, endpoints map[string]*network.EndpointSettings, ports network.PortMap) (*Sandbox, error)
+	// SetDNS says which servers a container wants to have asked for names that its
+	// networks don't know, for the next Join. Empty: those of the host.
+	SetDNS(containerID string, servers []netip.Addr)
+	// Rename gives a container that has joined another name in its networks.
+	Rename(ctx context.Context, containerID, from, to string) error
 	// Leave removes the namespace and its interfaces. Unknown ids are no error.
 	Leave(ctx context.Context, containerID string) error
 	// Connect and Disconnect change a running container's networks.
@@ -31,7 +36,9 @@ type Sandbox struct {
 	// Endpoints by network name, filled in: addresses, gateway, MAC, ids.
 	Endpoints map[string]*network.EndpointSettings
 	Ports     network.PortMap
-	// DNS is what goes in resolv.conf unless the container says otherwise;
-	// empty means the host's.
+	// DNS is set where the container's resolver answers; that is what goes in
+	// resolv.conf then. Empty: the container asks servers itself.
 	DNS []netip.Addr
+	// HostGateway is where the container reaches its host; empty: nowhere.
+	HostGateway []netip.Addr
 }

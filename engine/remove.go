@@ -158,8 +158,30 @@ func (e *Engine) ContainerRename(ctx context.Context, name, newName string) erro
 		return err
 	}
 	e.unreserve(old, c.id)
+	c.renameInNetworks(ctx, old, newName)
 	c.event(events.ActionRename, map[string]string{"oldName": old})
 	return nil
+}
+
+// renameInNetworks has a running container found by its new name. What is wrong
+// is logged: it is found by it when it starts anew.
+func (c *ctr) renameInNetworks(ctx context.Context, old, name string) {
+	if c.snapshot().Phase != phaseRunning {
+		return
+	}
+	if err := c.e.cfg.Networks.Rename(ctx, c.id, old, name); err != nil {
+		c.e.cfg.Log.Warn("a container's new name is not known in its networks yet", "container", c.id, "error", err)
+	}
+	if err := c.change(func(r *record) {
+		r.Joined = endpointsCopy(r.Joined)
+		for _, ep := range r.Joined {
+			if i := slices.Index(ep.DNSNames, old); i >= 0 {
+				ep.DNSNames[i] = name
+			}
+		}
+	}); err != nil {
+		c.e.cfg.Log.Warn("a container's new name could not be written down", "container", c.id, "error", err)
+	}
 }
 
 // ContainerPrune removes stopped containers. Filters: label, label!, until.

@@ -206,6 +206,7 @@ func (c *ctr) join(ctx context.Context, rec *record, env *environment) error {
 	for name, ep := range eps {
 		ep.DNSNames = dnsNames(rec, name, ep)
 	}
+	c.e.cfg.Networks.SetDNS(c.id, rec.Host.DNS)
 	box, err := c.e.cfg.Networks.Join(ctx, c.id, eps, wantedPorts(rec))
 	if err != nil {
 		return err

@@ -73,7 +73,7 @@ func (n *Networks) boxAnd(id, name string) (*box, *netw, error) {
 // they lead may change.
 func (n *Networks) rearranged(old *attachment, endpoints []endpoint) (*attachment, error) {
 	a := *old
-	a.Endpoints = endpoints
+	a.Endpoints, a.Resolves = endpoints, old.Resolves || n.needsResolver(endpoints)
 	n.sortEndpoints(a.Endpoints)
 	if err := n.nameInterfaces(a.Endpoints); err != nil {
 		return nil, err

@@ -27,6 +27,9 @@ func (n *Networks) newEndpoint(w *netw, asked *dnet.EndpointSettings) (endpoint,
 	}
 	forgetOperational(s)
 	s.NetworkID, s.EndpointID = w.Network.ID, newID()
+	if !w.named() {
+		s.DNSNames = nil
+	}
 	e := endpoint{NetworkID: w.Network.ID, Settings: s}
 	if w.plain() {
 		return e, nil
@@ -268,9 +271,7 @@ func (n *Networks) sandboxOf(a *attachment) *Sandbox {
 		}
 		s.Interfaces = append(s.Interfaces, f)
 	}
-	if zones := n.overlayZones(a); len(zones) > 0 {
-		s.Resolver = &Resolver{Zones: zones}
-	}
+	s.Resolver = n.resolverOf(a)
 	e4, e6 := gatewayEndpoints(a.Endpoints)
 	if e4 != nil {
 		s.Gateway4 = e4.Settings.Gateway

@@ -22,6 +22,8 @@ type Joined struct {
 	Ports dnet.PortMap
 	// DNS servers for resolv.conf; empty: the host's.
 	DNS []netip.Addr
+	// HostGateway is where the container reaches its host; empty: nowhere.
+	HostGateway []netip.Addr
 }
 
 // maxPortTries bounds how often other host ports are chosen because processes
@@ -39,6 +41,7 @@ func (n *Networks) Join(ctx context.Context, id string, endpoints map[string]*dn
 	if !validContainerID(id) {
 		return nil, api.Errorf(api.Invalid, "container id %q can't name a namespace", id)
 	}
+	defer n.SetDNS(id, nil)
 	if n.needsGateway(endpoints) {
 		if err := n.makeGateway(ctx); err != nil {
 			return nil, err
@@ -117,7 +120,7 @@ func (n *Networks) admit(id string, asked map[string]*dnet.EndpointSettings, por
 		}
 		return nil, false, errOther
 	}
-	a = &attachment{ID: id, Asked: maps.Clone(ports)}
+	a = &attachment{ID: id, Asked: maps.Clone(ports), DNS: n.dns[id]}
 	if err := n.attach(a, wanted, avoid); err != nil {
 		n.release(a.Endpoints)
 		return nil, false, err
@@ -145,6 +148,7 @@ func (n *Networks) attach(a *attachment, wanted map[*netw]*dnet.EndpointSettings
 	if err := n.nameInterfaces(a.Endpoints); err != nil {
 		return err
 	}
+	a.Resolves = n.needsResolver(a.Endpoints)
 	a.Published, _, err = n.publish(a.ID, a.Asked, n.targetsOf(a.Endpoints), avoid)
 	return err
 }
@@ -274,7 +278,10 @@ func (n *Networks) joined(a *attachment) *Joined {
 			j.Endpoints[w.Network.Name] = e.Settings.Copy()
 		}
 	}
-	j.Ports = a.portMap()
+	j.Ports, j.HostGateway = a.portMap(), hostGateway(a)
+	if a.Resolves {
+		j.DNS = []netip.Addr{ResolverAddr()}
+	}
 	return j
 }
 

@@ -50,6 +50,10 @@ type Networks struct {
 	tasks       map[string]*task // by container id
 
 	overlaysChanged chan struct{} // closed and replaced
+	// hostServers are those that the host asks, dns those that containers want, by
+	// container.
+	hostServers []netip.Addr
+	dns         map[string][]netip.Addr
 
 	kicked      chan struct{}
 	gatewayTurn chan struct{} // held by who makes the gateway network
@@ -61,7 +65,8 @@ type netw struct {
 	settings
 	v4, v6 *pool // nil without the family
 	users  map[string]struct{}
-	holds  int // of an overlay, see Use
+	holds  int   // of an overlay, see Use
+	zone   *Zone // of a network of the node's own; nil: to be made anew
 	// services is what follows for an overlay; nil: it is to be made anew.
 	services *services
 }
@@ -101,6 +106,7 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 			n.mtu = defaultMTU
 		}
 	}
+	n.readHost()
 	if err := n.load(); err != nil {
 		return nil, err
 	}
@@ -216,6 +222,7 @@ func (n *Networks) install(a *attachment) {
 		w := n.nets[e.NetworkID]
 		w.users[a.ID] = struct{}{}
 		w.services = nil
+		w.zone = nil
 		if w.Overlay != nil && len(w.users) == 1 {
 			n.noteOverlays()
 		}
@@ -232,6 +239,7 @@ func (n *Networks) uninstall(b *box) {
 		if w := n.nets[e.NetworkID]; w != nil {
 			delete(w.users, b.ID)
 			w.services = nil
+			w.zone = nil
 			if w.Overlay != nil && len(w.users) == 0 {
 				n.noteOverlays()
 			}
@@ -261,6 +269,7 @@ func (n *Networks) config() *Config {
 		MeshPorts: map[MeshKey]*MeshPort{},
 	}
 	n.configServices(c)
+	n.putLocalZones(c)
 	for _, w := range n.nets {
 		if b := n.bridgeOf(w); b != nil {
 			c.Bridges[b.Device] = b

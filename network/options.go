@@ -55,6 +55,12 @@ type Options struct {
 	// NoUserProxy has no connection relayed by the daemon (--userland-proxy=false).
 	NoUserProxy bool
 
+	// DNS servers that containers' queries for other names go to; empty: those of
+	// ResolvConf, which is read again when it changes (--dns).
+	DNS []netip.Addr
+	// ResolvConf is the host's; empty: /etc/resolv.conf.
+	ResolvConf string
+
 	// SetTimeout bounds one change of the data plane; 0: 30 s.
 	SetTimeout time.Duration
 }
@@ -84,6 +90,9 @@ func (o *Options) validate() error {
 	case o.FixedCIDR.IsValid() && o.BIP.IsValid() && !within(o.FixedCIDR, o.BIP):
 		return api.Errorf(api.Invalid, "fixed-cidr %s is not inside the default bridge's subnet %s", o.FixedCIDR, o.BIP.Masked())
 	}
+	if err := validateDNS(o.DNS); err != nil {
+		return err
+	}
 	return validatePools(o.Pools)
 }
 
@@ -96,6 +105,9 @@ func (o Options) withDefaults() Options {
 	}
 	if len(o.Pools) == 0 {
 		o.Pools = DefaultPools()
+	}
+	if o.ResolvConf == "" {
+		o.ResolvConf = hostResolv
 	}
 	if o.SetTimeout == 0 {
 		o.SetTimeout = defaultSetTimeout

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,6 +52,10 @@ type attachment struct {
 	// Asked is what was to be published, Published what it came to.
 	Asked     dnet.PortMap `json:",omitempty"`
 	Published []Port       `json:",omitempty"`
+	// Resolves is set once the container has been in a network with names: its
+	// resolv.conf says so from then on. DNS is what it wants to have asked.
+	Resolves bool         `json:",omitempty"`
+	DNS      []netip.Addr `json:",omitempty"`
 }
 
 const fileSuffix = ".json"

@@ -68,6 +68,12 @@ func (n *Networks) Run(ctx context.Context) error {
 		defer close(watcher)
 		n.watch(ctx, changed)
 	}()
+	follower := make(chan struct{})
+	defer func() { cancel(); <-follower }()
+	go func() {
+		defer close(follower)
+		n.followHost(ctx)
+	}()
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	defer n.saveTold()

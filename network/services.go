@@ -297,15 +297,3 @@ func (n *Networks) configServices(c *Config) {
 		}
 	}
 }
-
-// overlayZones are the zones that a container's overlays have, in the order of its
-// interfaces. Callers hold mu or are New.
-func (n *Networks) overlayZones(a *attachment) []string {
-	var ids []string
-	for _, e := range a.Endpoints {
-		if w := n.nets[e.NetworkID]; w != nil && w.Overlay != nil && !w.Network.Ingress {
-			ids = append(ids, e.NetworkID)
-		}
-	}
-	return ids
-}

@@ -26,7 +26,7 @@ func (n engineNetworks) Join(ctx context.Context, id string, endpoints map[strin
 	if err != nil {
 		return nil, err
 	}
-	return &engine.Sandbox{Path: j.Path, Endpoints: j.Endpoints, Ports: j.Ports, DNS: j.DNS}, nil
+	return &engine.Sandbox{Path: j.Path, Endpoints: j.Endpoints, Ports: j.Ports, DNS: j.DNS, HostGateway: j.HostGateway}, nil
 }
 
 // Scopes of networks, as Docker names them.

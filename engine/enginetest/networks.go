@@ -3,6 +3,7 @@ package enginetest
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/moby/moby/api/types/network"
@@ -18,6 +19,7 @@ type Networks struct {
 	mu    sync.Mutex
 	boxes map[string]*engine.Sandbox
 	kept  []string
+	dns   map[string][]netip.Addr
 	next  byte
 
 	// Namespace is the path given to containers; it need not exist for a fake
@@ -29,7 +31,7 @@ var _ engine.Networks = (*Networks)(nil)
 
 // NewNetworks returns a node without containers.
 func NewNetworks(namespace string) *Networks {
-	return &Networks{boxes: make(map[string]*engine.Sandbox), Namespace: namespace}
+	return &Networks{boxes: make(map[string]*engine.Sandbox), dns: make(map[string][]netip.Addr), Namespace: namespace}
 }
 
 func known(name string) bool {
@@ -69,9 +71,46 @@ func (n *Networks) Join(_ context.Context, id string, endpoints map[string]*netw
 			b.Path = ""
 		}
 		b.Endpoints[name] = out
+		if out.Gateway.IsValid() {
+			b.HostGateway = []netip.Addr{out.Gateway}
+		}
+		if len(out.DNSNames) > 0 {
+			b.DNS = []netip.Addr{netip.MustParseAddr("127.0.0.11")}
+		}
 	}
 	n.boxes[id] = b
 	return b, nil
+}
+
+// SetDNS implements engine.Networks.
+func (n *Networks) SetDNS(id string, servers []netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.dns[id] = servers
+}
+
+// DNS returns what SetDNS said last of a container.
+func (n *Networks) DNS(id string) []netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dns[id]
+}
+
+// Rename implements engine.Networks.
+func (n *Networks) Rename(_ context.Context, id, from, to string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b := n.boxes[id]
+	if b == nil {
+		return nil
+	}
+	for _, e := range b.Endpoints {
+		if i := slices.Index(e.DNSNames, from); i >= 0 {
+			e.DNSNames = append([]string{}, e.DNSNames...)
+			e.DNSNames[i] = to
+		}
+	}
+	return nil
 }
 
 // Leave implements engine.Networks.

@@ -157,7 +157,7 @@ func (p *Plane) observeSandboxes(links map[string]netlink.Link, ends map[string]
 			}
 			continue
 		}
-		s := &network.Sandbox{ID: id, Gateway4: w.Gateway4, Gateway6: w.Gateway6}
+		s := &network.Sandbox{ID: id, Gateway4: w.Gateway4, Gateway6: w.Gateway6, Resolver: p.resolvers.of(id)}
 		if was != nil && was.Sandboxes[id] != nil {
 			s.Gateway4, s.Gateway6 = was.Sandboxes[id].Gateway4, was.Sandboxes[id].Gateway6
 		}

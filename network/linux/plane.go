@@ -66,6 +66,8 @@ type Plane struct {
 	sockets *sockets      // owned by Set
 	rules   ruleState     // owned by Set
 
+	resolvers *resolvers // owned by Set
+
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
 	veths   map[string]bool            // host ends of its interfaces
@@ -113,6 +115,7 @@ func New(c Config) (*Plane, error) {
 		return nil, err
 	}
 	p.sockets = newSockets(p)
+	p.resolvers = newResolvers(p)
 	p.stale.Store(true)
 	return p, nil
 }
@@ -141,6 +144,7 @@ func (p *Plane) Path(sandbox string) string { return filepath.Join(p.dir, sandbo
 func (p *Plane) Close() error {
 	p.turn <- struct{}{}
 	p.sockets.close()
+	p.resolvers.close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
@@ -260,7 +264,9 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 	p.putOverlays(ch, now, f)
 	p.setPorts(ch, now, f)
 	f.add(network.RulesItem, p.setRules(now))
+	p.dropResolvers(ch)
 	p.setSandboxes(ctx, ch, now, f)
+	p.setResolvers(ch, now, f)
 	p.dropBridges(ch, now, f)
 	p.dropOverlays(ch, now, f)
 	return now

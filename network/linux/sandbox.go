@@ -23,6 +23,12 @@ func (p *Plane) putSandbox(ctx context.Context, have, want *network.Sandbox) (*n
 	if err := ctx.Err(); err != nil {
 		return have, err
 	}
+	if have != nil {
+		same := *have
+		if same.Resolver = want.Resolver; same.Equal(want) {
+			return want, nil // see setResolvers
+		}
+	}
 	path := p.Path(want.ID)
 	var got *network.Sandbox
 	err := p.onThread(func() (err error) {
@@ -89,7 +95,7 @@ func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*networ
 		return have, err
 	}
 	defer n.close()
-	now := &network.Sandbox{ID: want.ID, Gateway4: have.Gateway4, Gateway6: have.Gateway6}
+	now := &network.Sandbox{ID: want.ID, Gateway4: have.Gateway4, Gateway6: have.Gateway6, Resolver: have.Resolver}
 	for i := range have.Interfaces {
 		f := &have.Interfaces[i]
 		if w := want.Interface(f.HostName); w != nil && w.Equal(f) {

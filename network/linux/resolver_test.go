@@ -1,0 +1,277 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/networktest"
+)
+
+// named is a config of two sandboxes in one network, with names.
+func named() *network.Config {
+	c := networktest.Sample(2)
+	web := netip.MustParseAddr("172.17.0.2")
+	c.Zones = map[string]*network.Zone{"n": {
+		ID: "n", Name: "backend", Names: map[string][]netip.Addr{"web": {web}, "both": {web, netip.MustParseAddr("fd17::2")}},
+		Owners: map[netip.Addr]string{web: "web.backend"},
+	}}
+	for id, s := range c.Sandboxes {
+		n := *s
+		n.Resolver = &network.Resolver{Zones: []string{"n"}}
+		c.Sandboxes[id] = &n
+	}
+	return c
+}
+
+// lookup asks the resolver at 127.0.0.11 with Go's resolver.
+func (w *world) lookup(p *Plane, sandbox, proto, kind, name string) (l []string, err error) {
+	w.t.Helper()
+	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if proto != "" {
+			network = proto
+		}
+		var c net.Conn
+		err := p.inSandbox(p.Path(sandbox), func() (err error) {
+			c, err = (&net.Dialer{}).DialContext(ctx, network, "127.0.0.11:53")
+			return err
+		})
+		return c, err
+	}}
+	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
+	defer cancel()
+	if kind == "ptr" {
+		return r.LookupAddr(ctx, name)
+	}
+	addrs, err := r.LookupNetIP(ctx, kind, name)
+	for _, a := range addrs {
+		l = append(l, a.Unmap().String())
+	}
+	slices.Sort(l)
+	return l, err
+}
+
+func (w *world) expectNames(p *Plane, sandbox, proto, kind, name string, want ...string) {
+	w.t.Helper()
+	got, err := w.lookup(p, sandbox, proto, kind, name)
+	if err != nil && len(want) > 0 {
+		w.t.Errorf("%s %s %s in %s: %v", proto, kind, name, sandbox, err)
+	} else if !slices.Equal(got, want) {
+		w.t.Errorf("%s %s %s in %s: %v, want %v", proto, kind, name, sandbox, got, want)
+	}
+}
+
+func TestResolver(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := named()
+	w.ok(p.Set(t.Context(), c))
+	for _, sandbox := range []string{"s0-0", "s1-0", "o-0"} {
+		for _, proto := range []string{"udp", "tcp"} {
+			w.expectNames(p, sandbox, proto, "ip4", "web.", "172.17.0.2")
+			w.expectNames(p, sandbox, proto, "ip4", "WEB.Backend.", "172.17.0.2")
+			w.expectNames(p, sandbox, proto, "ip", "both.", "172.17.0.2", "fd17::2")
+			w.expectNames(p, sandbox, proto, "ip6", "web.")
+			w.expectNames(p, sandbox, proto, "ip", "other.backend.")
+			w.expectNames(p, sandbox, proto, "ptr", "172.17.0.2", "web.backend.")
+		}
+	}
+	// A change is there when Set has returned.
+	for i := range 20 {
+		n := c.Clone()
+		a := netip.AddrFrom4([4]byte{10, 1, 1, byte(i)})
+		n.Zones["n"] = &network.Zone{ID: "n", Name: "backend", Names: map[string][]netip.Addr{"web": {a}}}
+		w.ok(p.Set(t.Context(), n))
+		w.expectNames(p, "s0-0", "udp", "ip4", "web.", a.String())
+	}
+	without := c.Clone()
+	s := *without.Sandboxes["s0-0"]
+	s.Resolver = nil
+	without.Sandboxes["s0-0"] = &s
+	w.ok(p.Set(t.Context(), without))
+	if _, err := w.lookup(p, "s0-0", "tcp", "ip4", "web."); err == nil {
+		t.Error("a resolver answers that is not wanted")
+	}
+	w.expectNames(p, "s0-1", "udp", "ip4", "web.", "172.17.0.2")
+}
+
+// TestResolverLeavesPort53 : a container's own server takes it on any other
+// address, and on all.
+func TestResolverLeavesPort53(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	w.ok(p.Set(t.Context(), named()))
+	w.in(p.Path("s0-0"), func() {
+		u, err := net.ListenPacket("udp", ":53")
+		w.ok(err)
+		defer u.Close()
+		l, err := net.Listen("tcp", ":53")
+		w.ok(err)
+		defer l.Close()
+		c, err := net.Dial("udp", "127.0.0.1:53")
+		w.ok(err)
+		defer c.Close()
+		_, err = c.Write([]byte("hello"))
+		w.ok(err)
+		buf := make([]byte, 10)
+		w.ok(u.SetReadDeadline(time.Now().Add(5 * time.Second)))
+		n, _, err := u.ReadFrom(buf)
+		w.ok(err)
+		if string(buf[:n]) != "hello" {
+			t.Errorf("the container's own server got %q", buf[:n])
+		}
+	})
+	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
+	w.expectNames(p, "s0-0", "tcp", "ip4", "web.", "172.17.0.2")
+}
+
+// TestResolverReopens: a daemon that is killed leaves rules that lead nowhere;
+// the next one serves the namespaces that are there.
+func TestResolverReopens(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := named()
+	w.ok(p.Set(t.Context(), c))
+	before := inode(p.Path("s0-0"))
+	p.sockets.close()
+	p.resolvers.close()
+	p = w.plane("")
+	w.ok(p.Set(t.Context(), c))
+	if inode(p.Path("s0-0")) != before {
+		t.Error("the sandbox was made anew")
+	}
+	for id := range c.Sandboxes {
+		w.expectNames(p, id, "udp", "ip4", "web.", "172.17.0.2")
+		w.expectNames(p, id, "tcp", "ip4", "web.", "172.17.0.2")
+	}
+	// A namespace that is lost and made anew has a resolver, too.
+	w.ok(unbindNamespace(p.Path("s0-0")))
+	p.stale.Store(true)
+	w.ok(p.Set(t.Context(), c))
+	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
+}
+
+// TestResolverLeavesNothing: files, goroutines and namespaces go.
+func TestResolverLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := named()
+	empty := c.Clone()
+	clear(empty.Sandboxes)
+	clear(empty.Ports)
+	w.ok(p.Set(t.Context(), empty))
+	files, routines := 0, 0
+	for i := range 3 {
+		w.ok(p.Set(t.Context(), c))
+		w.expectNames(p, "s0-0", "tcp", "ip4", "web.", "172.17.0.2")
+		w.ok(p.Set(t.Context(), empty))
+		runtime.GC()
+		if n := count(w, "/proc/self/fd"); i == 0 {
+			files, routines = n, runtime.NumGoroutine()
+		} else if n > files+2 || runtime.NumGoroutine() > routines+2 {
+			t.Errorf("%d files and %d goroutines, after %d and %d", n, runtime.NumGoroutine(), files, routines)
+		}
+	}
+}
+
+// server answers every question on an address of a namespace: with an address,
+// cut short if it comes as a datagram for a name that begins with "big".
+func (w *world) server(path, addr string, answer netip.Addr) {
+	w.t.Helper()
+	var u net.PacketConn
+	var l net.Listener
+	w.in(path, func() {
+		var err error
+		u, err = net.ListenPacket("udp", addr)
+		w.ok(err)
+		l, err = net.Listen("tcp", addr)
+		w.ok(err)
+	})
+	w.t.Cleanup(func() { u.Close(); l.Close() })
+	reply := func(m []byte, cut bool) []byte {
+		var q dnsmessage.Message
+		if q.Unpack(m) != nil {
+			return nil
+		}
+		q.Response, q.RecursionAvailable = true, true
+		q.Additionals = nil
+		name := q.Questions[0].Name
+		if q.Truncated = cut && name.String()[:3] == "big"; !q.Truncated && q.Questions[0].Type == dnsmessage.TypeA {
+			q.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: 5}, Body: &dnsmessage.AResource{A: answer.As4()}}}
+		}
+		b, _ := q.Pack()
+		return b
+	}
+	go func() {
+		buf := make([]byte, 2000)
+		for {
+			n, from, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = u.WriteTo(reply(buf[:n], true), from)
+		}
+	}()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 2000)
+			n, _ := c.Read(buf)
+			if n > 2 {
+				b := reply(buf[2:n], false)
+				_, _ = c.Write(append([]byte{byte(len(b) >> 8), byte(len(b))}, b...))
+			}
+			c.Close()
+		}
+	}()
+}
+
+// TestResolverForwards: what is not known is asked from the host, where loopback
+// is the host's, or from the sandbox.
+func TestResolverForwards(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := named()
+	loop, outside, own := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
+	w.server(w.host, "127.0.0.53:53", loop)
+	w.server(w.outside, "10.99.0.2:53", outside)
+	set := func(id string, inside bool, servers ...string) {
+		s := *c.Sandboxes[id]
+		s.Resolver = &network.Resolver{Zones: []string{"n"}, Inside: inside}
+		for _, a := range servers {
+			s.Resolver.Servers = append(s.Resolver.Servers, netip.MustParseAddrPort(a))
+		}
+		c.Sandboxes[id] = &s
+	}
+	set("s0-0", false, "127.0.0.53:53", "10.99.0.2:53")
+	set("s1-0", false, "127.0.0.9:53", "10.99.0.2:53") // the first is not there
+	set("o-0", false, "10.99.0.2:53")                  // which has no way out itself
+	set("s0-1", true, "172.17.0.2:53")
+	set("s1-1", true, "127.0.0.1:5353")
+	w.ok(p.Set(t.Context(), c))
+	w.server(p.Path("s0-0"), "172.17.0.2:53", own)
+	w.server(p.Path("s1-1"), "127.0.0.1:5353", own)
+	for id, want := range map[string]netip.Addr{"s0-0": loop, "s1-0": outside, "o-0": outside, "s0-1": own, "s1-1": own} {
+		for _, proto := range []string{"udp", "tcp", ""} {
+			w.expectNames(p, id, proto, "ip4", "example.com.", want.String())
+		}
+		w.expectNames(p, id, "", "ip4", "big.example.com.", want.String()) // goes on by TCP
+		w.expectNames(p, id, "udp", "ip4", "web.", "172.17.0.2")
+		w.expectNames(p, id, "udp", "ip4", "none.backend.")
+	}
+	var dnsErr *net.DNSError
+	if _, err := w.lookup(p, "o-1", "", "ip4", "example.com."); !errors.As(err, &dnsErr) || !dnsErr.IsNotFound {
+		t.Errorf("without servers: %v", err)
+	}
+}
