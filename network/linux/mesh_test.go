@@ -7,10 +7,14 @@ import (
 
 // The server sees the client's own address, wherever that can be.
 func TestMeshClientAddress(t *testing.T) {
-	w := newMeshWorld(t)
-	w.set()
-	w.serveTasks()
-	w.cases(t)
+	for _, alone := range []bool{false, true} {
+		t.Run(fmt.Sprintf("alone %v", alone), func(t *testing.T) {
+			w := meshWorldOf(t, alone)
+			w.set()
+			w.serveTasks()
+			w.cases(t)
+		})
+	}
 }
 
 // cases is the table of who asks where, and what the server then sees.

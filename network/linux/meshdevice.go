@@ -16,6 +16,11 @@ import (
 // meshPort is the end of the pair on the ingress network's bridge.
 const meshPort = "mesh0"
 
+// meshLink is an address of the host's end that means nothing: what comes by a
+// device without any is dropped where the kernel filters by the way back, however
+// loosely.
+var meshLink = netip.MustParsePrefix("169.254.1.2/32")
+
 // meshMAC is the address that the other nodes know this one by in the ingress
 // network.
 func meshMAC(m *network.Mesh) net.HardwareAddr {
@@ -30,8 +35,8 @@ func meshMAC(m *network.Mesh) net.HardwareAddr {
 	return p.MAC()
 }
 
-// putMeshDevice joins the host to the ingress network's bridge. The host has no
-// address there, and no route but for what is marked: the network's subnet may
+// putMeshDevice joins the host to the ingress network's bridge. The host has none
+// of the network's addresses, and no route but for what is marked: the network's subnet may
 // be one that the host knows elsewhere.
 func (p *Plane) putMeshDevice(m *network.Mesh, o *network.Overlay) error {
 	if p.mesh.device.Equal(m) && p.mesh.mtu == o.MTU {
@@ -52,6 +57,9 @@ func (p *Plane) putMeshDevice(m *network.Mesh, o *network.Overlay) error {
 	}
 	if err := p.meshSysctls(m); err != nil {
 		return err
+	}
+	if err := h.AddrReplace(l, &netlink.Addr{IPNet: ipNet(meshLink), Scope: int(netlink.SCOPE_LINK)}); err != nil {
+		return fmt.Errorf("give %s its address: %w", l.Attrs().Name, err)
 	}
 	if err := h.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set %s up: %w", l.Attrs().Name, err)

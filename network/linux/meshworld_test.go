@@ -30,6 +30,12 @@ type meshWorld struct {
 
 func newMeshWorld(t testing.TB) *meshWorld {
 	t.Helper()
+	return meshWorldOf(t, false)
+}
+
+// meshWorldOf makes one in which hosts have a default route, or not.
+func meshWorldOf(t testing.TB, alone bool) *meshWorld {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -59,6 +65,10 @@ func newMeshWorld(t testing.TB) *meshWorld {
 		w.in(w.hosts[n], func() {
 			w.ok(netlink.LinkSetUp(w.link("lo")))
 			w.address("up0", fmt.Sprintf("10.99.0.%d/24", i+1), fmt.Sprintf("fd99::%d/64", i+1))
+			if n != "out" && !alone {
+				w.ok(netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0")), Gw: net.IPv4(10, 99, 0, 100)}))
+				w.ok(netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("::/0")), Gw: net.ParseIP("fd99::100")}))
+			}
 		})
 	}
 	for i := 1; i <= 3; i++ {

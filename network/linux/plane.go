@@ -260,6 +260,7 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 	if (len(want.Bridges) > 0 || want.Mesh != nil) && want.Forward && (ch.Options || ch.Mesh || len(ch.PutBridges) > 0) {
 		f.add(network.RulesItem, p.enableForwarding(want))
 	}
+	now.Mesh = want.Mesh // others' rules are to let its device pass
 	p.putBridges(ch, now, f)
 	p.putOverlays(ch, now, f)
 	p.setPorts(ch, now, f)

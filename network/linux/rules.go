@@ -215,7 +215,8 @@ func (p *Plane) connect() (*nftables.Conn, error) {
 }
 
 // transact makes what f builds one transaction, and remembers the generation
-// that it led to.
+// that it led to: the next one, so that what others change at the same time is
+// not taken for ours.
 func (p *Plane) transact(f func(c *nftables.Conn) error) error {
 	c, err := p.connect()
 	if err != nil {
@@ -224,14 +225,15 @@ func (p *Plane) transact(f func(c *nftables.Conn) error) error {
 	if err := f(c); err != nil {
 		return err
 	}
+	before, err := p.generation()
+	if err != nil {
+		return err
+	}
 	if err := c.Flush(); err != nil {
 		return err
 	}
-	gen, err := p.generation()
-	if err == nil {
-		p.gen.Store(gen)
-	}
-	return err
+	p.gen.Store(before + 1)
+	return nil
 }
 
 // generation asks for the number of the rule set, which grows with every change
