@@ -70,7 +70,7 @@ type Counters struct {
 var ErrPortInUse = errors.New("address already in use")
 
 // Item names a part of a Config: "bridge legion0", "overlay ID", "tunnel ID", "sandbox ID", "port tcp
-// 0.0.0.0:80", or "rules" for packet filter rules as a whole.
+// 0.0.0.0:80", "mesh", "mesh-port tcp 80", or "rules" for packet filter rules as a whole.
 type Item string
 
 // BridgeItem names a bridge.
@@ -87,6 +87,12 @@ func SandboxItem(id string) Item { return Item("sandbox " + id) }
 
 // PortItem names a published port.
 func PortItem(k PortKey) Item { return Item("port " + k.String()) }
+
+// MeshItem names this node's part in the routing mesh.
+const MeshItem Item = "mesh"
+
+// MeshPortItem names a port of the routing mesh.
+func MeshPortItem(k MeshKey) Item { return Item("mesh-port " + k.String()) }
 
 // RulesItem names the packet filter rules and kernel settings.
 const RulesItem Item = "rules"

@@ -265,19 +265,23 @@ func (p *Plane) dropBridge(h *netlink.Handle, name string, b *network.Bridge) er
 }
 
 // enableForwarding has the kernel forward between devices, for each family that
-// a bridge has addresses of.
+// a bridge, or this node's part in the routing mesh, has addresses of.
 func (p *Plane) enableForwarding(c *network.Config) error {
-	files := map[string]bool{}
+	var from []netip.Prefix
 	for _, b := range c.Bridges {
-		for _, a := range b.Addresses {
-			if b.Internal {
-				continue
-			}
-			if a.Addr().Is4() {
-				files["/proc/sys/net/ipv4/ip_forward"] = true
-			} else {
-				files["/proc/sys/net/ipv6/conf/all/forwarding"] = true
-			}
+		if !b.Internal {
+			from = append(from, b.Addresses...)
+		}
+	}
+	if c.Mesh != nil {
+		from = append(from, c.Mesh.Addresses...)
+	}
+	files := map[string]bool{}
+	for _, a := range from {
+		if a.Addr().Is4() {
+			files["/proc/sys/net/ipv4/ip_forward"] = true
+		} else {
+			files["/proc/sys/net/ipv6/conf/all/forwarding"] = true
 		}
 	}
 	return p.inHost(func() error {

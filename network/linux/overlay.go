@@ -153,7 +153,7 @@ func (p *Plane) adoptEnds(h *netlink.Handle, bridge netlink.Link) error {
 		return err
 	}
 	for name, l := range links {
-		if owner, kind, _ := ours(l.Attrs().Alias); owner != p.owner || kind != "sandbox" {
+		if owner, kind, _ := ours(l.Attrs().Alias); (owner != p.owner || kind != "sandbox") && name != meshPort {
 			continue
 		}
 		if l.Attrs().MasterIndex != bridge.Attrs().Index {

@@ -66,7 +66,9 @@ type Plane struct {
 	sockets *sockets      // owned by Set
 	rules   ruleState     // owned by Set
 
-	resolvers *resolvers // owned by Set
+	resolvers   *resolvers // owned by Set
+	mesh        meshState  // owned by Set
+	meshSockets *sockets   // owned by Set
 
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
@@ -114,7 +116,7 @@ func New(c Config) (*Plane, error) {
 		_ = p.host.Close()
 		return nil, err
 	}
-	p.sockets = newSockets(p)
+	p.sockets, p.meshSockets = newSockets(p), newSockets(p)
 	p.resolvers = newResolvers(p)
 	p.stale.Store(true)
 	return p, nil
@@ -145,6 +147,7 @@ func (p *Plane) Close() error {
 	p.turn <- struct{}{}
 	p.sockets.close()
 	p.resolvers.close()
+	p.meshSockets.close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
@@ -257,9 +260,10 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 	ch := network.Diff(have, want)
 	now := have.Clone()
 	now.Rules4, now.Rules6, now.Forward, now.UserProxy = want.Rules4, want.Rules6, want.Forward, want.UserProxy
-	if len(want.Bridges) > 0 && want.Forward && (ch.Options || len(ch.PutBridges) > 0) {
+	if (len(want.Bridges) > 0 || want.Mesh != nil) && want.Forward && (ch.Options || ch.Mesh || len(ch.PutBridges) > 0) {
 		f.add(network.RulesItem, p.enableForwarding(want))
 	}
+	now.Mesh = want.Mesh // others' rules are to let its device pass
 	p.putBridges(ch, now, f)
 	p.putOverlays(ch, now, f)
 	p.setPorts(ch, now, f)
@@ -267,6 +271,7 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 	p.dropResolvers(ch)
 	p.setSandboxes(ctx, ch, now, f)
 	p.setResolvers(ch, now, f)
+	p.setMesh(ctx, want, now, f)
 	p.dropBridges(ch, now, f)
 	p.dropOverlays(ch, now, f)
 	return now

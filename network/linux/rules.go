@@ -38,6 +38,7 @@ const (
 type ruleState struct {
 	families map[nftables.TableFamily]*ruleset
 	cleaned  bool // tables that should not be there were removed
+	mesh     bool // there is a device of the routing mesh
 	admitted bool // foreign chains were looked at since they last changed
 }
 
@@ -90,6 +91,9 @@ func (p *Plane) setTables(c *network.Config) error {
 	if p.rules.families == nil {
 		p.rules.families = map[nftables.TableFamily]*ruleset{}
 	}
+	if p.rules.mesh != (c.Mesh != nil) {
+		p.rules.mesh, p.rules.admitted = c.Mesh != nil, false
+	}
 	var errs []error
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		want, have := wantedRules(c, f), p.rules.families[f]
@@ -112,6 +116,9 @@ func (p *Plane) setTables(c *network.Config) error {
 		var devices []string
 		if c.Rules4 || c.Rules6 {
 			devices = slices.Sorted(maps.Keys(c.Bridges))
+			if c.Mesh != nil {
+				devices = append(devices, p.meshDevice())
+			}
 		}
 		if err := p.admit(devices); err != nil {
 			errs = append(errs, err)
@@ -208,7 +215,8 @@ func (p *Plane) connect() (*nftables.Conn, error) {
 }
 
 // transact makes what f builds one transaction, and remembers the generation
-// that it led to.
+// that it led to: the next one, so that what others change at the same time is
+// not taken for ours.
 func (p *Plane) transact(f func(c *nftables.Conn) error) error {
 	c, err := p.connect()
 	if err != nil {
@@ -217,14 +225,15 @@ func (p *Plane) transact(f func(c *nftables.Conn) error) error {
 	if err := f(c); err != nil {
 		return err
 	}
+	before, err := p.generation()
+	if err != nil {
+		return err
+	}
 	if err := c.Flush(); err != nil {
 		return err
 	}
-	gen, err := p.generation()
-	if err == nil {
-		p.gen.Store(gen)
-	}
-	return err
+	p.gen.Store(before + 1)
+	return nil
 }
 
 // generation asks for the number of the rule set, which grows with every change
@@ -259,7 +268,9 @@ func (p *Plane) generation() (uint32, error) {
 // that they are made anew.
 func (r *ruleState) check(p *Plane) {
 	gen, err := p.generation()
-	if err == nil && gen == p.gen.Load() {
+	changed := err != nil || gen != p.gen.Load()
+	p.mesh.check(p, changed)
+	if !changed {
 		return
 	}
 	r.cleaned, r.admitted = false, false
@@ -269,7 +280,7 @@ func (r *ruleState) check(p *Plane) {
 		}
 		delete(r.families, f)
 	}
-	if err == nil && len(r.families) > 0 {
+	if err == nil && (len(r.families) > 0 || p.mesh.rules != nil) {
 		p.gen.Store(gen)
 	}
 }

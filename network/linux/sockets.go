@@ -32,11 +32,16 @@ type socket struct {
 func newSockets(p *Plane) *sockets { return &sockets{p: p, held: map[network.PortKey]*socket{}} }
 
 func (s *sockets) close() {
+	s.dropAll()
+	s.wg.Wait()
+}
+
+// dropAll frees all ports.
+func (s *sockets) dropAll() {
 	for k, h := range s.held {
 		h.close()
 		delete(s.held, k)
 	}
-	s.wg.Wait()
 }
 
 // drop frees a port.

@@ -25,7 +25,8 @@ const (
 func (p *Plane) Watch(ctx context.Context, changed func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	route, err := p.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+	route, err := p.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return err
 	}
@@ -103,11 +104,14 @@ func receive(f *os.File, alarm func(), drift func(syscall.NetlinkMessage) bool) 
 }
 
 // routeDrift reports whether a message tells of a device of ours that is gone,
-// down, off its bridge or without an address.
+// down, off its bridge or without an address, or of a route or rule of ours that
+// is gone.
 func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
 	switch m.Header.Type {
 	case unix.RTM_DELADDR:
 		return true
+	case unix.RTM_DELROUTE, unix.RTM_DELRULE:
+		return p.meshRouteGone(m)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 	default:
 		return false
@@ -115,7 +119,8 @@ func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
 		return false
 	}
-	up := binary.NativeEndian.Uint32(m.Data[8:])&unix.IFF_UP != 0
+	flags := binary.NativeEndian.Uint32(m.Data[8:])
+	up := flags&unix.IFF_UP != 0
 	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 	if err != nil {
 		return true
@@ -130,6 +135,9 @@ func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
 		}
 	}
 	bridge, veth := p.knows(name)
+	if name == p.meshDevice() {
+		return p.meshWanted() && (m.Header.Type == unix.RTM_DELLINK || !up || flags&unix.IFF_LOWER_UP == 0)
+	}
 	return bridge && (m.Header.Type == unix.RTM_DELLINK || !up) ||
 		veth && (m.Header.Type == unix.RTM_DELLINK || !up || !master)
 }
@@ -139,6 +147,32 @@ func (p *Plane) knows(name string) (bridge, veth bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.have != nil && p.have.Bridges[name] != nil, p.veths[name]
+}
+
+// meshWanted reports whether this node has a part in the routing mesh.
+func (p *Plane) meshWanted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have != nil && p.have.Mesh != nil
+}
+
+// meshRouteGone reports whether a message tells that a route in the routing
+// mesh's table, or a rule that leads there, is gone. Its layout is that of both
+// (struct rtmsg, struct fib_rule_hdr); so is the attribute's number.
+func (p *Plane) meshRouteGone(m syscall.NetlinkMessage) bool {
+	if !p.meshWanted() {
+		return false
+	}
+	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.RTA_TABLE && len(a.Value) >= 4 {
+			return binary.NativeEndian.Uint32(a.Value) == meshTables+p.meshNumber()
+		}
+	}
+	return false
 }
 
 // rulesDrift reports whether a message tells of a change of rules that we did

@@ -125,6 +125,13 @@ func (w *world) plane(owner string) *Plane {
 	w.t.Helper()
 	p, err := New(Config{Dir: filepath.Join(w.dir, "netns"+owner), Owner: owner, HostNetNS: w.host, Log: slog.New(slog.DiscardHandler)})
 	w.ok(err)
+	w.cleanPlane(p)
+	return p
+}
+
+// cleanPlane has what a data plane made go with the test.
+func (w *world) cleanPlane(p *Plane) {
+	w.t.Helper()
 	w.t.Cleanup(func() {
 		if err := p.Set(w.t.Context(), &network.Config{}); err != nil && w.t.Context().Err() == nil {
 			w.t.Error(err)
@@ -142,7 +149,6 @@ func (w *world) plane(owner string) *Plane {
 			w.t.Error(err)
 		}
 	})
-	return p
 }
 
 // count returns how many entries a folder has.

@@ -1,0 +1,99 @@
+package linux
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/nftables"
+
+	"github.com/legion-swarm/legion/network"
+)
+
+// setMeshRules makes the table what it should be, in one transaction: all of it,
+// or only the ports that differ.
+func (p *Plane) setMeshRules(want *meshRules) error {
+	have := p.mesh.rules
+	var drop, put []network.MeshKey
+	if have != nil && have.sameFrame(want) {
+		for k, w := range have.ports {
+			if n := want.ports[k]; n == nil || !n.equal(w) {
+				drop = append(drop, k)
+			}
+		}
+		for k, w := range want.ports {
+			if h := have.ports[k]; h == nil || !h.equal(w) {
+				put = append(put, k)
+			}
+		}
+		if len(drop)+len(put) == 0 {
+			p.mesh.rules = want
+			return nil
+		}
+		slices.SortFunc(drop, compareMeshKeys)
+		slices.SortFunc(put, compareMeshKeys)
+	} else {
+		have = nil
+	}
+	err := p.transact(func(c *nftables.Conn) error {
+		b := p.newMeshBuilder(c, want)
+		if have == nil {
+			c.AddTable(b.t) // so that there is one to delete
+			c.DelTable(b.t)
+			c.AddTable(b.t)
+			return b.fill()
+		}
+		for _, k := range drop {
+			if err := b.dropPort(k, have.ports[k]); err != nil {
+				return err
+			}
+		}
+		for _, k := range put {
+			if err := b.putPort(k, want.ports[k]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	p.mesh.rules = nil
+	if err != nil {
+		return fmt.Errorf("packet filter rules (nftables, table %s): %w", p.meshTable().Name, err)
+	}
+	p.mesh.rules, p.mesh.looked = want, true
+	return nil
+}
+
+func (p *Plane) dropMeshTable() error {
+	return p.transact(func(c *nftables.Conn) error {
+		t := p.meshTable()
+		c.AddTable(t)
+		c.DelTable(t)
+		return nil
+	})
+}
+
+// meshIntact reports whether the table has the rules and elements that we left
+// in it, by number.
+func (p *Plane) meshIntact(want *meshRules) bool {
+	c, err := p.connect()
+	if err != nil {
+		return false
+	}
+	b := p.newMeshBuilder(c, want)
+	if b.fill() != nil { // counted, never flushed
+		return false
+	}
+	for chain, n := range b.rules {
+		rules, err := c.GetRules(b.t, &nftables.Chain{Name: chain})
+		if err != nil || len(rules) != n {
+			return false
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(b.maps)) {
+		elements, err := c.GetSetElements(&nftables.Set{Table: b.t, Name: name})
+		if err != nil || len(elements) != b.maps[name] {
+			return false
+		}
+	}
+	return true
+}
