@@ -157,17 +157,10 @@ func (n *Networks) placesHere(w *netw) []place {
 	return places
 }
 
-// zoneOf makes an overlay's names.
+// zoneOf makes an overlay's names. A name that a service has is the service's
+// alone: a task may have it as its host name.
 func zoneOf(w *netw, heard *told, places []place, serving map[string][]netip.Addr) *Zone {
 	z := &Zone{ID: w.Network.ID, Name: w.Network.Name, Names: map[string][]netip.Addr{}, Owners: map[netip.Addr]string{}}
-	for _, p := range places {
-		for i, name := range p.names {
-			z.add(name, p.addrs)
-			if i == 0 && name != "" {
-				z.own(name, p.addrs)
-			}
-		}
-	}
 	for id, s := range heard.services {
 		addrs := s.VirtualAddresses
 		if len(addrs) == 0 {
@@ -182,19 +175,32 @@ func zoneOf(w *netw, heard *told, places []place, serving map[string][]netip.Add
 			}
 		}
 	}
+	services := maps.Clone(z.Names)
+	for _, p := range places {
+		for i, name := range p.names {
+			if _, taken := services[foldName(name)]; !taken {
+				z.add(name, p.addrs)
+			}
+			if i == 0 && name != "" {
+				z.own(name, p.addrs)
+			}
+		}
+	}
 	for name, addrs := range z.Names {
+		addrs = slices.Clone(addrs)
 		slices.SortFunc(addrs, netip.Addr.Compare)
 		z.Names[name] = slices.Compact(addrs)
 	}
 	return z
 }
 
+func foldName(name string) string { return strings.ToLower(strings.TrimRight(name, ".")) }
+
 // add has a name stand for addresses, besides those that it stands for already.
 // Only for zones that are being made.
 func (z *Zone) add(name string, addrs []netip.Addr) {
-	name = strings.ToLower(strings.TrimRight(name, "."))
-	if name != "" {
-		z.Names[name] = append(z.Names[name], addrs...)
+	if name = foldName(name); name != "" {
+		z.Names[name] = append(slices.Clip(z.Names[name]), addrs...)
 	}
 }
 

@@ -38,9 +38,8 @@ func (n *Networks) Announce(container string, t *api.Task) {
 		return
 	}
 	n.mu.Lock()
-	_, known := n.tasks[container]
-	n.mu.Unlock()
-	if !known {
+	defer n.mu.Unlock()
+	if n.tasks[container] == nil {
 		n.setTask(&task{Container: container, ID: t.ID, Service: t.ServiceID})
 	}
 }
@@ -54,14 +53,14 @@ func (n *Networks) Serve(container string, can bool) {
 	}
 	n.mu.Lock()
 	t := n.tasks[container]
-	n.mu.Unlock()
-	if t == nil || t.Stage == stage || t.Stage == taskDraining {
-		return
+	changes := t != nil && t.Stage != stage && t.Stage != taskDraining
+	if changes {
+		n.setTask(&task{Container: t.Container, ID: t.ID, Service: t.Service, Stage: stage})
 	}
-	u := *t
-	u.Stage = stage
-	n.setTask(&u)
-	n.kick()
+	n.mu.Unlock()
+	if changes {
+		n.kick()
+	}
 }
 
 // Drain takes a task out of all lists and names on this node, and returns when
@@ -70,25 +69,23 @@ func (n *Networks) Serve(container string, can bool) {
 func (n *Networks) Drain(ctx context.Context, container string) (was bool, err error) {
 	n.mu.Lock()
 	t := n.tasks[container]
-	n.mu.Unlock()
 	if t == nil || t.Stage == taskDraining {
+		n.mu.Unlock()
 		return false, nil
 	}
-	u := *t
-	u.Stage = taskDraining
-	n.setTask(&u)
+	n.setTask(&task{Container: t.Container, ID: t.ID, Service: t.Service, Stage: taskDraining})
+	n.mu.Unlock()
+	// What could not be done is tried again by Run.
 	if err := n.set.commit(ctx, n.config); ctx.Err() != nil {
 		return false, err
 	}
-	return t.Stage == taskServing, nil // what could not be done is tried again by Run
+	return t.Stage == taskServing, nil
 }
 
-// setTask takes it on and writes it down.
+// setTask takes it on and writes it down. Callers hold mu.
 func (n *Networks) setTask(t *task) {
-	n.mu.Lock()
 	n.tasks[t.Container] = t
 	n.outdateTask(t.Container)
-	n.mu.Unlock()
 	if err := save(n.tasksDir(), t.Container, t); err != nil {
 		n.log.Warn("network: it can't be kept that a container is a task; a restart forgets whether it serves", "container", t.Container, "error", err)
 	}
@@ -97,12 +94,11 @@ func (n *Networks) setTask(t *task) {
 // dropTask forgets a task, whose container has left.
 func (n *Networks) dropTask(container string) {
 	n.mu.Lock()
-	_, known := n.tasks[container]
-	delete(n.tasks, container)
-	n.mu.Unlock()
-	if !known {
+	defer n.mu.Unlock()
+	if n.tasks[container] == nil {
 		return
 	}
+	delete(n.tasks, container)
 	if err := forget(n.tasksDir(), container); err != nil {
 		n.log.Warn("network: a task can't be forgotten", "container", container, "error", err)
 	}

@@ -23,9 +23,9 @@ const (
 	nodeRecordName = "node"
 	// saveGap is how long changes are gathered after some were written.
 	saveGap = 500 * time.Millisecond
-	// maxTold bounds the endpoints and services that are known of, all networks
+	// MaxTold bounds the endpoints and services that are known of, all networks
 	// together, each name and port counted as one more.
-	maxTold = 1 << 20
+	MaxTold = 1 << 20
 )
 
 // told is what managers have said of an overlay. Guarded by Networks.mu; what its
@@ -87,7 +87,7 @@ func (n *Networks) Told(local netip.Addr, u *api.OverlayUpdate) {
 	n.nodeUnsaved = n.nodeUnsaved || !before.equal(n.node())
 	n.mu.Unlock()
 	if refused > 0 {
-		n.log.Error("network: managers tell of more endpoints and services than this node can take; some are not reached from here", "left out", refused, "most", maxTold)
+		n.log.Error("network: managers tell of more endpoints and services than this node can take; some are not reached from here", "left out", refused, "most", MaxTold)
 	}
 	n.kick()
 }
@@ -120,7 +120,7 @@ func (n *Networks) hear(u *api.NetworkUpdate) (refused int) {
 	}
 	for i := range u.Put {
 		e := &u.Put[i]
-		if more := weight(e) - weight(t.endpoints[e.ID]); n.heard+more > maxTold {
+		if more := weight(e) - weight(t.endpoints[e.ID]); n.heard+more > MaxTold {
 			refused++
 		} else {
 			t.endpoints[e.ID] = e
@@ -129,7 +129,7 @@ func (n *Networks) hear(u *api.NetworkUpdate) (refused int) {
 	}
 	for i := range u.PutServices {
 		s := &u.PutServices[i]
-		if more := serviceWeight(s) - serviceWeight(t.services[s.ID]); n.heard+more > maxTold {
+		if more := serviceWeight(s) - serviceWeight(t.services[s.ID]); n.heard+more > MaxTold {
 			refused++
 		} else {
 			t.services[s.ID] = s

@@ -31,6 +31,8 @@ type controller struct {
 	ready  *readiness    // nil: the service has no test
 	// drainDelay is how long the task serves on when it is to stop.
 	drainDelay time.Duration
+	// unwell is closed when the task has become unhealthy.
+	unwell chan struct{}
 }
 
 // errUnhealthy is Docker's words for it.
@@ -189,7 +191,7 @@ func (c *controller) Wait(ctx context.Context) error {
 			return c.ended(ctx, id, unhealthy)
 		case <-sick:
 			sick, unhealthy = nil, true
-			c.serve(id, false)
+			c.fallSick(id)
 			if err := c.stop(ctx, id); err != nil {
 				return err
 			}

@@ -45,3 +45,18 @@ func (c *controller) drain(ctx context.Context, id string) error {
 		return ctx.Err()
 	}
 }
+
+// fallSick takes the task out of the lists at once, here and elsewhere: it is to be
+// stopped, which may take a while.
+func (c *controller) fallSick(id string) {
+	select {
+	case <-c.unwell:
+		return
+	default:
+	}
+	close(c.unwell)
+	if c.ready != nil {
+		c.ready.set(func(v verdict) verdict { v.known, v.ready, v.why = true, false, errUnhealthy.Error(); return v })
+	}
+	c.serve(id, false)
+}

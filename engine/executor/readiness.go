@@ -110,8 +110,13 @@ func (r *readiness) run(ctx context.Context, started time.Time) {
 
 // Ready implements exec.Readiness.
 func (c *controller) Ready() (ready, known bool, why string, changed <-chan struct{}) {
+	select {
+	case <-c.unwell:
+		return false, true, errUnhealthy.Error(), nil
+	default:
+	}
 	if c.ready == nil {
-		return true, true, "", nil
+		return true, true, "", c.unwell
 	}
 	v, changed := c.ready.get()
 	return v.ready, v.known, v.why, changed

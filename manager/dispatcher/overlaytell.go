@@ -1,10 +1,12 @@
 package dispatcher
 
 import (
+	"context"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/protobuf/proto"
@@ -12,7 +14,12 @@ import (
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
+	"github.com/legion-swarm/legion/templates"
 )
+
+// expandPatience bounds the expansion of a task's names, which is bounded by work
+// too.
+const expandPatience = 100 * time.Millisecond
 
 // endpointUpdates returns what to tell a node, and the networks that it knows of
 // then.
@@ -202,10 +209,38 @@ func (t *telling) endpointOf(task *api.Task, network string) *swarmpb.OverlayEnd
 		return nil
 	}
 	if named(task) && task.Spec != nil {
-		e.Name = task.Name()
+		e.Name, e.Aliases = task.Name(), ownNames(task, &task.Networks[i], node)
 	}
 	e.Addresses = addresses(task.Networks[i].Addresses)
 	return e
+}
+
+// ownNames are the names, besides its own, that a task alone has in a network: its
+// host name, and aliases that templates made of the service's.
+func ownNames(t *api.Task, a *api.NetworkAttachment, node *api.Node) []string {
+	c := t.Spec.ContainerSpec
+	own := slices.DeleteFunc(slices.Clone(a.Aliases), func(s string) bool { return !templated(s) })
+	if c == nil || c.Hostname == "" && len(own) == 0 {
+		return nil
+	}
+	if !templated(c.Hostname) && len(own) == 0 {
+		return []string{c.Hostname}
+	}
+	var description swarm.NodeDescription
+	if node != nil {
+		description = node.Description
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), expandPatience)
+	defer cancel()
+	values := templates.Of(t, description.Hostname, description.Platform)
+	var names []string
+	if s, err := values.Expand(ctx, &swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Hostname: c.Hostname}}, nil); err == nil && c.Hostname != "" {
+		names = append(names, s.ContainerSpec.Hostname)
+	}
+	if l, err := values.Networks(ctx, []api.NetworkAttachment{{Aliases: own}}); err == nil {
+		names = append(names, l[0].Aliases...)
+	}
+	return names // what can't be expanded is no name: the node refuses to run the task
 }
 
 // nodeOf is a node as an endpoint of the ingress network, for other nodes.
