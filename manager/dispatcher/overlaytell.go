@@ -218,6 +218,9 @@ func (t *telling) endpointOf(task *api.Task, network string) *swarmpb.OverlayEnd
 // ownNames are the names, besides its own, that a task alone has in a network: its
 // host name, and aliases that templates made of the service's.
 func ownNames(t *api.Task, a *api.NetworkAttachment, node *api.Node) []string {
+	if t.ServiceID == "" {
+		return a.Aliases
+	}
 	c := t.Spec.ContainerSpec
 	own := slices.DeleteFunc(slices.Clone(a.Aliases), func(s string) bool { return !templated(s) })
 	if c == nil || c.Hostname == "" && len(own) == 0 {

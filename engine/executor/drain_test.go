@@ -1,0 +1,106 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/agent/exec"
+	"github.com/legion-swarm/legion/api"
+)
+
+// lists are Networks that note what they are told.
+type lists struct {
+	served []bool
+	in     bool // what Drain says
+	err    error
+}
+
+func (*lists) Use([]*api.Network) (func(), error) { return func() {}, nil }
+func (*lists) Announce(string, *api.Task)         {}
+func (l *lists) Serve(_ string, can bool)         { l.served = append(l.served, can) }
+
+func (l *lists) Drain(context.Context, string) (bool, error) { return l.in, l.err }
+
+func newDrained(t *testing.T, l *lists, labels map[string]string) *controller {
+	t.Helper()
+	e := &Executor{tested: map[string]*readiness{}, cfg: Config{Networks: l}}
+	made, err := e.Controller(&api.Task{ID: "t", Spec: &api.TaskSpec{TaskSpec: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{}}, ServiceLabels: labels}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.(*controller)
+}
+
+// A task that was in a list serves on for its delay; one that was in none is not
+// waited for.
+func TestDrain(t *testing.T) {
+	for name, c := range map[string]struct {
+		in     bool
+		labels map[string]string
+		want   time.Duration
+	}{
+		"served":              {true, nil, api.DefaultDrainDelay},
+		"served, with label":  {true, map[string]string{api.DrainLabel: "7s"}, 7 * time.Second},
+		"served, no delay":    {true, map[string]string{api.DrainLabel: "0s"}, 0},
+		"did not serve (yet)": {false, map[string]string{api.DrainLabel: "7s"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				if err := newDrained(t, &lists{in: c.in}, c.labels).drain(t.Context(), "c"); err != nil || time.Since(begin) != c.want {
+					t.Errorf("%v after %v, want %v", err, time.Since(begin), c.want)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := newDrained(t, &lists{in: true}, map[string]string{api.DrainLabel: "1m"}).drain(ctx, "c"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+	failed := errors.New("x")
+	if err := newDrained(t, &lists{in: true, err: failed}, nil).drain(t.Context(), "c"); !errors.Is(err, failed) {
+		t.Error(err)
+	}
+	e := &Executor{tested: map[string]*readiness{}}
+	if _, err := e.Controller(&api.Task{ID: "t", Spec: &api.TaskSpec{ServiceLabels: map[string]string{api.DrainLabel: "2m"}}}, nil); !errors.Is(err, exec.ErrRejected) {
+		t.Errorf("a delay that is too long: %v", err)
+	}
+}
+
+// A task that has become unhealthy can't serve, from that moment on, whatever its
+// test of readiness says.
+func TestUnhealthyTaskServesNobody(t *testing.T) {
+	for _, labels := range []map[string]string{nil, {"legion.ready.test": "true"}} {
+		l := &lists{}
+		c := newDrained(t, l, labels)
+		if c.ready != nil {
+			c.ready.set(func(verdict) verdict { return verdict{known: true, ready: true} })
+		}
+		c.serveIfReady("c", false)
+		ready, known, _, changed := c.Ready()
+		c.fallSick("c")
+		select {
+		case <-changed:
+		default:
+			t.Error("nobody is told")
+		}
+		if c.ready != nil {
+			c.ready.set(func(verdict) verdict { return verdict{known: true, ready: true} })
+		}
+		c.serveIfReady("c", true)
+		c.fallSick("c")
+		now, _, why, _ := c.Ready()
+		if !ready || !known || now || why != "unhealthy container" || !slices.Equal(l.served, []bool{true, false, false}) {
+			t.Errorf("%v, %v, then %v (%s); served %v", ready, known, now, why, l.served)
+		}
+	}
+}
