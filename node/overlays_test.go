@@ -194,7 +194,9 @@ func TestServiceAcrossNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range []*wiredNode{m, w} {
-		n.awaits("the end of the service", func(c *network.Config) bool { return len(c.MeshPorts)+len(c.Balancers)+len(c.Sandboxes) == 0 && c.Mesh != nil })
+		n.awaits("the end of the service", func(c *network.Config) bool {
+			return len(c.MeshPorts)+len(c.Balancers)+len(c.Sandboxes) == 0 && c.Mesh != nil
+		})
 	}
 	if err := w.SwarmLeave(t.Context(), false); err != nil {
 		t.Fatal(err)

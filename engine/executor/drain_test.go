@@ -29,7 +29,7 @@ func (l *lists) Drain(context.Context, string) (bool, error) { return l.in, l.er
 
 func newDrained(t *testing.T, l *lists, labels map[string]string) *controller {
 	t.Helper()
-	e := &Executor{tested: map[string]*readiness{}, cfg: Config{Networks: l}}
+	e := &Executor{cfg: Config{Networks: l}}
 	made, err := e.Controller(&api.Task{ID: "t", Spec: &api.TaskSpec{TaskSpec: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{}}, ServiceLabels: labels}}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +70,7 @@ func TestDrain(t *testing.T) {
 	if err := newDrained(t, &lists{in: true, err: failed}, nil).drain(t.Context(), "c"); !errors.Is(err, failed) {
 		t.Error(err)
 	}
-	e := &Executor{tested: map[string]*readiness{}}
+	e := &Executor{}
 	if _, err := e.Controller(&api.Task{ID: "t", Spec: &api.TaskSpec{ServiceLabels: map[string]string{api.DrainLabel: "2m"}}}, nil); !errors.Is(err, exec.ErrRejected) {
 		t.Errorf("a delay that is too long: %v", err)
 	}

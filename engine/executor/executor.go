@@ -46,10 +46,9 @@ type Networks interface {
 
 // Executor makes controllers for tasks. Safe for concurrent use.
 type Executor struct {
-	mu     sync.Mutex
-	ids    map[string]string     // of containers, by task
-	tested map[string]*readiness // by task
-	n      *api.Node
+	mu  sync.Mutex
+	ids map[string]string // of containers, by task
+	n   *api.Node
 
 	cfg Config
 }
@@ -61,7 +60,7 @@ func New(cfg Config) (*Executor, error) {
 	if cfg.Engine == nil || cfg.Log == nil || cfg.Version == "" {
 		return nil, api.Errorf(api.Invalid, "executor: Engine, Version and Log are required")
 	}
-	e := &Executor{ids: make(map[string]string), tested: make(map[string]*readiness), cfg: cfg}
+	e := &Executor{ids: make(map[string]string), cfg: cfg}
 	for _, task := range cfg.Engine.ManagedTasks(labelTaskID) {
 		id, err := cfg.Engine.Managed(labelTaskID, task)
 		if err != nil {
@@ -134,9 +133,6 @@ func (e *Executor) Controller(t *api.Task, deps exec.Dependencies) (exec.Control
 	}
 	if ready.Test != "" {
 		c.ready = newReadiness(ready, c.probe)
-		e.mu.Lock()
-		e.tested[t.ID] = c.ready
-		e.mu.Unlock()
 	}
 	return c, nil
 }

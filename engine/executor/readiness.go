@@ -210,17 +210,3 @@ func (c *controller) sick(ctx context.Context, id string) (_ <-chan struct{}, st
 		wg.Wait()
 	}
 }
-
-// Ready reports whether the task is to be sent work as far as this node knows: its
-// test of readiness, if it has one, has succeeded and not failed since. Safe for
-// concurrent use.
-func (e *Executor) Ready(task string) bool {
-	e.mu.Lock()
-	r := e.tested[task]
-	e.mu.Unlock()
-	if r == nil {
-		return true
-	}
-	v, _ := r.get()
-	return v.ready
-}
