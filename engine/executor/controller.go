@@ -137,7 +137,13 @@ func (c *controller) Start(ctx context.Context) error {
 		return errUnhealthy
 	case container.Starting: // it ended before its health was known
 		return c.ended(ctx, id, false)
-	case container.Healthy, container.NoHealthcheck:
+	case container.Healthy:
+	case container.NoHealthcheck:
+		if c.ready == nil {
+			if err := c.awaitListening(ctx, id); err != nil {
+				return err
+			}
+		}
 	}
 	if err := c.awaitReady(ctx, id); err != nil {
 		return err
