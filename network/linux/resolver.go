@@ -96,6 +96,9 @@ func (p *Plane) setResolvers(ch *network.Changes, now *network.Config, f *failur
 		}
 		if open := r.open[s.ID]; open != nil && (s.Resolver == nil || open.inode != inode(p.Path(s.ID))) {
 			r.drop(s.ID)
+			if err := p.inSandbox(p.Path(s.ID), unleadDNS); err != nil {
+				p.log.Debug("network: a sandbox's port 53 leads nowhere", "sandbox", s.ID, "error", err)
+			}
 		}
 		switch open := r.open[s.ID]; {
 		case s.Resolver == nil:

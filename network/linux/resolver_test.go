@@ -275,3 +275,43 @@ func TestResolverForwards(t *testing.T) {
 		t.Errorf("without servers: %v", err)
 	}
 }
+
+// answer asks a sandbox's resolver one question, by itself.
+func (w *world) answer(p *Plane, sandbox, name string, v6 bool) networktest.Answer {
+	w.t.Helper()
+	q := dnsmessage.Message{Header: dnsmessage.Header{ID: 7}, Questions: []dnsmessage.Question{{
+		Name: dnsmessage.MustNewName(name + "."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET,
+	}}}
+	if v6 {
+		q.Questions[0].Type = dnsmessage.TypeAAAA
+	}
+	m, err := q.Pack()
+	w.ok(err)
+	var c net.Conn
+	w.ok(p.inSandbox(p.Path(sandbox), func() (err error) {
+		c, err = net.Dial("udp4", "127.0.0.11:53")
+		return err
+	}))
+	defer c.Close()
+	w.ok(c.SetDeadline(time.Now().Add(10 * time.Second)))
+	_, err = c.Write(m)
+	w.ok(err)
+	buf := make([]byte, 2000)
+	n, err := c.Read(buf)
+	if err != nil {
+		return networktest.Answer{}
+	}
+	var got dnsmessage.Message
+	w.ok(got.Unpack(buf[:n]))
+	a := networktest.Answer{Served: true, Exists: got.RCode != dnsmessage.RCodeNameError}
+	for _, r := range got.Answers {
+		switch b := r.Body.(type) {
+		case *dnsmessage.AResource:
+			a.Addresses = append(a.Addresses, netip.AddrFrom4(b.A))
+		case *dnsmessage.AAAAResource:
+			a.Addresses = append(a.Addresses, netip.AddrFrom16(b.AAAA))
+		}
+	}
+	slices.SortFunc(a.Addresses, netip.Addr.Compare)
+	return a
+}
