@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/networktest"
 )
 
 // resolvConf has the host ask these servers.
@@ -227,5 +229,65 @@ func TestHostResolvConfChanges(t *testing.T) {
 		}
 		cancel()
 		<-done
+	})
+}
+
+// slowPlane takes its time to set, and notes which names are answered at most.
+type slowPlane struct {
+	*networktest.Fake
+	mu     sync.Mutex
+	delay  time.Duration
+	narrow string
+}
+
+func (p *slowPlane) Set(ctx context.Context, c *network.Config) error {
+	p.mu.Lock()
+	d := p.delay
+	p.mu.Unlock()
+	time.Sleep(d)
+	return p.Fake.Set(ctx, c)
+}
+
+func (p *slowPlane) Narrow(zones map[string]*network.Zone) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.narrow = ""
+	for _, z := range zones {
+		p.narrow += z.String()
+	}
+}
+
+// TestNamesAreTakenBackAtOnce: a container that leaves is not found any more,
+// also while the data plane is busy with others.
+func TestNamesAreTakenBackAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &slowPlane{}
+		n := newNode(t, resolvConf(t), func(o *network.Options) {
+			p.Fake = o.Dataplane.(*networktest.Fake)
+			o.Dataplane = p
+		})
+		n.create(dnet.CreateRequest{Name: "own"})
+		n.namedJoin("c1", []string{"web"}, "own")
+		p.mu.Lock()
+		p.delay = time.Second
+		p.mu.Unlock()
+		var wg sync.WaitGroup
+		wg.Go(func() { n.namedJoin("c2", []string{"db"}, "own") })
+		time.Sleep(100 * time.Millisecond) // its Set is under way
+		wg.Go(func() {
+			if err := n.Leave(t.Context(), "c1"); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(time.Millisecond)
+		p.mu.Lock()
+		if strings.Contains(p.narrow, "web") || !strings.Contains(p.narrow, "db") {
+			t.Errorf("answered: %s", p.narrow)
+		}
+		p.mu.Unlock()
+		wg.Wait()
+		if z := n.zone(); strings.Contains(z, "web") {
+			t.Error(z)
+		}
 	})
 }

@@ -281,3 +281,44 @@ func BenchmarkServer(b *testing.B) {
 		})
 	}
 }
+
+// TestHubNarrow: what the newest zones lack is not answered, whatever is set;
+// what is new in them waits until it is set.
+func TestHubNarrow(t *testing.T) {
+	h := NewHub(nil)
+	zones := func(names map[string][]netip.Addr, owner string) map[string]*network.Zone {
+		return map[string]*network.Zone{"n": {ID: "n", Name: "net", Names: names, Owners: map[netip.Addr]string{netip.MustParseAddr("10.0.0.1"): owner}}}
+	}
+	expect := func(want map[string]string) {
+		t.Helper()
+		for _, name := range []string{"web", "db", "new"} {
+			r := h.names.Load().Lookup([]string{"n"}, []byte(name), TypeA)
+			got := "unknown"
+			if r.Exists {
+				got = fmt.Sprint(r.Addresses)
+			}
+			if w := want[name]; got != w && (w != "" || r.Exists) {
+				t.Errorf("%s: %s, want %s", name, got, w)
+			}
+		}
+	}
+	first := zones(map[string][]netip.Addr{"web": addrs("10.0.0.1", "10.0.0.2"), "db": addrs("10.0.0.3")}, "a")
+	second := zones(map[string][]netip.Addr{"web": addrs("10.0.0.2", "10.0.0.4"), "new": addrs("10.0.0.5")}, "b")
+	h.Narrow(first)
+	expect(nil)
+	h.SetZones(first)
+	expect(map[string]string{"web": "[10.0.0.1 10.0.0.2]", "db": "[10.0.0.3]"})
+	h.Narrow(second)
+	expect(map[string]string{"web": "[10.0.0.2]"})
+	if r := h.names.Load().Lookup([]string{"n"}, []byte("1.0.0.10.in-addr.arpa"), TypePTR); r.Known {
+		t.Errorf("%+v", r)
+	}
+	h.SetZones(first) // of a config that was built before
+	expect(map[string]string{"web": "[10.0.0.2]"})
+	h.SetZones(second)
+	expect(map[string]string{"web": "[10.0.0.2 10.0.0.4]", "new": "[10.0.0.5]"})
+	h.Narrow(map[string]*network.Zone{})
+	expect(nil)
+	h.Narrow(second)
+	expect(map[string]string{"web": "[10.0.0.2 10.0.0.4]", "new": "[10.0.0.5]"})
+}
