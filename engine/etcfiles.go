@@ -67,10 +67,7 @@ func (e *Engine) hostsText(r *record, box *Sandbox) ([]byte, error) {
 		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
 	}
 	for _, x := range r.Host.ExtraHosts {
-		name, addr, ok := strings.Cut(x, ":")
-		if n, a, eq := strings.Cut(x, "="); eq && (!ok || len(n) < len(name)) {
-			name, addr = n, a
-		}
+		name, addr := splitHost(x)
 		for _, a := range e.gatewayFor(addr, box) {
 			fmt.Fprintf(&b, "%s\t%s\n", a, name)
 		}
@@ -95,7 +92,7 @@ func (e *Engine) hostsText(r *record, box *Sandbox) ([]byte, error) {
 
 // gatewayFor is the address itself, or those that host-gateway stands for.
 func (e *Engine) gatewayFor(addr string, box *Sandbox) []string {
-	if addr != "host-gateway" {
+	if addr != hostGateway {
 		return []string{strings.Trim(addr, "[]")}
 	}
 	if len(e.cfg.HostGateway) > 0 {

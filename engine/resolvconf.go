@@ -8,6 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/legion-swarm/legion/api"
 )
 
 const (
@@ -19,6 +24,9 @@ const (
 	// ndots0 has single names asked as they are first: those of services and
 	// containers are. Docker does the same.
 	ndots0 = "ndots:0"
+	// hostGateway as an extra host's address stands for where the container
+	// reaches its host.
+	hostGateway = "host-gateway"
 )
 
 // resolv is what a resolv.conf says.
@@ -67,8 +75,13 @@ func (e *Engine) resolvText(r *record, box *Sandbox) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return e.resolvConf(r, box, host, real).text(), nil
+}
+
+// resolvConf decides what is in a container's, given the host's.
+func (e *Engine) resolvConf(r *record, box *Sandbox, host, real resolv) resolvConf {
 	if len(box.DNS) > 0 {
-		return e.embedded(r, box, host).text(), nil
+		return e.embedded(r, box, host)
 	}
 	// Servers on the host's loopback can't be reached from another namespace.
 	servers := real.servers
@@ -82,7 +95,7 @@ func (e *Engine) resolvText(r *record, box *Sandbox) ([]byte, error) {
 	}
 	c := resolvConf{resolv: e.overridden(r, real)}
 	c.servers = first(texts(r.Host.DNS), texts(e.cfg.DNS), servers)
-	return c.text(), nil
+	return c
 }
 
 // resolvConf is a resolv.conf with a remark at its end.
@@ -178,3 +191,41 @@ func (c *ctr) embedResolver(r *record) error {
 	// In place: the file is mounted.
 	return os.WriteFile(path, text, 0o644)
 }
+
+// splitHost splits an extra host: NAME:ADDRESS or NAME=ADDRESS.
+func splitHost(x string) (name, addr string) {
+	i := strings.IndexAny(x, ":=")
+	if i < 0 {
+		return x, ""
+	}
+	return x[:i], x[i+1:]
+}
+
+// validateNames refuses what can't be in hosts and resolv.conf.
+func validateNames(h *container.HostConfig) error {
+	for _, x := range h.ExtraHosts {
+		name, addr := splitHost(x)
+		if name == "" || strings.ContainsFunc(name, notText) || addr != hostGateway && !validAddr(addr) {
+			return api.Errorf(api.Invalid, "bad format for add-host: %q", x)
+		}
+	}
+	for _, a := range h.DNS {
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
+			return api.Errorf(api.Invalid, "dns %s is not the address of a name server", a)
+		}
+	}
+	for _, l := range []struct {
+		what  string
+		words []string
+	}{{"dns search domain", h.DNSSearch}, {"dns option", h.DNSOptions}} {
+		for _, w := range l.words {
+			if w == "" || strings.ContainsFunc(w, notText) {
+				return api.Errorf(api.Invalid, "%s %q is empty or has spaces or control characters", l.what, w)
+			}
+		}
+	}
+	return nil
+}
+
+// notText reports what ends a word in these files.
+func notText(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '#' }

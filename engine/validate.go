@@ -259,14 +259,8 @@ func validateHost(h *container.HostConfig) error {
 	if h.ShmSize < minShm {
 		return api.Errorf(api.Invalid, "SHM size can not be less than 0")
 	}
-	for _, x := range h.ExtraHosts {
-		name, addr, ok := strings.Cut(x, ":")
-		if !ok {
-			name, addr, ok = strings.Cut(x, "=")
-		}
-		if !ok || name == "" || addr != "host-gateway" && !validAddr(addr) {
-			return api.Errorf(api.Invalid, "bad format for add-host: %q", x)
-		}
+	if err := validateNames(h); err != nil {
+		return err
 	}
 	for k := range h.Sysctls {
 		namespaced := slices.Contains([]string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced", "kernel.domainname"}, k)

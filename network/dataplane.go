@@ -34,6 +34,15 @@ type Dataplane interface {
 	Path(sandbox string) string
 }
 
+// Namer is what a Dataplane may be besides: one that takes names back while a
+// Set is under way.
+type Namer interface {
+	// Narrow has names and addresses that zones lack not be answered any more,
+	// at once. What is new in them comes with the next Set. It may be called at
+	// any time, with ever later configs' zones.
+	Narrow(zones map[string]*Zone)
+}
+
 // Host is the node's own network, as far as the choice of subnets and devices
 // depends on it.
 type Host struct {

@@ -151,20 +151,15 @@ func (z *Zone) addEndpoint(s *dnet.EndpointSettings) {
 	for _, a := range []netip.Addr{s.IPAddress, s.GlobalIPv6Address} {
 		if a.IsValid() {
 			addrs = append(addrs, a)
-			if len(s.DNSNames) > 0 {
-				z.Owners[a] = s.DNSNames[0] + "." + z.Name
-			}
 		}
 	}
-	for _, name := range s.DNSNames {
-		if name = zoneName(name); name != "" {
-			z.Names[name] = append(z.Names[name], addrs...)
+	for i, name := range s.DNSNames {
+		z.add(name, addrs)
+		if i == 0 && name != "" {
+			z.own(name, addrs)
 		}
 	}
 }
-
-// zoneName is a name as zones have it.
-func zoneName(s string) string { return strings.ToLower(strings.TrimRight(s, ".")) }
 
 // followHost notes which servers the host asks, again and again until ctx ends.
 func (n *Networks) followHost(ctx context.Context) {

@@ -74,6 +74,13 @@ func (n *Networks) Run(ctx context.Context) error {
 		defer close(follower)
 		n.followHost(ctx)
 	}()
+	kicked := make(chan struct{}, 1)
+	narrower := make(chan struct{})
+	defer func() { cancel(); <-narrower }()
+	go func() {
+		defer close(narrower)
+		n.followKicks(ctx, kicked)
+	}()
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	defer n.saveTold()
@@ -94,7 +101,7 @@ func (n *Networks) Run(ctx context.Context) error {
 				saved = time.After(saveGap)
 			}
 			continue
-		case <-n.kicked:
+		case <-kicked:
 		case <-t.C:
 		}
 		if err := n.set.commit(ctx, n.config); err != nil && ctx.Err() == nil {
@@ -102,6 +109,23 @@ func (n *Networks) Run(ctx context.Context) error {
 		}
 		if saved == nil && n.saveTold() {
 			saved = time.After(saveGap)
+		}
+	}
+}
+
+// followKicks passes kicks on until ctx ends. Names are taken back before, since
+// Run may be waiting for a Set.
+func (n *Networks) followKicks(ctx context.Context, kicked chan<- struct{}) {
+	for {
+		select {
+		case <-n.kicked:
+		case <-ctx.Done():
+			return
+		}
+		n.set.narrow(n.config)
+		select {
+		case kicked <- struct{}{}:
+		default:
 		}
 	}
 }

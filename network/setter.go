@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,9 @@ type setter struct {
 	running bool
 	next    *round
 	wg      sync.WaitGroup
+
+	building sync.Mutex  // held while a config is built and its names are told
+	awaited  atomic.Bool // somebody is about to take building
 }
 
 // round is one call of Set.
@@ -39,8 +43,11 @@ func (s *setter) commit(ctx context.Context, config func() *Config) error {
 	if !s.running {
 		s.running = true
 		s.wg.Go(func() { s.drain(context.WithoutCancel(ctx), config) })
+		s.mu.Unlock()
+	} else {
+		s.mu.Unlock()
+		s.narrow(config)
 	}
-	s.mu.Unlock()
 	select {
 	case <-r.done:
 		return r.err
@@ -60,12 +67,33 @@ func (s *setter) drain(ctx context.Context, config func() *Config) {
 		}
 		s.mu.Unlock()
 		bounded, cancel := context.WithTimeout(ctx, s.timeout)
-		r.err = s.plane.Set(bounded, config())
+		r.err = s.plane.Set(bounded, s.build(config))
 		cancel()
 		if r.err != nil {
 			s.log.Debug("network: set", "error", r.err)
 		}
 		close(r.done)
+	}
+}
+
+// build returns the config of a moment after the call. Names that it lacks are
+// not answered from then on, however long the data plane takes.
+func (s *setter) build(config func() *Config) *Config {
+	s.building.Lock()
+	defer s.building.Unlock()
+	s.awaited.Store(false)
+	c := config()
+	if n, ok := s.plane.(Namer); ok {
+		n.Narrow(c.Zones)
+	}
+	return c
+}
+
+// narrow takes names back while a Set is under way: now, or by somebody who is
+// about to.
+func (s *setter) narrow(config func() *Config) {
+	if _, ok := s.plane.(Namer); ok && !s.awaited.Swap(true) {
+		s.build(config)
 	}
 }
 

@@ -45,6 +45,41 @@ func (r *Resolver) Equal(o *Resolver) bool {
 	return slices.Equal(r.Zones, o.Zones) && slices.Equal(r.Servers, o.Servers) && r.Inside == o.Inside
 }
 
+// Narrowed returns the zone with only those names, addresses and owners that
+// are also in o.
+func (z *Zone) Narrowed(o *Zone) *Zone {
+	if z == o {
+		return z
+	}
+	n := &Zone{ID: z.ID, Name: z.Name, Names: make(map[string][]netip.Addr, len(z.Names)), Owners: make(map[netip.Addr]string, len(z.Owners))}
+	for name, l := range z.Names {
+		if also, ok := o.Names[name]; ok {
+			n.Names[name] = narrowed(l, also)
+		}
+	}
+	for a, owner := range z.Owners {
+		if o.Owners[a] == owner {
+			n.Owners[a] = owner
+		}
+	}
+	return n
+}
+
+// narrowed returns those of l that are also in o, in l's order.
+func narrowed(l, o []netip.Addr) []netip.Addr {
+	if slices.Equal(l, o) {
+		return l
+	}
+	in := make(map[netip.Addr]struct{}, len(o))
+	for _, a := range o {
+		in[a] = struct{}{}
+	}
+	return slices.DeleteFunc(slices.Clone(l), func(a netip.Addr) bool {
+		_, ok := in[a]
+		return !ok
+	})
+}
+
 func (z *Zone) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "zone %s %s\n", z.ID, z.Name)

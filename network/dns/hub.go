@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -39,9 +40,13 @@ type Dial func(ctx context.Context, network string, server netip.AddrPort) (net.
 // concurrent use.
 type Hub struct {
 	dial   Dial
-	names  atomic.Pointer[Names]
+	names  atomic.Pointer[Names] // written with mu held
 	slots  chan struct{}
 	health health
+
+	mu sync.Mutex
+	// set has the zones that were set, newest those that are to be.
+	set, newest map[string]*network.Zone
 }
 
 // NewHub returns a hub that knows no names. dial reaches servers from the host.
@@ -52,8 +57,34 @@ func NewHub(dial Dial) *Hub {
 }
 
 // SetZones replaces the names. Queries that arrive after it has returned are
-// answered by the new ones. Calls are made one after the other.
+// answered by the new ones, as far as Narrow has not taken them back.
 func (h *Hub) SetZones(zones map[string]*network.Zone) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.set = zones
+	h.publish()
+}
+
+// Narrow has what zones lack not be answered any more, now or by what SetZones
+// is still to set; the next call replaces it.
+func (h *Hub) Narrow(zones map[string]*network.Zone) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.newest = zones
+	h.publish()
+}
+
+// publish makes the names what both agree on.
+func (h *Hub) publish() {
+	zones := h.set
+	if h.newest != nil && !maps.Equal(h.set, h.newest) {
+		zones = make(map[string]*network.Zone, len(h.set))
+		for id, z := range h.set {
+			if n := h.newest[id]; n != nil {
+				zones[id] = z.Narrowed(n)
+			}
+		}
+	}
 	h.names.Store(NewNames(zones, h.names.Load()))
 }
 

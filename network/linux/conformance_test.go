@@ -23,10 +23,12 @@ func TestConformance(t *testing.T) {
 		h := &networktest.Harness{Plane: p}
 		h.Reopen = func() network.Dataplane {
 			p.sockets.close() // as the kernel does for a killed process
+			p.resolvers.close()
 			p = w.plane("")
 			return p
 		}
 		h.Observe = func() *network.Config { return w.observe(p) }
+		h.Ask = func(sandbox, name string, v6 bool) networktest.Answer { return w.answer(p, sandbox, name, v6) }
 		h.Occupy = func(k network.PortKey) func() {
 			var l net.Listener
 			w.in(w.host, func() {

@@ -26,6 +26,7 @@ type resolvers struct {
 	p    *Plane
 	hub  *dns.Hub
 	open map[string]*resolver // by sandbox
+	lead func(udp, tcp uint16) error
 }
 
 // resolver is a sandbox's.
@@ -37,7 +38,7 @@ type resolver struct {
 }
 
 func newResolvers(p *Plane) *resolvers {
-	return &resolvers{p: p, open: map[string]*resolver{}, hub: dns.NewHub(func(ctx context.Context, proto string, server netip.AddrPort) (c net.Conn, err error) {
+	return &resolvers{p: p, open: map[string]*resolver{}, lead: leadDNS, hub: dns.NewHub(func(ctx context.Context, proto string, server netip.AddrPort) (c net.Conn, err error) {
 		err = p.inHost(func() error {
 			c, err = (&net.Dialer{}).DialContext(ctx, proto, server.String())
 			return err
@@ -80,6 +81,9 @@ func (p *Plane) dropResolvers(ch *network.Changes) {
 	}
 }
 
+// Narrow implements network.Namer.
+func (p *Plane) Narrow(zones map[string]*network.Zone) { p.resolvers.hub.Narrow(zones) }
+
 // setResolvers makes names, and who answers for them, what they should be. Names
 // are the new ones for all queries that arrive after it has returned.
 func (p *Plane) setResolvers(ch *network.Changes, now *network.Config, f *failures) {
@@ -96,6 +100,9 @@ func (p *Plane) setResolvers(ch *network.Changes, now *network.Config, f *failur
 		}
 		if open := r.open[s.ID]; open != nil && (s.Resolver == nil || open.inode != inode(p.Path(s.ID))) {
 			r.drop(s.ID)
+			if err := p.inSandbox(p.Path(s.ID), unleadDNS); err != nil {
+				p.log.Debug("network: a sandbox's port 53 leads nowhere", "sandbox", s.ID, "error", err)
+			}
 		}
 		switch open := r.open[s.ID]; {
 		case s.Resolver == nil:
@@ -142,22 +149,22 @@ func (r *resolvers) listen(s *network.Sandbox) (*resolver, error) {
 	var udp *net.UDPConn
 	var tcp *net.TCPListener
 	err := r.p.inSandbox(path, func() (err error) {
-		any := netip.AddrPortFrom(resolverAddr(), 0)
-		if udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(any)); err != nil {
+		if udp, tcp, err = listenDNS(0); err != nil {
 			return err
 		}
-		if tcp, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(any)); err == nil {
-			err = leadDNS(portOf(udp.LocalAddr()), portOf(tcp.Addr()))
+		led := r.lead(portOf(udp.LocalAddr()), portOf(tcp.Addr()))
+		if led == nil {
+			return nil
 		}
-		return err
+		_, _ = udp.Close(), tcp.Close()
+		if udp, tcp, err = listenDNS(dnsPort); err != nil {
+			return errors.Join(led, err)
+		}
+		r.p.log.Warn("network: port 53 of a container's resolver can't be led to another, so the container can't serve it on all addresses",
+			"sandbox", s.ID, "error", led)
+		return nil
 	})
 	if err != nil {
-		if udp != nil {
-			err = errors.Join(err, udp.Close())
-		}
-		if tcp != nil {
-			err = errors.Join(err, tcp.Close())
-		}
 		return nil, err
 	}
 	open := &resolver{config: s.Resolver, inode: inode(path), done: make(chan struct{})}
@@ -173,6 +180,20 @@ func (r *resolvers) listen(s *network.Sandbox) (*resolver, error) {
 		open.server.Run(context.Background())
 	}()
 	return open, nil
+}
+
+// listenDNS opens sockets at the resolver's address, in the thread's namespace.
+func listenDNS(port uint16) (*net.UDPConn, *net.TCPListener, error) {
+	at := netip.AddrPortFrom(resolverAddr(), port)
+	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, nil, err
+	}
+	tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, nil, errors.Join(err, udp.Close())
+	}
+	return udp, tcp, nil
 }
 
 func portOf(a net.Addr) uint16 {

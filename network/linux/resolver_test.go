@@ -3,14 +3,20 @@ package linux
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/network/networktest"
@@ -159,6 +165,24 @@ func TestResolverReopens(t *testing.T) {
 	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
 }
 
+// TestResolverWithoutRules: a kernel that can't lead port 53 elsewhere has it
+// served all the same.
+func TestResolverWithoutRules(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	p.resolvers.lead = func(uint16, uint16) error { return unix.EOPNOTSUPP }
+	w.ok(p.Set(t.Context(), named()))
+	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
+	w.expectNames(p, "s0-0", "tcp", "ip4", "web.", "172.17.0.2")
+	w.in(p.Path("s0-0"), func() {
+		c, err := net.ListenPacket("udp", "127.0.0.11:53")
+		if err == nil {
+			c.Close()
+			t.Error("port 53 is not taken")
+		}
+	})
+}
+
 // TestResolverLeavesNothing: files, goroutines and namespaces go.
 func TestResolverLeavesNothing(t *testing.T) {
 	w := newWorld(t)
@@ -273,5 +297,96 @@ func TestResolverForwards(t *testing.T) {
 	var dnsErr *net.DNSError
 	if _, err := w.lookup(p, "o-1", "", "ip4", "example.com."); !errors.As(err, &dnsErr) || !dnsErr.IsNotFound {
 		t.Errorf("without servers: %v", err)
+	}
+}
+
+// answer asks a sandbox's resolver one question, by itself.
+func (w *world) answer(p *Plane, sandbox, name string, v6 bool) networktest.Answer {
+	w.t.Helper()
+	q := dnsmessage.Message{Header: dnsmessage.Header{ID: 7}, Questions: []dnsmessage.Question{{
+		Name: dnsmessage.MustNewName(name + "."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET,
+	}}}
+	if v6 {
+		q.Questions[0].Type = dnsmessage.TypeAAAA
+	}
+	m, err := q.Pack()
+	w.ok(err)
+	var c net.Conn
+	w.ok(p.inSandbox(p.Path(sandbox), func() (err error) {
+		c, err = net.Dial("udp4", "127.0.0.11:53")
+		return err
+	}))
+	defer c.Close()
+	w.ok(c.SetDeadline(time.Now().Add(10 * time.Second)))
+	_, err = c.Write(m)
+	w.ok(err)
+	buf := make([]byte, 2000)
+	n, err := c.Read(buf)
+	if err != nil {
+		return networktest.Answer{}
+	}
+	var got dnsmessage.Message
+	w.ok(got.Unpack(buf[:n]))
+	a := networktest.Answer{Served: true, Exists: got.RCode != dnsmessage.RCodeNameError}
+	for _, r := range got.Answers {
+		switch b := r.Body.(type) {
+		case *dnsmessage.AResource:
+			a.Addresses = append(a.Addresses, netip.AddrFrom4(b.A))
+		case *dnsmessage.AAAAResource:
+			a.Addresses = append(a.Addresses, netip.AddrFrom16(b.AAAA))
+		}
+	}
+	slices.SortFunc(a.Addresses, netip.Addr.Compare)
+	return a
+}
+
+// TestResolverGlibc: the C library's resolver, with a resolv.conf as containers
+// have it.
+func TestResolverGlibc(t *testing.T) {
+	if _, err := exec.LookPath("getent"); err != nil {
+		t.Skip("there is no getent here")
+	}
+	w := newWorld(t)
+	p := w.plane("")
+	c := named()
+	var many []netip.Addr
+	for i := range 600 {
+		many = append(many, netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}))
+	}
+	names := map[string][]netip.Addr{"many": many}
+	maps.Copy(names, c.Zones["n"].Names)
+	z := *c.Zones["n"]
+	z.Names = names
+	c.Zones["n"] = &z
+	w.server(w.host, "127.0.0.53:53", netip.MustParseAddr("192.0.2.1"))
+	s := *c.Sandboxes["s1-0"]
+	s.Resolver = &network.Resolver{Zones: []string{"n"}, Servers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.53:53")}}
+	c.Sandboxes["s1-0"] = &s
+	w.ok(p.Set(t.Context(), c))
+	conf := filepath.Join(w.dir, "resolv.conf")
+	w.ok(os.WriteFile(conf, []byte("nameserver 127.0.0.11\nsearch example.org\noptions ndots:0\n"), 0o644))
+	getent := func(args ...string) string {
+		t.Helper()
+		script := `mount --bind "$0" /etc/resolv.conf && exec getent "$@"`
+		out, err := exec.CommandContext(t.Context(), "nsenter", append([]string{"--net=" + p.Path("s1-0"), "unshare", "-m", "sh", "-c", script, conf}, args...)...).CombinedOutput()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 2 {
+			return "none"
+		}
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	for _, q := range []struct{ kind, name, want string }{
+		{"ahostsv4", "web", "172.17.0.2"}, {"ahostsv4", "WEB.backend", "172.17.0.2"}, {"ahostsv6", "both", "fd17::2"},
+		{"hosts", "172.17.0.2", "web.backend"}, {"ahostsv4", "nothing.backend.", "none"}, {"ahostsv4", "example.com", "192.0.2.1"},
+		{"ahostsv4", "big.example.com", "192.0.2.1"}, {"ahosts", "web", "172.17.0.2"},
+	} {
+		if got := getent(q.kind, q.name); !strings.Contains(got, q.want) {
+			t.Errorf("getent %s %s: %s, want %s", q.kind, q.name, got, q.want)
+		}
+	}
+	if got := strings.Count(getent("ahostsv4", "many"), "STREAM"); got != len(many) { // by TCP
+		t.Errorf("%d of %d addresses", got, len(many))
 	}
 }

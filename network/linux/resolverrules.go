@@ -2,6 +2,7 @@ package linux
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/google/nftables"
@@ -18,14 +19,33 @@ const resolverTable = "legion_dns"
 // and a query costs hardly more than without. Answers from the resolver come
 // from port 53 again.
 func leadDNS(udp, tcp uint16) error {
-	c, err := nftables.New()
+	err := writeLead(udp, tcp, false)
+	if errors.Is(err, unix.EEXIST) { // of an earlier daemon
+		err = writeLead(udp, tcp, true)
+	}
 	if err != nil {
 		return fmt.Errorf("lead port 53 to it (nftables): %w", err)
 	}
+	return nil
+}
+
+// writeLead writes the table. To replace one, which has the kernel wait some
+// milliseconds when the socket is closed, has to be asked for.
+func writeLead(udp, tcp uint16, replace bool) error {
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return err
+	}
+	closed := func() { _ = c.CloseLasting() }
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: resolverTable}
-	c.AddTable(t) // so that there is one to delete
-	c.DelTable(t)
-	c.AddTable(t)
+	if replace {
+		c.AddTable(t) // so that there is one to delete
+		c.DelTable(t)
+		defer func() { go closed() }()
+	} else {
+		defer closed()
+	}
+	c.CreateTable(t)
 	b := &tableBuilder{c: c, family: t.Family, t: t}
 	chain := b.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, priorityRaw)
 	b.rule(chain, oifIndex(expr.CmpOpNeq, loopback), verdict(expr.VerdictAccept))
@@ -37,10 +57,17 @@ func leadDNS(udp, tcp uint16) error {
 		b.rule(chain, protocol(l.proto), address4(16, resolverAddr().As4()), transportPort(2, dnsPort), rewritePort(2, l.port, l.checksum))
 		b.rule(chain, protocol(l.proto), address4(12, resolverAddr().As4()), transportPort(0, l.port), rewritePort(0, dnsPort, l.checksum))
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("lead port 53 to it (nftables): %w", err)
+	return c.Flush()
+}
+
+// unleadDNS undoes leadDNS, so that who asks is refused at once.
+func unleadDNS() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
 	}
-	return nil
+	c.DelTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: resolverTable})
+	return c.Flush()
 }
 
 func oifIndex(op expr.CmpOp, index uint32) []expr.Any {

@@ -29,6 +29,8 @@ type Harness struct {
 	Occupy func(network.PortKey) (release func())
 	// Damage removes a bridge as an administrator would.
 	Damage func(device string)
+	// Ask asks a sandbox's resolver.
+	Ask func(sandbox, name string, v6 bool) Answer
 	// Identity tells one incarnation of a sandbox from the next.
 	Identity func(sandbox string) string
 }
@@ -48,7 +50,9 @@ func Visible(c *network.Config) *network.Config {
 		v.Overlays[id] = &q
 	}
 	for id, s := range c.Sandboxes {
-		v.Sandboxes[id] = s
+		q := *s
+		q.Resolver = nil
+		v.Sandboxes[id] = &q
 	}
 	for k, p := range c.Ports {
 		q := *p
@@ -67,6 +71,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 		{"set", testSet}, {"again", testAgain}, {"steps", testSteps}, {"reopen", testReopen}, {"clear", testClear},
 		{"port in use", testPortInUse}, {"damage", testDamage}, {"counters", testCounters}, {"invalid", testInvalid},
 		{"host", testHost}, {"cancelled", testCancelled},
+		{"names", testNames}, {"names reopen", testNamesReopen},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
@@ -184,6 +189,7 @@ func testSteps(t *testing.T, h *Harness) {
 			if d := cmp.Diff(Visible(c).String(), Visible(h.Observe()).String()); d != "" {
 				r.Fatalf("what is there (+) is not what was set (-):\n%s", d)
 			}
+			h.expectNames(r, c)
 		}
 	})
 }
@@ -221,6 +227,7 @@ func Random(r *rapid.T) *network.Config {
 		}
 	}
 	randomServices(c, draw)
+	randomNames(c, draw)
 	return c
 }
 

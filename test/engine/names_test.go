@@ -1,0 +1,66 @@
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/legion-swarm/legion/engine"
+)
+
+// TestNames: a container that comes into a network with names asks its own
+// resolver from then on, and is found by the name that it is given.
+func TestNames(t *testing.T) {
+	r := newRig(t)
+	r.image(t, nil)
+	id := r.create(t, "one", func(o *engine.CreateOptions) { o.Host.NetworkMode = "bridge" }, "sleep")
+	r.start(t, id)
+	resolv := func() string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(r.cfg.DataRoot, "containers", id, "resolv.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if got := resolv(); strings.Contains(got, "127.0.0.11") {
+		t.Errorf("on the default bridge: %s", got)
+	}
+	if err := r.NetworkConnect(t.Context(), "netown", "one", &network.EndpointSettings{Aliases: []string{"alias"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := resolv(); !strings.HasPrefix(got, "nameserver 127.0.0.11\n") || !strings.Contains(got, "ndots:0") {
+		t.Errorf("connected: %s", got)
+	}
+	if err := r.ContainerRename(t.Context(), "one", "two"); err != nil {
+		t.Fatal(err)
+	}
+	i, err := r.ContainerInspect(t.Context(), "two", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names := strings.Join(i.NetworkSettings.Networks["netown"].DNSNames, " "); names != "two alias "+id[:12] {
+		t.Errorf("names %s", names)
+	}
+}
+
+// TestNamesKeepWhatIsWritten: a resolv.conf that somebody else has written stays.
+func TestNamesKeepWhatIsWritten(t *testing.T) {
+	r := newRig(t)
+	r.image(t, nil)
+	id := r.create(t, "one", func(o *engine.CreateOptions) { o.Host.NetworkMode = "bridge" }, "sleep")
+	r.start(t, id)
+	path := filepath.Join(r.cfg.DataRoot, "containers", id, "resolv.conf")
+	if err := os.WriteFile(path, []byte("nameserver 10.0.0.9\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.NetworkConnect(t.Context(), "netown", "one", nil); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "nameserver 10.0.0.9\n" {
+		t.Errorf("%s, %v", b, err)
+	}
+}
