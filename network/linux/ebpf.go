@@ -358,11 +358,15 @@ func (b *ebpfBalancer) replace(name string, prog *ebpf.Program, at ebpf.AttachTy
 	if err != nil {
 		return err
 	}
-	b.links[name] = l
+	defer l.Close() //nolint:errcheck // the pin holds it
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return l.Pin(path)
+	if err := l.Pin(path); err != nil {
+		return err
+	}
+	b.links[name], err = link.LoadPinnedLink(path, nil) // which can be asked more
+	return err
 }
 
 // tidy removes maps and programs of other layouts, once ours are filled.
