@@ -55,6 +55,11 @@ func Visible(c *network.Config) *network.Config {
 		q.Sandbox = ""
 		v.Ports[k] = &q
 	}
+	for k, b := range c.Balancers {
+		if c.joined(k.Network) {
+			v.Balancers[k] = b
+		}
+	}
 	return v
 }
 
@@ -66,7 +71,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 	}{
 		{"set", testSet}, {"again", testAgain}, {"steps", testSteps}, {"reopen", testReopen}, {"clear", testClear},
 		{"port in use", testPortInUse}, {"damage", testDamage}, {"counters", testCounters}, {"invalid", testInvalid},
-		{"host", testHost}, {"cancelled", testCancelled},
+		{"balancers", testBalancers}, {"host", testHost}, {"cancelled", testCancelled},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
