@@ -177,7 +177,7 @@ func unknownNetworks(c *network.Config) map[string]bool {
 // set makes the changes that have to do with virtual addresses, after those of
 // sandboxes and overlays.
 func (b *balancing) set(ch *network.Changes, now *network.Config, f *failures) {
-	c := &balancerChange{all: b.unsure, now: now, put: ch.PutBalancers, unknown: unknownNetworks(ch.To)}
+	c := &balancerChange{all: b.unsure || b.driver == nil, now: now, put: ch.PutBalancers, unknown: unknownNetworks(ch.To)}
 	for _, k := range ch.DropBalancers {
 		if !c.unknown[k.Network] {
 			delete(now.Balancers, k)

@@ -343,11 +343,11 @@ func (w *vipWriter) base() error {
 	return nil
 }
 
-func chainOf(a netip.Addr) string { return fmt.Sprintf("v%x", a.AsSlice()) }
+func vipChain(a netip.Addr) string { return fmt.Sprintf("v%x", a.AsSlice()) }
 
 // put has an address lead to backends; fresh: it has no chain yet.
 func (w *vipWriter) put(a netip.Addr, backends []netip.Addr, fresh bool) {
-	chain := &nftables.Chain{Table: w.t, Name: chainOf(a)}
+	chain := &nftables.Chain{Table: w.t, Name: vipChain(a)}
 	if fresh {
 		w.c.AddChain(chain)
 	} else {
@@ -364,14 +364,10 @@ func (w *vipWriter) put(a netip.Addr, backends []netip.Addr, fresh bool) {
 }
 
 func (w *vipWriter) drop(a netip.Addr) {
-	_ = w.c.SetDeleteElements(w.set(), []nftables.SetElement{{Key: a.AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: chainOf(a)}}})
-	chain := &nftables.Chain{Table: w.t, Name: chainOf(a)}
+	_ = w.c.SetDeleteElements(w.set(), []nftables.SetElement{{Key: a.AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: vipChain(a)}}})
+	chain := &nftables.Chain{Table: w.t, Name: vipChain(a)}
 	w.c.FlushChain(chain)
 	w.c.DelChain(chain)
-}
-
-func protocol(n byte) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{n}}}
 }
 
 // refuse answers as a host does on which nobody listens.

@@ -56,7 +56,7 @@ func Visible(c *network.Config) *network.Config {
 		v.Ports[k] = &q
 	}
 	for k, b := range c.Balancers {
-		if c.joined(k.Network) {
+		if joined(c, k.Network) {
 			v.Balancers[k] = b
 		}
 	}
