@@ -29,8 +29,9 @@ struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint
 struct { uint(type, BPF_MAP_TYPE_LRU_HASH); uint(max_entries, 16384); type(key, struct client_key); type(value, struct address); } clients SEC(".maps");
 // Of sockets that send without being connected: from the virtual address to the backend, and back.
 struct { uint(type, BPF_MAP_TYPE_LRU_HASH); uint(max_entries, 65536); type(key, struct flow_key); type(value, struct address); } flows SEC(".maps");
-// What a connected socket's program believes it is connected to. Goes with the socket.
-struct { uint(type, BPF_MAP_TYPE_SK_STORAGE); uint(map_flags, BPF_F_NO_PREALLOC); type(key, int); type(value, struct peer); } peers SEC(".maps");
+// By a connected socket's cookie: what its program believes it is connected to. Goes with the socket. (Storage in the socket
+// itself costs ten times as much.)
+struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 262144); type(key, __u64); type(value, struct peer); } peers SEC(".maps");
 
 // refusal is what connect says where nobody serves; 0 on kernels whose programs can't choose (before 5.18): EPERM.
 const volatile int refusal = ECONNREFUSED;
@@ -57,16 +58,25 @@ inline __s64 *member(__u64 service, const struct address *backend)
 	return bpf_map_lookup_elem(&members, &key);
 }
 
-inline struct address *draw(const struct vip *vip)
+inline struct address *at(const struct vip *vip, __u32 slot)
 {
-	struct backend_key key = {vip->service, vip->generation, ((__u64)bpf_get_prandom_u32() * vip->backends) >> 32, 0};
+	struct backend_key key = {vip->service, vip->generation, slot, 0};
 	return bpf_map_lookup_elem(&backends, &key);
 }
 
-// lighter replaces a backend by another drawn at random, if that has fewer connections.
-inline void lighter(const struct vip *vip, struct address *backend)
+// below draws a number below n.
+inline __u32 below(__u32 n)
 {
-	struct address *other = draw(vip);
+	return ((__u64)bpf_get_prandom_u32() * n) >> 32;
+}
+
+// lighter replaces the backend in a slot by another drawn at random, if that has fewer connections.
+inline void lighter(const struct vip *vip, __u32 slot, struct address *backend)
+{
+	if (vip->backends < 2)
+		return;
+	slot += 1 + below(vip->backends - 1);
+	struct address *other = at(vip, slot < vip->backends ? slot : slot - vip->backends);
 	if (!other)
 		return;
 	struct address candidate = *other;
@@ -100,12 +110,13 @@ inline int choose(const struct vip_key *key, __u64 cookie, const struct address 
 					return FOUND;
 			}
 		}
-		drawn = draw(vip);
+		__u32 slot = below(vip->backends);
+		drawn = at(vip, slot);
 		if (!drawn)
 			continue; // replaced meanwhile
 		*backend = *drawn;
 		if (vip->balance == BALANCE_LEAST)
-			lighter(vip, backend);
+			lighter(vip, slot, backend);
 		// A generation is removed after the last view has left it, so what was read while it is in force is whole.
 		now = bpf_map_lookup_elem(&vips, key);
 		if (!now || now->generation != vip->generation || now->service != vip->service)
@@ -117,23 +128,18 @@ inline int choose(const struct vip_key *key, __u64 cookie, const struct address 
 	return NOBODY;
 }
 
-inline void uncount(struct peer *p)
+// forget takes back what connect noted of a socket.
+inline void forget(__u64 socket)
 {
-	if (!p->counted)
-		return;
-	p->counted = 0;
-	__s64 *connections = member(p->service, &p->backend);
-	if (connections && *connections > 0)
-		__sync_fetch_and_add(connections, -1);
-}
-
-inline void forget(struct bpf_sock_addr *ctx)
-{
-	struct peer *p = bpf_sk_storage_get(&peers, ctx->sk, 0, 0);
+	struct peer *p = bpf_map_lookup_elem(&peers, &socket);
 	if (!p)
 		return;
-	uncount(p);
-	bpf_sk_storage_delete(&peers, ctx->sk);
+	if (p->counted) {
+		__s64 *connections = member(p->service, &p->backend);
+		if (connections && *connections > 0)
+			__sync_fetch_and_add(connections, -1);
+	}
+	bpf_map_delete_elem(&peers, &socket);
 }
 
 inline int connect(struct bpf_sock_addr *ctx, struct address *to)
@@ -144,30 +150,25 @@ inline int connect(struct bpf_sock_addr *ctx, struct address *to)
 	__u64 *view = bpf_map_lookup_elem(&netns, &cookie);
 	if (!view)
 		return ALLOWED;
+	__u64 socket = bpf_get_socket_cookie(ctx);
 	struct vip_key key = {*view, *to};
 	struct vip vip = {};
+	forget(socket); // it may have been connected before
 	switch (choose(&key, cookie, 0, &vip, to)) {
 	case ELSEWHERE:
-		forget(ctx); // it may have been connected before
 		return ALLOWED;
 	case NOBODY:
 		return refuse();
 	}
-	struct peer *p = bpf_sk_storage_get(&peers, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!p)
-		return ALLOWED;
-	uncount(p);
-	p->service = vip.service;
-	p->vip = key.vip;
-	p->backend = *to;
-	p->port = ctx->user_port;
+	struct peer p = {vip.service, key.vip, *to, ctx->user_port, 0};
 	if (vip.balance == BALANCE_LEAST) {
 		__s64 *connections = member(vip.service, to);
 		if (connections) {
 			__sync_fetch_and_add(connections, 1);
-			p->counted = 1;
+			p.counted = 1;
 		}
 	}
+	bpf_map_update_elem(&peers, &socket, &p, BPF_ANY);
 	return ALLOWED;
 }
 
@@ -204,7 +205,8 @@ inline int send(struct bpf_sock_addr *ctx, struct address *to)
 // connected puts the virtual address in the place of the backend that a socket is connected to.
 inline void connected(struct bpf_sock_addr *ctx, struct address *from)
 {
-	struct peer *p = bpf_sk_storage_get(&peers, ctx->sk, 0, 0);
+	__u64 socket = bpf_get_socket_cookie(ctx);
+	struct peer *p = bpf_map_lookup_elem(&peers, &socket);
 	if (p && p->port == ctx->user_port && same(&p->backend, from))
 		*from = p->vip;
 }
@@ -297,9 +299,9 @@ SEC("cgroup/getpeername6") int getpeername6(struct bpf_sock_addr *ctx)
 
 SEC("cgroup/sock_release") int release(struct bpf_sock *sk)
 {
-	struct peer *p = bpf_sk_storage_get(&peers, sk, 0, 0);
-	if (p)
-		uncount(p);
+	__u64 cookie = bpf_get_netns_cookie(sk);
+	if (bpf_map_lookup_elem(&netns, &cookie))
+		forget(bpf_get_socket_cookie(sk));
 	return ALLOWED;
 }
 
