@@ -55,8 +55,9 @@ soak: all ## random faults in a simulated swarm and on a real node: SEED=n MINUT
 fuzz: ## every decoder, FUZZTIME each
 	@scripts/fuzz
 
-generate: ## code from swarmpb/proto
+generate: ## code from swarmpb/proto, eBPF programs from network/linux/bpf
 	@scripts/generate
+	@scripts/build-bpf
 
 clean: ## what was built here
 	rm -rf bin build bundle/embedded

@@ -13,6 +13,7 @@ import (
 func modules() map[string]string {
 	return map[string]string{
 		"github.com/anishathalye/porcupine":      "tests: linearizability",
+		"github.com/cilium/ebpf":                 "the socket load balancer's programs and maps",
 		"github.com/containerd/cgroups/v3":       "containers' resource use, on every kind of cgroup",
 		"github.com/containerd/containerd/api":   "containerd's messages to its shims",
 		"github.com/containerd/errdefs/pkg":      "error classes over gRPC",

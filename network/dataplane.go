@@ -79,7 +79,7 @@ type Counters struct {
 var ErrPortInUse = errors.New("address already in use")
 
 // Item names a part of a Config: "bridge legion0", "overlay ID", "tunnel ID", "sandbox ID", "port tcp
-// 0.0.0.0:80", "mesh", "mesh-port tcp 80", or "rules" for packet filter rules as a whole.
+// 0.0.0.0:80", "balancers" for virtual addresses, "mesh", "mesh-port tcp 80", or "rules" for packet filter rules as a whole.
 type Item string
 
 // BridgeItem names a bridge.
@@ -96,6 +96,9 @@ func SandboxItem(id string) Item { return Item("sandbox " + id) }
 
 // PortItem names a published port.
 func PortItem(k PortKey) Item { return Item("port " + k.String()) }
+
+// BalancersItem names the virtual addresses of services.
+const BalancersItem Item = "balancers"
 
 // MeshItem names this node's part in the routing mesh.
 const MeshItem Item = "mesh"

@@ -38,7 +38,8 @@ type Overlay struct {
 	// is reached, and nothing is learned.
 	Peers []Peer
 	// Unknown says that Peers is not known yet, as after a start without a manager:
-	// the tunnel stays as it is.
+	// the tunnel stays as it is, and so do virtual addresses of the network that
+	// Config.Balancers has not.
 	Unknown bool
 }
 

@@ -136,7 +136,9 @@ func (n *Node) openRuntime(ctx context.Context) (err error) {
 func (n *Node) openNetworks(ctx context.Context) (err error) {
 	s := n.cfg.Settings
 	log := n.log.With("component", "network")
-	n.plane, err = linux.New(linux.Config{Dir: filepath.Join(s.ExecRoot, "netns"), Owner: linux.OwnerOf(s.ExecRoot), Log: log})
+	n.plane, err = linux.New(linux.Config{
+		Dir: filepath.Join(s.ExecRoot, "netns"), Owner: linux.OwnerOf(s.ExecRoot), BPF: filepath.Join(s.ExecRoot, "bpf"), Balancer: s.ServiceBalancer, Log: log,
+	})
 	if err != nil {
 		return err
 	}

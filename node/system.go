@@ -50,7 +50,7 @@ func (n *Node) Info(ctx context.Context) (*system.Info, error) {
 		ExperimentalBuild: s.Experimental, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: n.programs.Runc}}},
 		DefaultRuntime: "runc", Swarm: n.swarm.info(ctx), LiveRestoreEnabled: true, InitBinary: filepath.Base(n.programs.Init),
 		SecurityOptions: []string{"name=seccomp,profile=" + seccompName(s.SeccompProfile)}, CDISpecDirs: []string{},
-		FirewallBackend: &system.FirewallInfo{Driver: "nftables"}, Warnings: []string{},
+		FirewallBackend: n.firewall(), Warnings: []string{},
 		Containerd: &system.ContainerdInfo{Address: s.Containerd, Namespaces: system.ContainerdNamespaces{Containers: s.ContainerdNamespace}},
 	}
 	if cgroupVersion() == "2" {
@@ -80,6 +80,15 @@ func (n *Node) Info(ctx context.Context) (*system.Info, error) {
 	}
 	i.Images = len(images)
 	return i, nil
+}
+
+// firewall says who filters and translates; docker info prints all of it.
+func (n *Node) firewall() *system.FirewallInfo {
+	balancer, reason := n.plane.Balancer()
+	if reason != nil {
+		balancer += " (" + reason.Error() + ")"
+	}
+	return &system.FirewallInfo{Driver: "nftables", Info: [][2]string{{"Service Addresses", balancer}}}
 }
 
 func orEmpty(s []string) []string {

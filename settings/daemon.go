@@ -74,6 +74,7 @@ type Daemon struct {
 	IPMasq, IPForward   bool
 	IPTables, IP6Tables bool
 	UserlandProxy       bool
+	ServiceBalancer     string // "ebpf" or "nftables"; empty: what the host has
 	AddressPools        []AddressPool
 	HostGatewayIPs      []netip.Addr
 	DNS                 []netip.Addr

@@ -97,6 +97,7 @@ func networking() []option {
 		{flag: "iptables", usage: "Set IPv4 packet filter rules (nftables)", bind: func(d *Daemon) value { return boolean(&d.IPTables) }},
 		{flag: "ip6tables", usage: "Set IPv6 packet filter rules (nftables)", bind: func(d *Daemon) value { return boolean(&d.IP6Tables) }},
 		{flag: "userland-proxy", usage: "Relay connections from this host to published ports", bind: func(d *Daemon) value { return boolean(&d.UserlandProxy) }},
+		{flag: "service-balancer", usage: "How service addresses lead to tasks: ebpf or nftables (default: ebpf where the host has it)", bind: func(d *Daemon) value { return text(&d.ServiceBalancer) }},
 		{flag: "default-address-pool", key: "default-address-pools", usage: "Default address pools for node specific local networks", bind: func(d *Daemon) value { return addressPools(&d.AddressPools) }},
 		{flag: "host-gateway-ip", key: "host-gateway-ips", usage: "IP address that the name host-gateway means", bind: func(d *Daemon) value { return addresses(&d.HostGatewayIPs) }},
 		{flag: "dns", usage: "DNS server to use", bind: func(d *Daemon) value { return addresses(&d.DNS) }},

@@ -86,6 +86,7 @@ func (d *Daemon) checkWords() (errs []error) {
 		{"default-ipc-mode", d.DefaultIPCMode, []string{"private", "shareable"}},
 		{"default-cgroupns-mode", d.DefaultCgroupns, []string{"", "private", "host"}},
 		{"storage-driver", d.StorageDriver, []string{"", "overlayfs", "native"}},
+		{"service-balancer", d.ServiceBalancer, []string{"", "ebpf", "nftables"}},
 		{"default-runtime", d.only.runtime, []string{"", "runc", "io.containerd.runc.v2"}},
 		{"firewall-backend", d.only.firewall, []string{"", "nftables"}},
 	} {

@@ -175,8 +175,8 @@ func addresses(h *netlink.Handle, l netlink.Link) ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	var r []netip.Prefix
-	for _, a := range list {
-		if p := prefix(a.IPNet); p.IsValid() && !p.Addr().IsLinkLocalUnicast() {
+	for i := range list {
+		if p := prefix(list[i].IPNet); p.IsValid() && !p.Addr().IsLinkLocalUnicast() && !isVIP(&list[i]) {
 			r = append(r, p)
 		}
 	}

@@ -16,9 +16,15 @@ import (
 	"github.com/legion-swarm/legion/network/networktest"
 )
 
-func TestConformance(t *testing.T) {
-	networktest.Dataplane(t, func(t *testing.T) *networktest.Harness {
+func TestConformance(t *testing.T) { networktest.Dataplane(t, harness("")) }
+
+// TestConformanceNFTables is what differs on hosts without eBPF.
+func TestConformanceNFTables(t *testing.T) { networktest.Balancers(t, harness(BalancerNFTables)) }
+
+func harness(balancer string) func(t *testing.T) *networktest.Harness {
+	return func(t *testing.T) *networktest.Harness {
 		w := newWorld(t)
+		w.balancer = balancer
 		p := w.plane("")
 		h := &networktest.Harness{Plane: p}
 		h.Reopen = func() network.Dataplane {
@@ -51,7 +57,7 @@ func TestConformance(t *testing.T) {
 			return fmt.Sprint(s.Ino)
 		}
 		return h
-	})
+	}
 }
 
 // observe reads all that networktest.Visible keeps, from the kernel alone.
@@ -82,6 +88,7 @@ func (w *world) observe(p *Plane) *network.Config {
 		c.Sandboxes[e.Name()] = w.observeSandbox(p, e.Name(), bridges)
 	}
 	w.observePorts(p, c)
+	w.observeBalancers(p, c)
 	return c
 }
 
@@ -101,7 +108,7 @@ func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *net
 	peers := map[string]int{}
 	overlays := w.overlayEnds(p)
 	w.in(p.Path(id), func() {
-		links, err := netlink.LinkList()
+		links, err := whole(netlink.LinkList)
 		w.ok(err)
 		for _, l := range links {
 			if l.Type() != "veth" || l.Attrs().Flags&net.FlagUp == 0 {
@@ -150,7 +157,7 @@ func (w *world) overlayEnds(p *Plane) map[string][2]string {
 		}
 		ends := map[string][2]string{} // name and index of the other end
 		w.in(p.overlayPath(id), func() {
-			links, err := netlink.LinkList()
+			links, err := whole(netlink.LinkList)
 			w.ok(err)
 			for _, l := range links {
 				if _, kind, sandbox := ours(l.Attrs().Alias); kind == "sandbox" && l.Attrs().MasterIndex != 0 && l.Attrs().Flags&net.FlagUp != 0 {

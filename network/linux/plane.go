@@ -32,6 +32,15 @@ type Config struct {
 	Owner string
 	// HostNetNS is the namespace that plays the host; empty: the process's own.
 	HostNetNS string
+	// BPF is a folder of its own on which a file system for pinned eBPF programs
+	// and maps is mounted (<exec-root>/bpf). Empty: no eBPF.
+	BPF string
+	// Cgroup is the cgroup2 directory that all containers are in; empty: where that
+	// is mounted.
+	Cgroup string
+	// Balancer forces how virtual addresses lead to backends: BalancerEBPF or
+	// BalancerNFTables. Empty: the first of these that the host has.
+	Balancer string
 	// Log is required.
 	Log *slog.Logger
 }
@@ -66,6 +75,7 @@ type Plane struct {
 	sockets *sockets      // owned by Set
 	rules   ruleState     // owned by Set
 
+	balancing   *balancing
 	resolvers   *resolvers // owned by Set
 	mesh        meshState  // owned by Set
 	meshSockets *sockets   // owned by Set
@@ -103,6 +113,9 @@ func New(c Config) (*Plane, error) {
 		p.table += "_" + p.owner
 	}
 	var err error
+	if p.balancing, err = newBalancing(p, &c); err != nil {
+		return nil, err
+	}
 	if p.own, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 		return nil, fmt.Errorf("network: open this process's namespace: %w", err)
 	}
@@ -159,7 +172,7 @@ func (p *Plane) Close() error {
 	}
 	p.handles = nil
 	_ = os.Remove(p.dir) // stays if there are sandboxes
-	return errors.Join(p.host.Close(), p.own.Close())
+	return errors.Join(p.balancing.close(), p.host.Close(), p.own.Close())
 }
 
 // handle lends a netlink socket in the host's namespace; give it back with put.
@@ -273,6 +286,7 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 	f.add(network.RulesItem, p.setRules(now))
 	p.dropResolvers(ch)
 	p.setSandboxes(ctx, ch, now, f)
+	p.balancing.set(ch, now, f)
 	p.setResolvers(ch, now, f)
 	p.setMesh(ctx, want, now, f)
 	p.dropBridges(ch, now, f)

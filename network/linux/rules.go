@@ -200,8 +200,11 @@ func (p *Plane) setPortElements(f nftables.TableFamily, have, want map[network.P
 }
 
 // connect opens a netlink socket for rules in the host's namespace.
-func (p *Plane) connect() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithNetNSFd(int(p.host.Fd())), nftables.WithSockOptions(func(c *mnl.Conn) error {
+func (p *Plane) connect() (*nftables.Conn, error) { return nftConn(int(p.host.Fd())) }
+
+// nftConn speaks to the packet filter of a namespace.
+func nftConn(ns int) (*nftables.Conn, error) {
+	return nftables.New(nftables.WithNetNSFd(ns), nftables.WithSockOptions(func(c *mnl.Conn) error {
 		raw, err := c.SyscallConn()
 		if err != nil {
 			return err
@@ -238,8 +241,10 @@ func (p *Plane) transact(f func(c *nftables.Conn) error) error {
 
 // generation asks for the number of the rule set, which grows with every change
 // by anybody.
-func (p *Plane) generation() (uint32, error) {
-	c, err := mnl.Dial(unix.NETLINK_NETFILTER, &mnl.Config{NetNS: int(p.host.Fd())})
+func (p *Plane) generation() (uint32, error) { return generationIn(int(p.host.Fd())) }
+
+func generationIn(ns int) (uint32, error) {
+	c, err := mnl.Dial(unix.NETLINK_NETFILTER, &mnl.Config{NetNS: ns})
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +25,8 @@ type world struct {
 	t             testing.TB
 	dir           string
 	host, outside string // paths
+	group         string // cgroup of the test
+	balancer      string // for Config.Balancer
 }
 
 func newWorld(t testing.TB) *world {
@@ -123,7 +126,10 @@ func (w *world) in(path string, f func()) {
 // plane returns a data plane on the world's host.
 func (w *world) plane(owner string) *Plane {
 	w.t.Helper()
-	p, err := New(Config{Dir: filepath.Join(w.dir, "netns"+owner), Owner: owner, HostNetNS: w.host, Log: slog.New(slog.DiscardHandler)})
+	p, err := New(Config{
+		Dir: filepath.Join(w.dir, "netns"+owner), Owner: owner, HostNetNS: w.host, BPF: filepath.Join(w.dir, "bpf"+owner),
+		Cgroup: w.cgroup(), Balancer: w.balancer, Log: slog.New(slog.DiscardHandler),
+	})
 	w.ok(err)
 	w.cleanPlane(p)
 	return p
@@ -133,7 +139,7 @@ func (w *world) plane(owner string) *Plane {
 func (w *world) cleanPlane(p *Plane) {
 	w.t.Helper()
 	w.t.Cleanup(func() {
-		if err := p.Set(w.t.Context(), &network.Config{}); err != nil && w.t.Context().Err() == nil {
+		if err := p.Set(context.WithoutCancel(w.t.Context()), &network.Config{}); err != nil {
 			w.t.Error(err)
 		}
 		entries, err := os.ReadDir(p.dir)

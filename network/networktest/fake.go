@@ -50,6 +50,11 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 	f.sets++
 	ch := network.Diff(f.there, c)
 	next := ch.Apply(f.there)
+	for _, k := range ch.DropBalancers {
+		if o := c.Overlays[k.Network]; o != nil && o.Unknown {
+			next.Balancers[k] = f.there.Balancers[k]
+		}
+	}
 	failed := map[network.Item]error{}
 	for _, b := range ch.PutBridges {
 		if err := f.failing[network.BridgeItem(b.Device)]; err != nil {

@@ -59,6 +59,11 @@ func Visible(c *network.Config) *network.Config {
 		q.Sandbox = ""
 		v.Ports[k] = &q
 	}
+	for k, b := range c.Balancers {
+		if joined(c, k.Network) {
+			v.Balancers[k] = b
+		}
+	}
 	return v
 }
 
@@ -70,7 +75,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 	}{
 		{"set", testSet}, {"again", testAgain}, {"steps", testSteps}, {"reopen", testReopen}, {"clear", testClear},
 		{"port in use", testPortInUse}, {"damage", testDamage}, {"counters", testCounters}, {"invalid", testInvalid},
-		{"host", testHost}, {"cancelled", testCancelled},
+		{"balancers", testBalancers}, {"host", testHost}, {"cancelled", testCancelled},
 		{"names", testNames}, {"names reopen", testNamesReopen},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
