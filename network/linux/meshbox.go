@@ -147,6 +147,9 @@ func (p *Plane) putMeshBox(b meshBox) error {
 		if err := c.Flush(); err != nil {
 			return fmt.Errorf("packet filter rules in its namespace (nftables with egress hooks, Linux 5.16 or later): %w", err)
 		}
+		if err := addZoneRule(boxTables()[0], zonesChain, b.device); err != nil {
+			return fmt.Errorf("packet filter rule for tracking zones in its namespace: %w", err)
+		}
 		return nil
 	})
 }
@@ -223,6 +226,8 @@ func writeBox(c *nftables.Conn, b meshBox) error {
 	}
 	value, mask := b.marks()
 	w := &boxWriter{c: c, t: tables[0], b: b, value: value, mask: mask}
+	w.base(zonesChain, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityRaw)
+	w.base(sourcesChain, nftables.ChainTypeNAT, nftables.ChainHookInput, prioritySrcNAT)
 	w.note()
 	w.target()
 	w.answer()

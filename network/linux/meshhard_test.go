@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -526,4 +527,41 @@ func TestMeshLeavesNothing(t *testing.T) {
 	w.set()
 	w.serveTasks()
 	w.expect("after it was there, and was not")
+}
+
+// A client may use one port of its own for two nodes, and reach one task by both:
+// as a load balancer in front of the nodes does.
+func TestMeshSamePort(t *testing.T) {
+	w := newMeshWorld(t)
+	w.set()
+	w.serveTasks()
+	for _, proto := range []string{"tcp", "udp"} {
+		var conns []net.Conn
+		for _, to := range []string{"10.99.0.1:8002", "10.99.0.2:8002", "10.99.0.3:8002"} {
+			w.in(w.hosts["out"], func() {
+				d := net.Dialer{Timeout: 2 * time.Second, Control: func(_, _ string, c syscall.RawConn) error {
+					return c.Control(func(fd uintptr) {
+						_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+					})
+				}}
+				if d.LocalAddr = (&net.TCPAddr{Port: 5555}); proto == "udp" {
+					d.LocalAddr = &net.UDPAddr{Port: 5555}
+				}
+				c, err := d.DialContext(t.Context(), proto, to)
+				if err != nil {
+					t.Errorf("%s %s: %v", proto, to, err)
+					return
+				}
+				t.Cleanup(func() { c.Close() })
+				conns = append(conns, c)
+			})
+		}
+		for range 2 {
+			for _, c := range conns {
+				if seen, name := say(c); seen != "10.99.0.100" || name != "2" {
+					t.Errorf("%s %s: %s, %s", proto, c.RemoteAddr(), seen, name)
+				}
+			}
+		}
+	}
 }
