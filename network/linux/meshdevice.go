@@ -21,7 +21,7 @@ const meshPort = "mesh0"
 // meshLink is an address of the host's end that means nothing: what comes by a
 // device without any is dropped where the kernel filters by the way back, however
 // loosely.
-var meshLink = netip.MustParsePrefix("169.254.1.2/32")
+const meshLink = "169.254.1.2/32"
 
 // meshMAC is the address that the other nodes know this one by in the ingress
 // network.
@@ -60,7 +60,7 @@ func (p *Plane) putMeshDevice(m *network.Mesh, o *network.Overlay) error {
 	if err := p.meshSysctls(m); err != nil {
 		return err
 	}
-	if err := h.AddrReplace(l, &netlink.Addr{IPNet: ipNet(meshLink), Scope: int(netlink.SCOPE_LINK)}); err != nil {
+	if err := h.AddrReplace(l, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(meshLink)), Scope: int(netlink.SCOPE_LINK)}); err != nil {
 		return fmt.Errorf("give %s its address: %w", l.Attrs().Name, err)
 	}
 	if err := h.LinkSetUp(l); err != nil {
