@@ -45,8 +45,8 @@ func crowd(n int) (*network.Config, []netip.Addr) {
 
 func crowdVIP() netip.Addr { return netip.MustParseAddr("10.8.200.1") }
 
-// answer accepts connections and answers what they say.
-func (w *world) answer(ns string) {
+// echoes accepts connections and answers what they say.
+func (w *world) echoes(ns string) {
 	w.t.Helper()
 	w.in(ns, func() {
 		l, err := net.Listen("tcp4", ":80")
@@ -142,7 +142,7 @@ func eachCrowd(b *testing.B, f func(b *testing.B, w *world, p *Plane, c *network
 				p := w.plane("")
 				c, backends := crowd(n)
 				w.ok(p.Set(b.Context(), c))
-				w.answer(p.Path("server"))
+				w.echoes(p.Path("server"))
 				f(b, w, p, c, backends)
 			})
 		}

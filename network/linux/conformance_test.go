@@ -5,10 +5,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -30,11 +32,12 @@ func harness(balancer string) func(t *testing.T) *networktest.Harness {
 		h.Reopen = func() network.Dataplane {
 			p.sockets.close() // as the kernel does for a killed process
 			p.resolvers.close()
+			p.meshSockets.close()
 			p = w.plane("")
 			return p
 		}
 		h.Observe = func() *network.Config { return w.observe(p) }
-		h.Ask = func(sandbox, name string, v6 bool) networktest.Answer { return w.answer(p, sandbox, name, v6) }
+		h.Ask = func(sandbox, name string, v6 bool) networktest.Answer { return w.resolve(p, sandbox, name, v6) }
 		h.Occupy = func(k network.PortKey) func() {
 			var l net.Listener
 			w.in(w.host, func() {
@@ -89,7 +92,46 @@ func (w *world) observe(p *Plane) *network.Config {
 	}
 	w.observePorts(p, c)
 	w.observeBalancers(p, c)
+	w.observeMesh(p, c)
 	return c
+}
+
+// observeMesh reads the mesh's ports and where they lead by IPv4, from its table.
+func (w *world) observeMesh(p *Plane, c *network.Config) {
+	w.t.Helper()
+	conn, err := p.connect()
+	w.ok(err)
+	t := p.meshTable()
+	protocols := map[byte]network.Protocol{unix.IPPROTO_TCP: network.TCP, unix.IPPROTO_UDP: network.UDP}
+	for _, name := range []string{portsMap(false), refusedMap(false)} {
+		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: name})
+		if err != nil {
+			return // no table
+		}
+		for _, e := range elements {
+			m := &network.MeshPort{MeshKey: network.MeshKey{Protocol: protocols[e.Key[0]], Port: uint16(e.Key[4])<<8 | uint16(e.Key[5])}}
+			if c.MeshPorts[m.MeshKey] != nil {
+				w.t.Errorf("port %s is both led and refused", m.MeshKey)
+			}
+			if c.MeshPorts[m.MeshKey] = m; name == refusedMap(false) {
+				continue
+			}
+			backends, err := conn.GetSetElements(&nftables.Set{Table: t, Name: chainOf(m.MeshKey, false)})
+			w.ok(err)
+			for _, b := range backends {
+				a, _ := netip.AddrFromSlice(b.Val)
+				m.Backends = append(m.Backends, a)
+			}
+			slices.SortFunc(m.Backends, netip.Addr.Compare)
+			rules, err := conn.GetRules(t, &nftables.Chain{Name: chainOf(m.MeshKey, false)})
+			w.ok(err)
+			for _, x := range rules[len(rules)-1].Exprs {
+				if i, ok := x.(*expr.Immediate); ok && len(i.Data) >= 2 {
+					m.Target = uint16(i.Data[0])<<8 | uint16(i.Data[1])
+				}
+			}
+		}
+	}
 }
 
 func (w *world) addresses(l netlink.Link) []netip.Prefix {

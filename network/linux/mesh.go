@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 
@@ -208,6 +209,11 @@ func (p *Plane) holdMeshPorts(want *network.Config, rules *meshRules, now *netwo
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(rules.ports), compareMeshKeys) {
 		port := rules.ports[k]
+		if k.Protocol == network.SCTP && !p.tracksSCTP() {
+			f.add(network.MeshPortItem(k), errors.New("this kernel can't translate SCTP (CONFIG_NF_CT_PROTO_SCTP): this node does not answer for it"))
+			delete(rules.ports, k)
+			continue
+		}
 		relay := want.UserProxy && len(port.four) > 0 && rules.four && !port.restricted()
 		if err := p.holdMeshPort(k, port, rules, relay); err != nil {
 			for _, a := range port.held(rules.hostAddrs) {
@@ -221,12 +227,25 @@ func (p *Plane) holdMeshPorts(want *network.Config, rules *meshRules, now *netwo
 	}
 }
 
+// tracksSCTP reports whether the kernel can translate ports of SCTP.
+func (p *Plane) tracksSCTP() bool {
+	return p.inHost(func() error {
+		_, err := os.Stat("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established")
+		return err
+	}) == nil
+}
+
 // holdMeshPort holds one at all its addresses. What comes by IPv6 and is not
 // translated is relayed to the same port by IPv4.
 func (p *Plane) holdMeshPort(k network.MeshKey, port *meshRule, rules *meshRules, relay bool) error {
 	for _, a := range port.held(rules.hostAddrs) {
 		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), k.Port)
 		err := p.meshSockets.hold(&network.Port{PortKey: heldKey(k, a), Target: to}, relay && a.Is6())
+		if errors.Is(err, network.ErrPortInUse) {
+			if serves, _ := p.listens(k.Protocol, k.Port); !serves && k.Protocol != network.SCTP {
+				continue // it is taken by a connection that goes out from it
+			}
+		}
 		if errors.Is(err, network.ErrPortInUse) || err != nil && a.Is4() {
 			return fmt.Errorf("%s: %w", netip.AddrPortFrom(a, k.Port), err)
 		}

@@ -32,12 +32,13 @@ const (
 	boxRuleFirst, boxRuleLast = 64, 33000
 )
 
-var (
-	// The next hop that does not exist.
-	nowhere4   = [4]byte{169, 254, 1, 1}
-	nowhere6   = [16]byte{0: 0xfe, 1: 0x80, 13: 0x02, 15: 0x42}
-	nowhereMAC = net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
-)
+// nowhere is the next hop that does not exist, of a family.
+func nowhere(v6 bool) net.IP {
+	if v6 {
+		return net.ParseIP("fe80::2:42")
+	}
+	return net.IPv4(169, 254, 1, 1).To4()
+}
 
 // meshBox is what there is to know of a sandbox in the ingress network.
 type meshBox struct {
@@ -147,6 +148,9 @@ func (p *Plane) putMeshBox(b meshBox) error {
 		if err := c.Flush(); err != nil {
 			return fmt.Errorf("packet filter rules in its namespace (nftables with egress hooks, Linux 5.16 or later): %w", err)
 		}
+		if err := addZoneRule(boxTables()[0], zonesChain, b.device); err != nil {
+			return fmt.Errorf("packet filter rule for tracking zones in its namespace: %w", err)
+		}
 		return nil
 	})
 }
@@ -181,11 +185,11 @@ func (p *Plane) dropMeshBox(b meshBox) error {
 func (p *Plane) boxRoutes(h *netlink.Handle, l netlink.Link, b meshBox) error {
 	value, mask := b.marks()
 	for _, a := range b.addrs {
-		family, gw, all := netlink.FAMILY_V4, net.IP(nowhere4[:]), ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+		family, gw, all := netlink.FAMILY_V4, nowhere(false), ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 		if a.Addr().Is6() {
-			family, gw, all = netlink.FAMILY_V6, net.IP(nowhere6[:]), ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+			family, gw, all = netlink.FAMILY_V6, nowhere(true), ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
 		}
-		if err := h.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: gw, HardwareAddr: nowhereMAC}); err != nil {
+		if err := h.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: gw, HardwareAddr: net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}}); err != nil {
 			return fmt.Errorf("neighbour %s: %w", gw, err)
 		}
 		if err := h.RouteReplace(&netlink.Route{
@@ -223,6 +227,8 @@ func writeBox(c *nftables.Conn, b meshBox) error {
 	}
 	value, mask := b.marks()
 	w := &boxWriter{c: c, t: tables[0], b: b, value: value, mask: mask}
+	w.base(zonesChain, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityRaw)
+	w.base(sourcesChain, nftables.ChainTypeNAT, nftables.ChainHookInput, prioritySrcNAT)
 	w.note()
 	w.target()
 	w.answer()

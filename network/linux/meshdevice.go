@@ -1,11 +1,13 @@
 package linux
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,7 +21,7 @@ const meshPort = "mesh0"
 // meshLink is an address of the host's end that means nothing: what comes by a
 // device without any is dropped where the kernel filters by the way back, however
 // loosely.
-var meshLink = netip.MustParsePrefix("169.254.1.2/32")
+const meshLink = "169.254.1.2/32"
 
 // meshMAC is the address that the other nodes know this one by in the ingress
 // network.
@@ -58,7 +60,7 @@ func (p *Plane) putMeshDevice(m *network.Mesh, o *network.Overlay) error {
 	if err := p.meshSysctls(m); err != nil {
 		return err
 	}
-	if err := h.AddrReplace(l, &netlink.Addr{IPNet: ipNet(meshLink), Scope: int(netlink.SCOPE_LINK)}); err != nil {
+	if err := h.AddrReplace(l, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(meshLink)), Scope: int(netlink.SCOPE_LINK)}); err != nil {
 		return fmt.Errorf("give %s its address: %w", l.Attrs().Name, err)
 	}
 	if err := h.LinkSetUp(l); err != nil {
@@ -106,14 +108,20 @@ func (p *Plane) meshPair(h *netlink.Handle, m *network.Mesh, o *network.Overlay)
 	if err != nil {
 		return nil, err
 	}
-	for _, step := range []func() error{
-		func() error { return h.LinkSetHardwareAddr(l, meshMAC(m)) },
-		func() error { return h.LinkSetMTU(l, o.MTU) },
-		func() error { return inside.LinkSetMTU(port, o.MTU) },
-		func() error { return inside.LinkSetMaster(port, bridge) },
-		func() error { return inside.LinkSetUp(port) },
+	for _, step := range []struct {
+		done bool
+		do   func() error
+	}{
+		{bytes.Equal(l.Attrs().HardwareAddr, meshMAC(m)), func() error { return h.LinkSetHardwareAddr(l, meshMAC(m)) }},
+		{l.Attrs().MTU == o.MTU, func() error { return h.LinkSetMTU(l, o.MTU) }},
+		{port.Attrs().MTU == o.MTU, func() error { return inside.LinkSetMTU(port, o.MTU) }},
+		{port.Attrs().MasterIndex == bridge.Attrs().Index, func() error { return inside.LinkSetMaster(port, bridge) }},
+		{port.Attrs().Flags&net.FlagUp != 0, func() error { return inside.LinkSetUp(port) }},
 	} {
-		if err := step(); err != nil {
+		if step.done {
+			continue
+		}
+		if err := step.do(); err != nil {
 			return nil, err
 		}
 	}
@@ -172,6 +180,9 @@ func (p *Plane) meshSysctls(m *network.Mesh) error {
 // meshRoutes has what is marked go to the device, and nothing else.
 func (p *Plane) meshRoutes(h *netlink.Handle, l netlink.Link, m *network.Mesh) error {
 	table := int(meshTables + p.meshNumber())
+	if err := dropRoutes(h, table, m); err != nil {
+		return err
+	}
 	for _, a := range m.Addresses {
 		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(a.Masked()), Table: table}
 		if a.Addr().Is4() {
@@ -199,6 +210,24 @@ func (p *Plane) meshRoutes(h *netlink.Handle, l netlink.Link, m *network.Mesh) e
 				if err := h.RuleAdd(&w); err != nil && !errors.Is(err, unix.EEXIST) {
 					return fmt.Errorf("add routing rule %d: %w", w.Priority, err)
 				}
+			}
+		}
+	}
+	return nil
+}
+
+// dropRoutes removes what is in the table and not this node's any more.
+func dropRoutes(h *netlink.Handle, table int, m *network.Mesh) error {
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for i := range routes {
+		if !slices.ContainsFunc(m.Addresses, func(a netip.Prefix) bool { return a.Masked() == prefix(routes[i].Dst) }) {
+			if err := h.RouteDel(&routes[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove route %s from table %d: %w", routes[i].Dst, table, err)
 			}
 		}
 	}

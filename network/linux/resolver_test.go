@@ -300,8 +300,8 @@ func TestResolverForwards(t *testing.T) {
 	}
 }
 
-// answer asks a sandbox's resolver one question, by itself.
-func (w *world) answer(p *Plane, sandbox, name string, v6 bool) networktest.Answer {
+// resolve asks a sandbox's resolver one question, by itself.
+func (w *world) resolve(p *Plane, sandbox, name string, v6 bool) networktest.Answer {
 	w.t.Helper()
 	q := dnsmessage.Message{Header: dnsmessage.Header{ID: 7}, Questions: []dnsmessage.Question{{
 		Name: dnsmessage.MustNewName(name + "."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET,

@@ -83,9 +83,16 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 		}
 	}
 	for _, p := range ch.PutPorts {
-		if f.busy[p.PortKey] {
+		if f.busy[p.PortKey] || f.meshHas(p.PortKey) {
 			failed[network.PortItem(p.PortKey)] = network.ErrPortInUse
 			delete(next.Ports, p.PortKey)
+		}
+	}
+	for k := range next.MeshPorts {
+		host := PortKeyOf(k)
+		if f.busy[host] || next.Ports[host] != nil {
+			failed[network.MeshPortItem(k)] = network.ErrPortInUse
+			delete(next.MeshPorts, k)
 		}
 	}
 	f.there = next
@@ -93,6 +100,17 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 		return &network.SetError{Items: failed}
 	}
 	return nil
+}
+
+// PortKeyOf is where a port of the mesh is held.
+func PortKeyOf(k network.MeshKey) network.PortKey {
+	return network.PortKey{Protocol: k.Protocol, Host: netip.AddrPortFrom(netip.IPv4Unspecified(), k.Port)}
+}
+
+// meshHas reports whether a port of the mesh that is there is in the way of one
+// of a container. Callers hold mu.
+func (f *Fake) meshHas(k network.PortKey) bool {
+	return k.Host.Addr().IsUnspecified() && f.there.MeshPorts[network.MeshKey{Protocol: k.Protocol, Port: k.Host.Port()}] != nil
 }
 
 // Watch implements network.Dataplane.

@@ -35,8 +35,9 @@ type Harness struct {
 	Identity func(sandbox string) string
 }
 
-// Visible returns a config without what can't be read back from a kernel:
-// switches, and what is expressed by rules only.
+// Visible returns a config without what can't be read back from a kernel, or not
+// easily: switches, and most of what is expressed by rules only. Of ports of the
+// mesh it keeps what there is by IPv4.
 func Visible(c *network.Config) *network.Config {
 	v := (*network.Config)(nil).Clone()
 	for n, b := range c.Bridges {
@@ -64,6 +65,18 @@ func Visible(c *network.Config) *network.Config {
 			v.Balancers[k] = b
 		}
 	}
+	for k, p := range c.MeshPorts {
+		q := &network.MeshPort{MeshKey: k, Target: p.Target}
+		for _, a := range p.Backends {
+			if a.Is4() {
+				q.Backends = append(q.Backends, a)
+			}
+		}
+		if len(q.Backends) == 0 {
+			q.Target = 0 // it refuses
+		}
+		v.MeshPorts[k] = q
+	}
 	return v
 }
 
@@ -77,6 +90,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 		{"port in use", testPortInUse}, {"damage", testDamage}, {"counters", testCounters}, {"invalid", testInvalid},
 		{"balancers", testBalancers}, {"host", testHost}, {"cancelled", testCancelled},
 		{"names", testNames}, {"names reopen", testNamesReopen},
+		{"mesh", testMesh}, {"mesh port in use", testMeshPortInUse},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
