@@ -50,6 +50,7 @@ func (p *Plane) observe(was, want *network.Config) (*network.Config, error) {
 	if now.Sandboxes, err = p.observeSandboxes(links, ends, was, want); err != nil {
 		return nil, err
 	}
+	p.checkGuard()
 	p.rules.check(p)
 	return now, nil
 }

@@ -48,6 +48,13 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 		}
 	}
 	now.Underlay = ch.To.Underlay
+	var unguarded error
+	if len(put)+len(ch.DropOverlays) > 0 || ch.Options || !p.guard.known {
+		unguarded = p.setGuard(now, ch.To)
+	}
+	for id := range ch.To.Overlays {
+		f.add(network.TunnelItem(id), unguarded)
+	}
 	for _, o := range put {
 		have := now.Overlays[o.ID]
 		delete(now.Overlays, o.ID)
@@ -62,8 +69,12 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 		if have != nil && have.Unknown {
 			have = nil
 		}
-		if err := p.putTunnel(have, o, now.Underlay); err != nil {
+		err := unguarded
+		if err == nil {
+			err = p.putTunnel(have, o, now.Underlay)
 			f.add(network.TunnelItem(o.ID), err)
+		}
+		if err != nil {
 			local := *o
 			local.Peers, local.Unknown = nil, true // read back before the next try
 			now.Overlays[o.ID] = &local
@@ -92,6 +103,9 @@ func (p *Plane) putOverlay(o *network.Overlay) error {
 			if err := bindNamespace(path); err != nil {
 				return err
 			}
+		}
+		if err := p.watchOverlay(o.ID); err != nil {
+			p.log.Warn("network: damage to an overlay is noticed late", "overlay", o.ID, "error", err)
 		}
 		return p.fillOverlay(o)
 	})
@@ -177,11 +191,15 @@ func (p *Plane) dropOverlays(ch *network.Changes, now *network.Config, f *failur
 			delete(now.Overlays, id)
 		}
 	}
+	if len(ch.DropOverlays) > 0 {
+		f.add(network.RulesItem, p.setGuard(now, ch.To))
+	}
 }
 
 // dropOverlay removes an overlay. Its tunnel goes first: a namespace goes some
 // time after its name, and until then no other could have the tunnel's id.
 func (p *Plane) dropOverlay(id string) error {
+	p.unwatchOverlay(id)
 	if path := p.overlayPath(id); !bound(path) {
 		return unbindNamespace(path)
 	}

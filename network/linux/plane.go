@@ -60,11 +60,14 @@ type Plane struct {
 	same    bool     // they are one
 	workers int
 
-	turn    chan struct{} // held by Set
-	stale   atomic.Bool   // have may not be what is there
-	gen     atomic.Uint32 // of the rule set, after our last change
-	sockets *sockets      // owned by Set
-	rules   ruleState     // owned by Set
+	turn     chan struct{}  // held by Set
+	stale    atomic.Bool    // have may not be what is there
+	alarms   chan struct{}  // something in an overlay changed
+	watching sync.WaitGroup // of watches
+	gen      atomic.Uint32  // of the rule set, after our last change
+	sockets  *sockets       // owned by Set
+	rules    ruleState      // owned by Set
+	guard    guardState     // owned by Set
 
 	resolvers   *resolvers // owned by Set
 	mesh        meshState  // owned by Set
@@ -75,6 +78,7 @@ type Plane struct {
 	veths   map[string]bool            // host ends of its interfaces
 	making  map[string]*network.Bridge // of the Set that is under way
 	handles []*netlink.Handle
+	watches map[string]*overlayWatch // by overlay
 	closed  bool
 }
 
@@ -92,7 +96,7 @@ func New(c Config) (*Plane, error) {
 	}
 	p := &Plane{
 		dir: c.Dir, owner: c.Owner, table: "legion", log: c.Log, workers: max(4, 2*runtime.GOMAXPROCS(0)),
-		turn: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), alarms: make(chan struct{}, 1), watches: map[string]*overlayWatch{},
 	}
 	if p.owner == "" {
 		p.owner = defaultOwner
@@ -148,6 +152,7 @@ func (p *Plane) Close() error {
 	p.sockets.close()
 	p.resolvers.close()
 	p.meshSockets.close()
+	p.closeWatches()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true

@@ -15,6 +15,10 @@ import (
 	"github.com/legion-swarm/legion/network"
 )
 
+// ntfSticky keeps an entry of a bridge where it is, whoever else sends with its
+// address (NTF_STICKY).
+const ntfSticky = 1 << 6
+
 // putTunnel makes an overlay's tunnel what it should be; without peers there is
 // none. have is what was there, nil if that is not known.
 func (p *Plane) putTunnel(have, o *network.Overlay, u network.Underlay) error {
@@ -24,6 +28,7 @@ func (p *Plane) putTunnel(have, o *network.Overlay, u network.Underlay) error {
 	}
 	defer h.Close()
 	if len(o.Peers) == 0 {
+		p.expectTunnel(o.ID, "", nil)
 		return dropTunnel(h)
 	}
 	if !u.Local.IsValid() {
@@ -50,6 +55,7 @@ func (p *Plane) putTunnel(have, o *network.Overlay, u network.Underlay) error {
 	default:
 		return err
 	}
+	p.expectTunnel(o.ID, overlayTunnel, o.Peers)
 	return setPeers(h, l, have.Peers, o.Peers)
 }
 
@@ -182,7 +188,7 @@ func entries(l netlink.Link, p network.Peer) []*netlink.Neigh {
 	mac, i := p.MAC(), l.Attrs().Index
 	all := []*netlink.Neigh{
 		{LinkIndex: i, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT, HardwareAddr: mac, IP: p.Node.AsSlice()},
-		{LinkIndex: i, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: mac},
+		{LinkIndex: i, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER | ntfSticky, State: netlink.NUD_NOARP, HardwareAddr: mac},
 	}
 	for _, a := range []netip.Addr{p.Address, p.Address6} {
 		if a.IsValid() {
@@ -198,12 +204,16 @@ func readPeers(h *netlink.Handle, l netlink.Link) ([]network.Peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the tunnel's forwarding database: %w", err)
 	}
-	byMAC := map[string]network.Peer{}
+	byMAC, forwarded := map[string]network.Peer{}, map[string]bool{}
 	for _, n := range fdb {
+		if n.Flags&netlink.NTF_SELF == 0 && n.State&netlink.NUD_NOARP != 0 {
+			forwarded[n.HardwareAddr.String()] = true
+		}
 		if a, ok := netip.AddrFromSlice(n.IP); ok && n.Flags&netlink.NTF_SELF != 0 {
 			byMAC[n.HardwareAddr.String()] = network.Peer{Node: a.Unmap()}
 		}
 	}
+	maps.DeleteFunc(byMAC, func(mac string, _ network.Peer) bool { return !forwarded[mac] })
 	neighbours, err := whole(func() ([]netlink.Neigh, error) { return h.NeighList(l.Attrs().Index, unix.AF_UNSPEC) })
 	if err != nil {
 		return nil, fmt.Errorf("list the tunnel's neighbours: %w", err)
