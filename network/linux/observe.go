@@ -198,7 +198,7 @@ func (p *Plane) Host(context.Context) (*network.Host, error) {
 	byIndex := make(map[int]netlink.Link, len(links))
 	for name, l := range links {
 		owner, kind, _ := ours(l.Attrs().Alias)
-		d := network.Device{Bridge: l.Type() == "bridge", Own: owner == p.owner}
+		d := network.Device{Bridge: l.Type() == "bridge", Own: owner == p.owner, MTU: l.Attrs().MTU}
 		if owner != p.owner {
 			d.Owner = owner
 		}

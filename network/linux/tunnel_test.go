@@ -290,6 +290,22 @@ func TestOverlayOwnChanges(t *testing.T) {
 	ended := make(chan error)
 	alarms := make(chan struct{}, 100)
 	go func() { ended <- p.Watch(ctx, func() { alarms <- struct{}{} }) }()
+	damage := func(id string, peer network.Peer) {
+		t.Helper()
+		h, err := p.overlayHandle(id)
+		w.ok(err)
+		defer h.Close()
+		l, err := h.LinkByName(overlayTunnel)
+		w.ok(err)
+		w.ok(h.NeighDel(entries(l, peer)[0]))
+		<-alarms
+	}
+	for _, id := range []string{"net1", "net2"} {
+		damage(id, w.configs[0].Overlays[id].Peers[0])
+	}
+	for len(alarms) > 0 { // what was made at first may have raised one
+		<-alarms
+	}
 	for i := range 10 {
 		c := w.configs[0].Clone()
 		o := *c.Overlays["net1"]
@@ -298,16 +314,46 @@ func TestOverlayOwnChanges(t *testing.T) {
 		w.ok(p.Set(t.Context(), c))
 	}
 	// What is real comes after all of it.
-	h, err := p.overlayHandle("net1")
-	w.ok(err)
-	defer h.Close()
-	l, err := h.LinkByName(overlayTunnel)
-	w.ok(err)
-	w.ok(h.NeighDel(entries(l, network.Peer{Address: netip.MustParseAddr("10.0.1.79"), Node: netip.MustParseAddr("10.99.0.2")})[0]))
-	<-alarms
+	damage("net1", network.Peer{Address: netip.MustParseAddr("10.0.1.79"), Node: netip.MustParseAddr("10.99.0.2")})
 	cancel()
 	<-ended
-	if n := len(alarms); n > 0 {
+	if n := len(alarms); n > 2 { // not one a change
 		t.Errorf("%d alarms more than one", n)
+	}
+}
+
+// Tunnels over IPv6, guarded like others.
+func TestTunnelIPv6(t *testing.T) {
+	w := newPair(t, nil)
+	w.overIPv6()
+	w.serve(w.planes[1].Path("c1"), ":80")
+	if got := w.ask(w.planes[0].Path("c1"), "10.0.1.3:80"); got != "10.0.1.2" {
+		t.Errorf("the peer sees %q", got)
+	}
+	if g := w.planes[0].guard; !g.known || g.is == nil || !g.is.local.Is6() || len(g.is.sources) != 2 || !w.planes[0].guardIntact() {
+		t.Errorf("%+v", g)
+	}
+	w.ok(w.planes[0].Set(t.Context(), &network.Config{Rules4: true, Rules6: true}))
+	c, err := w.planes[0].connect()
+	w.ok(err)
+	if tables, err := c.ListTables(); err != nil || len(tables) != 0 {
+		t.Error(tables, err)
+	}
+}
+
+// overIPv6 has the nodes reach each other by fd99::1 and fd99::2.
+func (p *pair) overIPv6() {
+	p.t.Helper()
+	for i := range p.planes {
+		c := p.configs[i].Clone()
+		c.Underlay.Local = netip.MustParseAddr(fmt.Sprint("fd99::", 1+i))
+		for id, o := range c.Overlays {
+			q := *o
+			q.MTU, q.Peers = 1330, []network.Peer{o.Peers[0]}
+			q.Peers[0].Node = netip.MustParseAddr(fmt.Sprint("fd99::", 2-i))
+			c.Overlays[id] = &q
+		}
+		p.configs[i] = c
+		p.ok(p.planes[i].Set(p.t.Context(), c))
 	}
 }

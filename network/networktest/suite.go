@@ -364,6 +364,9 @@ func testHost(t *testing.T, h *Harness) {
 	if d := host.Devices["legion0"]; !d.Own || !d.Bridge || len(d.Addresses) != 1 || d.Owner != "" {
 		t.Errorf("its own bridge is described as %+v", d)
 	}
+	if d := host.Devices["up0"]; d.Own || d.MTU != 1400 {
+		t.Errorf("the uplink's device is described as %+v", d)
+	}
 	if host.MTU != 1400 || len(host.Prefixes) == 0 {
 		t.Errorf("the uplink is described as %+v", host)
 	}
