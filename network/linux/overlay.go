@@ -80,6 +80,9 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 			now.Overlays[o.ID] = &local
 		}
 	}
+	if len(put) > 0 || ch.Keys || ch.Options {
+		p.setCrypt(now, ch.To.Keys, f)
+	}
 }
 
 // putOverlay makes an overlay's namespace and bridge, or makes those that are
@@ -185,6 +188,7 @@ func (p *Plane) adoptEnds(h *netlink.Handle, bridge netlink.Link) error {
 
 func (p *Plane) dropOverlays(ch *network.Changes, now *network.Config, f *failures) {
 	for _, id := range ch.DropOverlays {
+		p.dropCrypt(id)
 		err := p.dropOverlay(id)
 		f.add(network.OverlayItem(id), err)
 		if err == nil {
@@ -192,6 +196,7 @@ func (p *Plane) dropOverlays(ch *network.Changes, now *network.Config, f *failur
 		}
 	}
 	if len(ch.DropOverlays) > 0 {
+		p.setCrypt(now, ch.To.Keys, f)
 		f.add(network.RulesItem, p.setGuard(now, ch.To))
 	}
 }
@@ -276,7 +281,7 @@ func (p *Plane) observeOverlay(id string, want *network.Config, ends map[string]
 	}
 	o := &network.Overlay{ID: id, MTU: bridge.Attrs().MTU}
 	if w := want.Overlays[id]; w != nil {
-		o.VNI = w.VNI
+		o.VNI, o.Encrypted = w.VNI, w.Encrypted
 	}
 	if o.Addresses, err = addresses(h, bridge); err != nil {
 		return nil, err
@@ -284,7 +289,7 @@ func (p *Plane) observeOverlay(id string, want *network.Config, ends map[string]
 	if w := want.Overlays[id]; w != nil && samePrefixes(o.Addresses, w.Addresses) {
 		o.Addresses = w.Addresses // their order means nothing
 	}
-	return o, observeTunnel(h, links, o, want.Underlay)
+	return o, p.observeTunnel(h, links, o, want.Underlay)
 }
 
 func samePrefixes(a, b []netip.Prefix) bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/crypt"
 )
 
 // Config is for New.
@@ -73,6 +75,10 @@ type Plane struct {
 	mesh        meshState  // owned by Set
 	meshSockets *sockets   // owned by Set
 
+	cryptNode  *crypt.Node
+	crypt      *cryptor                            // owned by Set; nil without encrypted overlays
+	cryptNodes map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
+
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
 	veths   map[string]bool            // host ends of its interfaces
@@ -122,6 +128,7 @@ func New(c Config) (*Plane, error) {
 	}
 	p.sockets, p.meshSockets = newSockets(p), newSockets(p)
 	p.resolvers = newResolvers(p)
+	p.cryptNode = newCryptNode()
 	p.stale.Store(true)
 	return p, nil
 }
@@ -153,6 +160,7 @@ func (p *Plane) Close() error {
 	p.resolvers.close()
 	p.meshSockets.close()
 	p.closeWatches()
+	p.closeCrypt()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
