@@ -18,7 +18,7 @@ type window struct {
 // fresh reports whether a counter has not come yet, as far as is known.
 func (w *window) fresh(c uint64) bool {
 	switch {
-	case c == 0 || c+windowSize <= w.top:
+	case c == 0 || w.top >= windowSize && c <= w.top-windowSize:
 		return false
 	case c > w.top:
 		return true
