@@ -21,8 +21,9 @@ import (
 // overlayCrypt is the device of an encrypted overlay, in its namespace.
 const overlayCrypt = "crypt0"
 
-// cryptPort is the UDP port of encrypted networks: the kernel has that of tunnels.
-func cryptPort(u network.Underlay) uint16 { return u.Port + 1 }
+// cryptAt is where encrypted networks' packets go: the next port, since the kernel
+// has that of tunnels for itself.
+func cryptAt(u network.Underlay) netip.AddrPort { return netip.AddrPortFrom(u.Local, u.Port+1) }
 
 // putCrypt makes an encrypted overlay's way to other nodes what it should be.
 func (p *Plane) putCrypt(h *netlink.Handle, o *network.Overlay, u network.Underlay) error {
@@ -64,7 +65,7 @@ func (p *Plane) putCrypt(h *netlink.Handle, o *network.Overlay, u network.Underl
 
 // openCrypt has the socket at the right address.
 func (p *Plane) openCrypt(u network.Underlay) error {
-	at := netip.AddrPortFrom(u.Local, cryptPort(u))
+	at := cryptAt(u)
 	if p.crypt != nil && p.crypt.at == at {
 		return nil
 	}
@@ -217,8 +218,10 @@ func (p *Plane) readCryptPeers(h *netlink.Handle, l, bridge netlink.Link, id str
 	return slices.SortedFunc(maps.Values(byMAC), network.Peer.Compare), nil
 }
 
-// setCrypt tells what protects packets what overlays there are, and with which keys.
-func (p *Plane) setCrypt(now *network.Config, keys network.Keys, f *failures) {
+// setCrypt tells what protects packets what overlays there are now, and with which
+// keys they are to be.
+func (p *Plane) setCrypt(now, to *network.Config, f *failures) {
+	keys := to.Keys
 	c := crypt.Config{Local: now.Underlay.Local, Send: keys.Send, Networks: map[uint32]map[crypt.MAC]netip.Addr{}}
 	for _, k := range keys.All {
 		c.Keys = append(c.Keys, crypt.Key{ID: k.ID, Secret: k.Secret})
@@ -238,7 +241,7 @@ func (p *Plane) setCrypt(now *network.Config, keys network.Keys, f *failures) {
 		}
 		if len(nodes[id]) > 0 {
 			c.Networks[o.VNI] = nodes[id]
-			if len(c.Keys) == 0 {
+			if len(c.Keys) == 0 && to.Overlays[id] != nil {
 				f.add(network.TunnelItem(id), errors.New("it is encrypted, and the managers have not told the keys yet: nothing is sent"))
 			}
 		}

@@ -48,6 +48,9 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 		}
 	}
 	now.Underlay = ch.To.Underlay
+	if p.crypt != nil && p.crypt.at != cryptAt(now.Underlay) {
+		p.closeCrypt() // its port may become that of tunnels
+	}
 	var unguarded error
 	if len(put)+len(ch.DropOverlays) > 0 || ch.Options || !p.guard.known {
 		unguarded = p.setGuard(now, ch.To)
@@ -81,7 +84,7 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 		}
 	}
 	if len(put) > 0 || ch.Keys || ch.Options {
-		p.setCrypt(now, ch.To.Keys, f)
+		p.setCrypt(now, ch.To, f)
 	}
 }
 
@@ -196,7 +199,7 @@ func (p *Plane) dropOverlays(ch *network.Changes, now *network.Config, f *failur
 		}
 	}
 	if len(ch.DropOverlays) > 0 {
-		p.setCrypt(now, ch.To.Keys, f)
+		p.setCrypt(now, ch.To, f)
 		f.add(network.RulesItem, p.setGuard(now, ch.To))
 	}
 }

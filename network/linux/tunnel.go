@@ -162,7 +162,7 @@ func changePeers(h *netlink.Handle, have, want []network.Peer, entries func(netw
 	}
 	known := make(map[network.Peer]bool, len(have))
 	for _, p := range have {
-		if known[p] = true; stays[p] {
+		if known[p] = true; stays[p] || !p.Address.IsValid() && !p.Address6.IsValid() {
 			continue
 		}
 		for _, n := range entries(p) {

@@ -166,7 +166,23 @@ func TestTunnelGuard(t *testing.T) {
 // Whatever somebody does to an overlay is noticed and put back; the other overlay
 // does not notice.
 func TestOverlayDrift(t *testing.T) {
-	w := newPair(t, nil)
+	t.Run("plain", func(t *testing.T) {
+		w := newPair(t, nil)
+		w.drift(t, overlayTunnel, func(h *netlink.Handle, l netlink.Link) []*netlink.Neigh {
+			return entries(l, w.configs[0].Overlays["net1"].Peers[0])
+		})
+	})
+	t.Run("encrypted", func(t *testing.T) {
+		w := newEncrypted(t)
+		w.drift(t, overlayCrypt, func(h *netlink.Handle, l netlink.Link) []*netlink.Neigh {
+			b, err := h.LinkByName(overlayBridge)
+			w.ok(err)
+			return cryptEntries(l, b, w.configs[0].Overlays["net1"].Peers[0])
+		})
+	})
+}
+
+func (w *pair) drift(t *testing.T, tunnel string, entries func(h *netlink.Handle, l netlink.Link) []*netlink.Neigh) {
 	p := w.planes[0]
 	inside := func(f func(h *netlink.Handle)) func() {
 		return func() {
@@ -183,7 +199,11 @@ func TestOverlayDrift(t *testing.T) {
 	}
 	entry := func(i int) func() {
 		return inside(func(h *netlink.Handle) {
-			w.ok(h.NeighDel(entries(link(h, overlayTunnel), w.configs[0].Overlays["net1"].Peers[0])[i]))
+			if all := entries(h, link(h, tunnel)); i < len(all) {
+				w.ok(h.NeighDel(all[i]))
+			} else {
+				w.ok(h.LinkDel(link(h, tunnel)))
+			}
 		})
 	}
 	changed := make(chan struct{}, 1)
@@ -204,22 +224,26 @@ func TestOverlayDrift(t *testing.T) {
 		what string
 		do   func()
 	}{
-		{"tunnel removed", inside(func(h *netlink.Handle) { w.ok(h.LinkDel(link(h, overlayTunnel))) })},
-		{"tunnel down", inside(func(h *netlink.Handle) { w.ok(h.LinkSetDown(link(h, overlayTunnel))) })},
-		{"tunnel off its bridge", inside(func(h *netlink.Handle) { w.ok(h.LinkSetNoMaster(link(h, overlayTunnel))) })},
-		{"tunnel's entry removed", entry(0)},
-		{"bridge's entry removed", entry(1)},
-		{"neighbour removed", entry(2)},
-		{"neighbour removed, IPv6", entry(3)},
-		{"entry leads elsewhere", inside(func(h *netlink.Handle) {
-			e := entries(link(h, overlayTunnel), w.configs[0].Overlays["net1"].Peers[0])[0]
-			e.IP = net.IPv4(10, 99, 0, 77)
-			w.ok(h.NeighSet(e))
-		})},
+		{"tunnel removed", inside(func(h *netlink.Handle) { w.ok(h.LinkDel(link(h, tunnel))) })},
+		{"tunnel down", inside(func(h *netlink.Handle) { w.ok(h.LinkSetDown(link(h, tunnel))) })},
+		{"tunnel off its bridge", inside(func(h *netlink.Handle) { w.ok(h.LinkSetNoMaster(link(h, tunnel))) })},
+		{"entry removed", entry(0)},
+		{"next entry removed", entry(1)},
+		{"third entry removed", entry(2)},
+		{"last entry removed", entry(3)},
 		{"bridge down", inside(func(h *netlink.Handle) { w.ok(h.LinkSetDown(link(h, overlayBridge))) })},
 		{"bridge removed", inside(func(h *netlink.Handle) { w.ok(h.LinkDel(link(h, overlayBridge))) })},
 		{"bridge without address", inside(func(h *netlink.Handle) {
 			w.ok(h.AddrDel(link(h, overlayBridge), &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("10.0.1.1/24"))}))
+		})},
+		{"entry leads elsewhere", inside(func(h *netlink.Handle) {
+			e := entries(h, link(h, tunnel))[0]
+			if e.IP != nil {
+				e.IP = net.IPv4(10, 99, 0, 77)
+				w.ok(h.NeighSet(e))
+			} else {
+				w.ok(h.NeighDel(e))
+			}
 		})},
 		{"container's end down", inside(func(h *netlink.Handle) { w.ok(h.LinkSetDown(link(h, "vethc1"))) })},
 	} {

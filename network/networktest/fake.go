@@ -4,6 +4,7 @@ package networktest
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"path/filepath"
@@ -81,6 +82,11 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 		if f.busy[p.PortKey] {
 			failed[network.PortItem(p.PortKey)] = network.ErrPortInUse
 			delete(next.Ports, p.PortKey)
+		}
+	}
+	for id, o := range next.Overlays {
+		if o.Encrypted && len(o.Peers) > 0 && len(next.Keys.All) == 0 {
+			failed[network.TunnelItem(id)] = errors.New("there are no keys")
 		}
 	}
 	f.there = next

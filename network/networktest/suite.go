@@ -43,7 +43,7 @@ func Visible(c *network.Config) *network.Config {
 	for id, o := range c.Overlays {
 		q := *o
 		if len(o.Peers) == 0 {
-			q.VNI = 0 // there is no tunnel
+			q.VNI, q.Encrypted = 0, false // there is no tunnel
 		}
 		v.Overlays[id] = &q
 	}
@@ -67,6 +67,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 		{"set", testSet}, {"again", testAgain}, {"steps", testSteps}, {"reopen", testReopen}, {"clear", testClear},
 		{"port in use", testPortInUse}, {"damage", testDamage}, {"counters", testCounters}, {"invalid", testInvalid},
 		{"host", testHost}, {"cancelled", testCancelled},
+		{"encrypted", testEncrypted},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
@@ -235,6 +236,8 @@ func randomOverlay(c *network.Config, draw func(string) bool) {
 		o.Peers = nil
 	case draw("one peer"):
 		o.Peers = o.Peers[1:]
+	case draw("encrypted"):
+		o.Encrypted, c.Keys = true, twoKeys()
 	case draw("a peer has moved"):
 		o.Peers = []network.Peer{o.Peers[0], o.Peers[1]}
 		o.Peers[0].Node = netip.MustParseAddr("10.99.0.4")
