@@ -65,6 +65,7 @@ type Device struct {
 	// Owner describes who made it, when another node of this product did.
 	Owner     string
 	Addresses []netip.Prefix
+	MTU       int // bytes
 }
 
 // Counters are an interface's, as its container sees them.

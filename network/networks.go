@@ -35,6 +35,8 @@ type Networks struct {
 	ports  map[PortKey]string // who has it, by container id
 	next   uint16             // next host port to try where any will do
 	mtu    int                // default of bridges
+	local  netip.Addr         // of the node, for others; may be zero
+	mtus   map[netip.Addr]int // by the host's addresses
 	ipv6   bool               // the host has IPv6
 	closed bool
 	// creating has the networks that are being written, by name.
@@ -101,6 +103,7 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 		return nil, fmt.Errorf("network: look at the host's network: %w", err)
 	}
 	n.ipv6 = host.IPv6
+	n.noteMTUs(host)
 	if n.mtu = o.MTU; n.mtu == 0 {
 		if n.mtu = host.MTU; n.mtu == 0 {
 			n.mtu = defaultMTU

@@ -103,6 +103,7 @@ func (n *Networks) Run(ctx context.Context) error {
 			continue
 		case <-kicked:
 		case <-t.C:
+			n.lookAtMTUs(ctx)
 		}
 		if err := n.set.commit(ctx, n.config); err != nil && ctx.Err() == nil {
 			n.log.Error("network: not all is as it should be; will try again", "error", err)

@@ -29,6 +29,8 @@ const (
 type overlay struct {
 	VNI uint32
 	MTU int `json:",omitempty"` // bytes; 0: as large as the host's network allows
+	// Fits is how large that is, since the node is in the network.
+	Fits int `json:",omitempty"`
 	// Encrypted overlays send nothing in the clear.
 	Encrypted bool `json:",omitempty"`
 }
@@ -48,8 +50,6 @@ func overlayRecord(o *api.Network) (*record, error) {
 		return nil, api.Errorf(api.Invalid, "network %s: driver %q of scope swarm is not served; only overlay is", o.Spec.Name, o.DriverState.Name)
 	case r.Overlay.VNI == 0:
 		return nil, api.Errorf(api.Invalid, "network %s has no VXLAN id: the managers have not allocated it", o.Spec.Name)
-	case isEncrypted(r.Network.Options):
-		return nil, api.Errorf(api.Invalid, "network %s is to be encrypted, which this node can't do; nothing is sent", o.Spec.Name)
 	}
 	if v := r.Network.Options[optMTU]; v != "" {
 		n, err := strconv.Atoi(v)
@@ -121,6 +121,7 @@ func (n *Networks) holdLocked(o *api.Network) error {
 		if len(n.nets)+len(n.creating) >= maxNetworks {
 			return api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))
 		}
+		r.Overlay.Fits = n.fits(r.Overlay.Encrypted)
 		if err := save(n.overlaysDir(), o.ID, r); err != nil {
 			return api.Errorf(api.Internal, "network %s: write it to %s: %w", o.Spec.Name, n.overlaysDir(), err)
 		}
@@ -169,7 +170,10 @@ func (n *Networks) overlayMTU(w *netw) int {
 	if w.mtu != 0 {
 		return w.mtu
 	}
-	return max(n.mtu-VXLANOverhead, minMTU)
+	if w.Overlay.Fits != 0 {
+		return w.Overlay.Fits
+	}
+	return n.fits(w.Overlay.Encrypted)
 }
 
 // Overlays returns the ids of the overlays that containers here are in, sorted,

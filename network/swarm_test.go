@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/network"
 )
 
 func overlayNetwork(id, name, subnet string) *api.Network {
@@ -136,11 +137,6 @@ func TestOverlayOutlivesTheDaemon(t *testing.T) {
 func TestOverlayRefusals(t *testing.T) {
 	w := newNode(t)
 	n := w.Networks
-	encrypted := overlayNetwork("e", "e", "10.0.9.0/24")
-	encrypted.DriverState.Options[api.OptionEncrypted] = ""
-	if _, err := n.Use([]*api.Network{encrypted}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "encrypted") {
-		t.Error(err)
-	}
 	if _, err := n.Use([]*api.Network{{Network: swarm.Network{ID: "gone"}}}); !api.Is(err, api.Invalid) {
 		t.Error(err)
 	}
@@ -161,5 +157,44 @@ func TestOverlayRefusals(t *testing.T) {
 	}
 	if err := n.Remove(t.Context(), "a"); !api.Is(err, api.NotFound) {
 		t.Error(err)
+	}
+}
+
+// What fits into a tunnel depends on the device of the node's address, and stays
+// as it is while the node is in the network.
+func TestOverlayMTU(t *testing.T) {
+	w := newNode(t)
+	w.fake.SetHost(network.Host{MTU: 1400, Devices: map[string]network.Device{
+		"up0": {MTU: 1400, Addresses: []netip.Prefix{netip.MustParsePrefix("10.99.0.1/24")}},
+		"up1": {MTU: 9000, Addresses: []netip.Prefix{netip.MustParsePrefix("10.98.0.1/24"), netip.MustParsePrefix("fd98::1/64")}},
+	}})
+	w.restart()
+	encrypted := overlayNetwork("e", "e", "10.0.9.0/24")
+	encrypted.DriverState.Options[api.OptionEncrypted] = ""
+	plain := overlayNetwork("p", "p", "10.0.8.0/24")
+	plain.DriverState.Options[api.OptionVNIs] = "4098"
+	for _, c := range []struct {
+		local    string
+		mtu, enc int
+	}{{"10.99.0.1", 1350, 1310}, {"10.98.0.1", 8950, 8910}, {"fd98::1", 8930, 8890}, {"10.97.0.1", 1350, 1310}, {"127.0.0.1", 1350, 1310}} {
+		n := w.Networks
+		n.SetLocal(netip.MustParseAddr(c.local))
+		release, err := n.Use([]*api.Network{encrypted, plain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"e": given("10.0.9.5"), "p": given("10.0.8.5")}, nil); err != nil {
+			t.Fatal(err)
+		}
+		n.SetLocal(netip.MustParseAddr("10.97.0.9")) // too late
+		there := w.fake.There()
+		e, p := there.Overlays["e"], there.Overlays["p"]
+		if !e.Encrypted || p.Encrypted || e.MTU != c.enc || p.MTU != c.mtu || there.Sandboxes["c1"].Interfaces[0].MTU != c.enc {
+			t.Errorf("%s: %s%s%s", c.local, e, p, there.Sandboxes["c1"])
+		}
+		if err := n.Leave(t.Context(), "c1"); err != nil {
+			t.Fatal(err)
+		}
+		release()
 	}
 }

@@ -82,6 +82,7 @@ func openMember(cfg memberConfig) (*member, error) {
 		recovery: newRecovery(m.creds, vault, m.recovered, m.log),
 	}
 	if cfg.networks != nil {
+		cfg.networks.SetLocal(cfg.state.dataAddr())
 		m.worker.overlays = overlays{local: cfg.networks, addr: func() netip.Addr { return m.membership().dataAddr() }}
 	}
 	if m.isManager() {

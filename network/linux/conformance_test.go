@@ -33,6 +33,7 @@ func harness(balancer string) func(t *testing.T) *networktest.Harness {
 			p.sockets.close() // as the kernel does for a killed process
 			p.resolvers.close()
 			p.meshSockets.close()
+			p.closeCrypt()
 			p = w.plane("")
 			return p
 		}
@@ -233,7 +234,7 @@ func (w *world) observeOverlay(p *Plane, id string) *network.Overlay {
 		o.MTU, o.Addresses = b.Attrs().MTU, w.addresses(b)
 		l, err := netlink.LinkByName(overlayTunnel)
 		if err != nil {
-			o.VNI = 0
+			w.observeCrypt(p, o)
 			return
 		}
 		o.VNI = uint32(l.(*netlink.Vxlan).VxlanId)
@@ -255,6 +256,23 @@ func (w *world) observeOverlay(p *Plane, id string) *network.Overlay {
 		}
 	})
 	return o
+}
+
+// observeCrypt reads an encrypted overlay's peers; their nodes are only in the
+// process. The thread is in the overlay's namespace.
+func (w *world) observeCrypt(p *Plane, o *network.Overlay) {
+	w.t.Helper()
+	l, err := netlink.LinkByName(overlayCrypt)
+	if err != nil {
+		o.VNI = 0
+		return
+	}
+	h, err := netlink.NewHandle()
+	w.ok(err)
+	defer h.Close()
+	o.Encrypted, o.VNI = true, p.crypt.taps[o.ID].vni
+	o.Peers, err = p.readCryptPeers(h, l, w.link(overlayBridge), o.ID)
+	w.ok(err)
 }
 
 func (w *world) observePorts(p *Plane, c *network.Config) {

@@ -3,7 +3,6 @@ package linux
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -55,11 +54,6 @@ func BenchmarkMesh(b *testing.B) {
 			}
 		}
 	}
-}
-
-func median(l []float64) float64 {
-	slices.Sort(l)
-	return l[len(l)/2]
 }
 
 // plain has a port of host i lead to a task elsewhere, with the host's address

@@ -51,6 +51,7 @@ func (p *Plane) observe(was, want *network.Config) (*network.Config, error) {
 		return nil, err
 	}
 	p.balancing.observe(was, want, now)
+	p.checkGuard()
 	p.rules.check(p)
 	return now, nil
 }
@@ -198,7 +199,7 @@ func (p *Plane) Host(context.Context) (*network.Host, error) {
 	byIndex := make(map[int]netlink.Link, len(links))
 	for name, l := range links {
 		owner, kind, _ := ours(l.Attrs().Alias)
-		d := network.Device{Bridge: l.Type() == "bridge", Own: owner == p.owner}
+		d := network.Device{Bridge: l.Type() == "bridge", Own: owner == p.owner, MTU: l.Attrs().MTU}
 		if owner != p.owner {
 			d.Owner = owner
 		}

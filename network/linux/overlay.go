@@ -48,6 +48,16 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 		}
 	}
 	now.Underlay = ch.To.Underlay
+	if p.crypt != nil && p.crypt.at != cryptAt(now.Underlay) {
+		p.closeCrypt() // its port may become that of tunnels
+	}
+	var unguarded error
+	if len(put)+len(ch.DropOverlays) > 0 || ch.Options || !p.guard.known {
+		unguarded = p.setGuard(now, ch.To)
+	}
+	for id := range ch.To.Overlays {
+		f.add(network.TunnelItem(id), unguarded)
+	}
 	for _, o := range put {
 		have := now.Overlays[o.ID]
 		delete(now.Overlays, o.ID)
@@ -62,12 +72,19 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 		if have != nil && have.Unknown {
 			have = nil
 		}
-		if err := p.putTunnel(have, o, now.Underlay); err != nil {
+		err := unguarded
+		if err == nil {
+			err = p.putTunnel(have, o, now.Underlay)
 			f.add(network.TunnelItem(o.ID), err)
+		}
+		if err != nil {
 			local := *o
 			local.Peers, local.Unknown = nil, true // read back before the next try
 			now.Overlays[o.ID] = &local
 		}
+	}
+	if len(put) > 0 || ch.Keys || ch.Options {
+		p.setCrypt(now, ch.To, f)
 	}
 }
 
@@ -92,6 +109,9 @@ func (p *Plane) putOverlay(o *network.Overlay) error {
 			if err := bindNamespace(path); err != nil {
 				return err
 			}
+		}
+		if err := p.watchOverlay(o.ID); err != nil {
+			p.log.Warn("network: damage to an overlay is noticed late", "overlay", o.ID, "error", err)
 		}
 		return p.fillOverlay(o)
 	})
@@ -171,17 +191,23 @@ func (p *Plane) adoptEnds(h *netlink.Handle, bridge netlink.Link) error {
 
 func (p *Plane) dropOverlays(ch *network.Changes, now *network.Config, f *failures) {
 	for _, id := range ch.DropOverlays {
+		p.dropCrypt(id)
 		err := p.dropOverlay(id)
 		f.add(network.OverlayItem(id), err)
 		if err == nil {
 			delete(now.Overlays, id)
 		}
 	}
+	if len(ch.DropOverlays) > 0 {
+		p.setCrypt(now, ch.To, f)
+		f.add(network.RulesItem, p.setGuard(now, ch.To))
+	}
 }
 
 // dropOverlay removes an overlay. Its tunnel goes first: a namespace goes some
 // time after its name, and until then no other could have the tunnel's id.
 func (p *Plane) dropOverlay(id string) error {
+	p.unwatchOverlay(id)
 	if path := p.overlayPath(id); !bound(path) {
 		return unbindNamespace(path)
 	}
@@ -258,7 +284,7 @@ func (p *Plane) observeOverlay(id string, want *network.Config, ends map[string]
 	}
 	o := &network.Overlay{ID: id, MTU: bridge.Attrs().MTU}
 	if w := want.Overlays[id]; w != nil {
-		o.VNI = w.VNI
+		o.VNI, o.Encrypted = w.VNI, w.Encrypted
 	}
 	if o.Addresses, err = addresses(h, bridge); err != nil {
 		return nil, err
@@ -266,7 +292,7 @@ func (p *Plane) observeOverlay(id string, want *network.Config, ends map[string]
 	if w := want.Overlays[id]; w != nil && samePrefixes(o.Addresses, w.Addresses) {
 		o.Addresses = w.Addresses // their order means nothing
 	}
-	return o, observeTunnel(h, links, o, want.Underlay)
+	return o, p.observeTunnel(h, links, o, want.Underlay)
 }
 
 func samePrefixes(a, b []netip.Prefix) bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/crypt"
 )
 
 // Config is for New.
@@ -69,22 +71,30 @@ type Plane struct {
 	same    bool     // they are one
 	workers int
 
-	turn    chan struct{} // held by Set
-	stale   atomic.Bool   // have may not be what is there
-	gen     atomic.Uint32 // of the rule set, after our last change
-	sockets *sockets      // owned by Set
-	rules   ruleState     // owned by Set
+	turn     chan struct{}  // held by Set
+	stale    atomic.Bool    // have may not be what is there
+	alarms   chan struct{}  // something in an overlay changed
+	watching sync.WaitGroup // of watches
+	gen      atomic.Uint32  // of the rule set, after our last change
+	sockets  *sockets       // owned by Set
+	rules    ruleState      // owned by Set
+	guard    guardState     // owned by Set
 
 	balancing   *balancing
 	resolvers   *resolvers // owned by Set
 	mesh        meshState  // owned by Set
 	meshSockets *sockets   // owned by Set
 
+	cryptNode  *crypt.Node
+	crypt      *cryptor                            // owned by Set; nil without encrypted overlays
+	cryptNodes map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
+
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
 	veths   map[string]bool            // host ends of its interfaces
 	making  map[string]*network.Bridge // of the Set that is under way
 	handles []*netlink.Handle
+	watches map[string]*overlayWatch // by overlay
 	closed  bool
 }
 
@@ -105,7 +115,7 @@ func New(c Config) (*Plane, error) {
 	}
 	p := &Plane{
 		dir: c.Dir, owner: c.Owner, table: "legion", log: c.Log, workers: max(4, 2*runtime.GOMAXPROCS(0)),
-		turn: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), alarms: make(chan struct{}, 1), watches: map[string]*overlayWatch{},
 	}
 	if p.owner == "" {
 		p.owner = defaultOwner
@@ -134,6 +144,7 @@ func New(c Config) (*Plane, error) {
 	}
 	p.sockets, p.meshSockets = newSockets(p), newSockets(p)
 	p.resolvers = newResolvers(p)
+	p.cryptNode = newCryptNode()
 	p.stale.Store(true)
 	return p, nil
 }
@@ -164,6 +175,8 @@ func (p *Plane) Close() error {
 	p.sockets.close()
 	p.resolvers.close()
 	p.meshSockets.close()
+	p.closeWatches()
+	p.closeCrypt()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true

@@ -285,7 +285,7 @@ func (r *ruleState) check(p *Plane) {
 		}
 		delete(r.families, f)
 	}
-	if err == nil && (len(r.families) > 0 || p.mesh.rules != nil) {
+	if err == nil && (len(r.families) > 0 || p.mesh.rules != nil || p.guard.known && p.guard.is != nil) {
 		p.gen.Store(gen)
 	}
 }

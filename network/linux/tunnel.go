@@ -15,6 +15,12 @@ import (
 	"github.com/legion-swarm/legion/network"
 )
 
+// ntfSticky keeps an entry of a bridge where it is, whoever else sends with its
+// address (NTF_STICKY).
+const ntfSticky = 1 << 6
+
+var errNoUnderlay = errors.New("this node does not know yet by which of its addresses other nodes reach it")
+
 // putTunnel makes an overlay's tunnel what it should be; without peers there is
 // none. have is what was there, nil if that is not known.
 func (p *Plane) putTunnel(have, o *network.Overlay, u network.Underlay) error {
@@ -23,11 +29,16 @@ func (p *Plane) putTunnel(have, o *network.Overlay, u network.Underlay) error {
 		return err
 	}
 	defer h.Close()
+	if o.Encrypted {
+		return p.putCrypt(h, o, u)
+	}
+	p.dropCrypt(o.ID)
 	if len(o.Peers) == 0 {
+		p.expectTunnel(o.ID, "", nil)
 		return dropTunnel(h)
 	}
-	if !u.Local.IsValid() {
-		return errors.New("this node does not know yet by which of its addresses other nodes reach it")
+	if !u.Local.IsValid() || u.Port == 0 {
+		return errNoUnderlay
 	}
 	l, err := h.LinkByName(overlayTunnel)
 	if err == nil && !sameTunnel(l, o, u) {
@@ -50,7 +61,8 @@ func (p *Plane) putTunnel(have, o *network.Overlay, u network.Underlay) error {
 	default:
 		return err
 	}
-	return setPeers(h, l, have.Peers, o.Peers)
+	p.expectTunnel(o.ID, overlayTunnel, o.Peers)
+	return changePeers(h, have.Peers, o.Peers, func(peer network.Peer) []*netlink.Neigh { return entries(l, peer) })
 }
 
 func dropTunnel(h *netlink.Handle) error {
@@ -140,10 +152,8 @@ func (p *Plane) moveTunnel(host, h *netlink.Handle, l netlink.Link, o *network.O
 	return nil
 }
 
-// setPeers makes the static entries of a tunnel those of the peers: for each,
-// where its frames go (forwarding database of the tunnel), that they go through
-// the tunnel (that of the bridge), and who has its address (neighbours).
-func setPeers(h *netlink.Handle, l netlink.Link, have, want []network.Peer) error {
+// changePeers makes the static entries of a tunnel those of the peers.
+func changePeers(h *netlink.Handle, have, want []network.Peer, entries func(network.Peer) []*netlink.Neigh) error {
 	stays := make(map[network.Peer]bool, len(want))
 	macs := make(map[string]bool, len(want))
 	for _, p := range want {
@@ -152,10 +162,10 @@ func setPeers(h *netlink.Handle, l netlink.Link, have, want []network.Peer) erro
 	}
 	known := make(map[network.Peer]bool, len(have))
 	for _, p := range have {
-		if known[p] = true; stays[p] {
+		if known[p] = true; stays[p] || !p.Address.IsValid() && !p.Address6.IsValid() {
 			continue
 		}
-		for _, n := range entries(l, p) {
+		for _, n := range entries(p) {
 			// One that has moved to another node is replaced below.
 			if n.Flags != 0 && macs[p.MAC().String()] {
 				continue
@@ -169,7 +179,7 @@ func setPeers(h *netlink.Handle, l netlink.Link, have, want []network.Peer) erro
 		if known[p] {
 			continue
 		}
-		for _, n := range entries(l, p) {
+		for _, n := range entries(p) {
 			if err := h.NeighSet(n); err != nil {
 				return fmt.Errorf("add %s at %s: %w", p.Address, p.Node, err)
 			}
@@ -178,11 +188,14 @@ func setPeers(h *netlink.Handle, l netlink.Link, have, want []network.Peer) erro
 	return nil
 }
 
+// entries of a peer: where its frames go (forwarding database of the tunnel), that
+// they go through the tunnel (that of the bridge), and who has its address
+// (neighbours).
 func entries(l netlink.Link, p network.Peer) []*netlink.Neigh {
 	mac, i := p.MAC(), l.Attrs().Index
 	all := []*netlink.Neigh{
 		{LinkIndex: i, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT, HardwareAddr: mac, IP: p.Node.AsSlice()},
-		{LinkIndex: i, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: mac},
+		{LinkIndex: i, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER | ntfSticky, State: netlink.NUD_NOARP, HardwareAddr: mac},
 	}
 	for _, a := range []netip.Addr{p.Address, p.Address6} {
 		if a.IsValid() {
@@ -198,15 +211,27 @@ func readPeers(h *netlink.Handle, l netlink.Link) ([]network.Peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the tunnel's forwarding database: %w", err)
 	}
-	byMAC := map[string]network.Peer{}
+	byMAC, forwarded := map[string]network.Peer{}, map[string]bool{}
 	for _, n := range fdb {
+		if n.Flags&netlink.NTF_SELF == 0 && n.State&netlink.NUD_NOARP != 0 {
+			forwarded[n.HardwareAddr.String()] = true
+		}
 		if a, ok := netip.AddrFromSlice(n.IP); ok && n.Flags&netlink.NTF_SELF != 0 {
 			byMAC[n.HardwareAddr.String()] = network.Peer{Node: a.Unmap()}
 		}
 	}
+	maps.DeleteFunc(byMAC, func(mac string, _ network.Peer) bool { return !forwarded[mac] })
+	if err := readNeighbours(h, l, byMAC); err != nil {
+		return nil, err
+	}
+	return slices.SortedFunc(maps.Values(byMAC), network.Peer.Compare), nil
+}
+
+// readNeighbours fills in the addresses that a device has static neighbours for.
+func readNeighbours(h *netlink.Handle, l netlink.Link, byMAC map[string]network.Peer) error {
 	neighbours, err := whole(func() ([]netlink.Neigh, error) { return h.NeighList(l.Attrs().Index, unix.AF_UNSPEC) })
 	if err != nil {
-		return nil, fmt.Errorf("list the tunnel's neighbours: %w", err)
+		return fmt.Errorf("list a tunnel's neighbours: %w", err)
 	}
 	for _, n := range neighbours {
 		a, ok := netip.AddrFromSlice(n.IP)
@@ -221,19 +246,25 @@ func readPeers(h *netlink.Handle, l netlink.Link) ([]network.Peer, error) {
 		}
 		byMAC[n.HardwareAddr.String()] = p
 	}
-	return slices.SortedFunc(maps.Values(byMAC), network.Peer.Compare), nil
+	return nil
 }
 
 // observeTunnel fills in what an overlay's tunnel says of it.
-func observeTunnel(h *netlink.Handle, links map[string]netlink.Link, o *network.Overlay, u network.Underlay) error {
-	l := links[overlayTunnel]
-	if l == nil {
+func (p *Plane) observeTunnel(h *netlink.Handle, links map[string]netlink.Link, o *network.Overlay, u network.Underlay) (err error) {
+	plain, protected := links[overlayTunnel], links[overlayCrypt]
+	if o.Encrypted && protected != nil && plain == nil {
+		if !p.sameCrypt(protected, o) {
+			o.VNI = 0 // another one
+		}
+		o.Peers, err = p.readCryptPeers(h, protected, links[overlayBridge], o.ID)
+		return err
+	}
+	if plain == nil {
 		return nil
 	}
-	if !sameTunnel(l, o, u) {
+	if o.Encrypted || !sameTunnel(plain, o, u) {
 		o.VNI = 0 // another tunnel
 	}
-	var err error
-	o.Peers, err = readPeers(h, l)
+	o.Peers, err = readPeers(h, plain)
 	return err
 }

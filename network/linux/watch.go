@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -25,14 +24,19 @@ const (
 func (p *Plane) Watch(ctx context.Context, changed func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	route, err := p.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
-	if err != nil {
+	var route, filter *os.File
+	err := p.inHost(func() (err error) {
+		route, err = subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
+		if err != nil {
+			return err
+		}
+		if filter, err = subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err != nil {
+			_ = route.Close()
+		}
 		return err
-	}
-	filter, err := p.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	})
 	if err != nil {
-		_ = route.Close()
 		return err
 	}
 	alarm := func() {
@@ -42,6 +46,16 @@ func (p *Plane) Watch(ctx context.Context, changed func()) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(receive(route, alarm, p.routeDrift)) })
 	wg.Go(func() { cancel(receive(filter, alarm, p.rulesDrift)) })
+	wg.Go(func() {
+		for {
+			select {
+			case <-p.alarms: // from an overlay's namespace
+				changed()
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
 	<-ctx.Done()
 	_ = route.Close()
 	_ = filter.Close()
@@ -49,29 +63,21 @@ func (p *Plane) Watch(ctx context.Context, changed func()) error {
 	return context.Cause(ctx)
 }
 
-// subscribe opens a netlink socket in the host's namespace that hears groups.
-func (p *Plane) subscribe(family int, groups ...int) (f *os.File, err error) {
-	fd := -1
-	err = p.inHost(func() error {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, family)
-		if err != nil {
-			return err
-		}
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuffer) // a smaller one will do
-		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return err
-		}
-		for _, g := range groups {
-			if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+// subscribe opens a netlink socket in the thread's namespace that hears groups.
+func subscribe(family int, groups ...int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, family)
 	if err != nil {
-		if fd >= 0 {
-			unix.Close(fd)
+		return nil, fmt.Errorf("watch the kernel's network: %w", err)
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuffer) // a smaller one will do
+	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	for _, g := range groups {
+		if err == nil {
+			err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g)
 		}
+	}
+	if err != nil {
+		unix.Close(fd)
 		return nil, fmt.Errorf("watch the kernel's network: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "netlink"), nil
@@ -116,24 +122,11 @@ func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
 	default:
 		return false
 	}
-	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
+	name, up, master, ok := linkMessage(m)
+	if !ok {
 		return false
 	}
 	flags := binary.NativeEndian.Uint32(m.Data[8:])
-	up := flags&unix.IFF_UP != 0
-	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
-	if err != nil {
-		return true
-	}
-	name, master := "", false
-	for _, a := range attrs {
-		switch a.Attr.Type {
-		case unix.IFLA_IFNAME:
-			name = strings.TrimRight(string(a.Value), "\x00")
-		case unix.IFLA_MASTER:
-			master = true
-		}
-	}
 	bridge, veth := p.knows(name)
 	if name == p.meshDevice() {
 		return p.meshWanted() && (m.Header.Type == unix.RTM_DELLINK || !up || flags&unix.IFF_LOWER_UP == 0)

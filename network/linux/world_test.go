@@ -126,8 +126,14 @@ func (w *world) in(path string, f func()) {
 // plane returns a data plane on the world's host.
 func (w *world) plane(owner string) *Plane {
 	w.t.Helper()
+	return w.planeOn(w.host, "netns"+owner, owner)
+}
+
+// planeOn returns a data plane on a namespace that plays a host.
+func (w *world) planeOn(host, dir, owner string) *Plane {
+	w.t.Helper()
 	p, err := New(Config{
-		Dir: filepath.Join(w.dir, "netns"+owner), Owner: owner, HostNetNS: w.host, BPF: filepath.Join(w.dir, "bpf"+owner),
+		Dir: filepath.Join(w.dir, dir), Owner: owner, HostNetNS: host, BPF: filepath.Join(w.dir, "bpf"+dir),
 		Cgroup: w.cgroup(), Balancer: w.balancer, Log: slog.New(slog.DiscardHandler),
 	})
 	w.ok(err)

@@ -4,6 +4,7 @@ package networktest
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"path/filepath"
@@ -33,7 +34,7 @@ func NewFake() *Fake {
 	return &Fake{
 		there: (*network.Config)(nil).Clone(), busy: map[network.PortKey]bool{}, failing: map[network.Item]error{},
 		made: map[string]int{}, alarms: map[chan struct{}]bool{},
-		host: network.Host{MTU: 1400, IPv6: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24")}, Devices: map[string]network.Device{"up0": {}}},
+		host: network.Host{MTU: 1400, IPv6: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24")}, Devices: map[string]network.Device{"up0": {MTU: 1400}}},
 	}
 }
 
@@ -93,6 +94,11 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 		if f.busy[host] || next.Ports[host] != nil {
 			failed[network.MeshPortItem(k)] = network.ErrPortInUse
 			delete(next.MeshPorts, k)
+		}
+	}
+	for id, o := range next.Overlays {
+		if o.Encrypted && len(o.Peers) > 0 && len(next.Keys.All) == 0 {
+			failed[network.TunnelItem(id)] = errors.New("there are no keys")
 		}
 	}
 	f.there = next

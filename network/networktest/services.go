@@ -35,7 +35,7 @@ func randomServices(c *network.Config, draw func(string) bool) {
 		c.MeshPorts = map[network.MeshKey]*network.MeshPort{p.MeshKey: p}
 	}
 	if draw("keys") {
-		c.Keys = network.Keys{All: []network.Key{{ID: 1}, {ID: 2}}, Send: 2}
+		c.Keys = twoKeys()
 	}
 }
 
@@ -114,4 +114,30 @@ func testMeshPortInUse(t *testing.T, h *Harness) {
 		t.Fatalf("error %v, not that %s is in use", err, host)
 	}
 	h.expect(t, c)
+}
+
+func twoKeys() network.Keys { return network.Keys{All: []network.Key{{ID: 1}, {ID: 2}}, Send: 2} }
+
+// testEncrypted has an overlay become encrypted, which it is without keys, too: then
+// nothing passes, and that is said.
+func testEncrypted(t *testing.T, h *Harness) {
+	c := Sample(1)
+	h.set(t, c)
+	e := c.Clone()
+	o := *c.Overlays["net1"]
+	o.Encrypted = true
+	e.Overlays[o.ID] = &o
+	err := h.Plane.Set(t.Context(), e)
+	var se *network.SetError
+	if !errors.As(err, &se) || len(se.Items) != 1 || se.Items[network.TunnelItem(o.ID)] == nil {
+		t.Fatalf("without keys: %v", err)
+	}
+	h.expect(t, e)
+	with := e.Clone()
+	with.Keys = twoKeys()
+	h.set(t, with)
+	h.set(t, with.Clone())
+	h.Plane = h.Reopen()
+	h.set(t, with)
+	h.set(t, c)
 }

@@ -46,7 +46,7 @@ func Visible(c *network.Config) *network.Config {
 	for id, o := range c.Overlays {
 		q := *o
 		if len(o.Peers) == 0 {
-			q.VNI = 0 // there is no tunnel
+			q.VNI, q.Encrypted = 0, false // there is no tunnel
 		}
 		v.Overlays[id] = &q
 	}
@@ -91,6 +91,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 		{"balancers", testBalancers}, {"host", testHost}, {"cancelled", testCancelled},
 		{"names", testNames}, {"names reopen", testNamesReopen},
 		{"mesh", testMesh}, {"mesh port in use", testMeshPortInUse},
+		{"encrypted", testEncrypted},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
@@ -261,6 +262,8 @@ func randomOverlay(c *network.Config, draw func(string) bool) {
 		o.Peers = nil
 	case draw("one peer"):
 		o.Peers = o.Peers[1:]
+	case draw("encrypted"):
+		o.Encrypted, c.Keys = true, twoKeys()
 	case draw("a peer has moved"):
 		o.Peers = []network.Peer{o.Peers[0], o.Peers[1]}
 		o.Peers[0].Node = netip.MustParseAddr("10.99.0.4")
@@ -389,6 +392,9 @@ func testHost(t *testing.T, h *Harness) {
 	}
 	if d := host.Devices["legion0"]; !d.Own || !d.Bridge || len(d.Addresses) != 1 || d.Owner != "" {
 		t.Errorf("its own bridge is described as %+v", d)
+	}
+	if d := host.Devices["up0"]; d.Own || d.MTU != 1400 {
+		t.Errorf("the uplink's device is described as %+v", d)
 	}
 	if host.MTU != 1400 || len(host.Prefixes) == 0 {
 		t.Errorf("the uplink is described as %+v", host)

@@ -1,0 +1,138 @@
+package crypt
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+)
+
+// Key of the swarm. See network.Key.
+type Key struct {
+	ID     uint32
+	Secret [KeySize]byte
+}
+
+// Labels of what is derived from a key.
+const (
+	labelHello = "legion overlay hello 1"
+	labelData  = "legion overlay data 1"
+)
+
+// derive makes a cipher from a key.
+func derive(k *Key, info string) (cipher.AEAD, error) {
+	secret, err := hkdf.Key(sha256.New, k.Secret[:], nil, info, KeySize)
+	if err != nil {
+		return nil, fmt.Errorf("derive a key: %w", err)
+	}
+	b, err := aes.NewCipher(secret)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(b)
+}
+
+// end is one of the two nodes of a session.
+type end struct {
+	addr  netip.Addr
+	start [startSize]byte
+}
+
+// session is what protects packets between two nodes until one of them starts
+// anew. Immutable but for its keys' counters and windows.
+type session struct {
+	sendTag, receiveTag uint32
+	keys                []*sessionKey // one for each of the swarm's
+}
+
+// sessionKey is a key of the swarm as it is used with one other node.
+type sessionKey struct {
+	id      uint32
+	send    cipher.AEAD
+	receive cipher.AEAD
+	counter atomic.Uint64 // last one sent
+
+	mu   sync.Mutex
+	seen window
+}
+
+// newSession derives what protects packets between two nodes. Of the keys that old
+// has, of a session between the same ends, it goes on with the counters.
+func newSession(own, other end, keys []Key, old *session) (*session, error) {
+	out, in := pairing(own, other), pairing(other, own)
+	s := &session{sendTag: sessionTag(out), receiveTag: sessionTag(in)}
+	for i := range keys {
+		if k := old.key(keys[i].ID); k != nil {
+			s.keys = append(s.keys, k)
+			continue
+		}
+		k := &sessionKey{id: keys[i].ID}
+		var err error
+		if k.send, err = derive(&keys[i], out); err != nil {
+			return nil, err
+		}
+		if k.receive, err = derive(&keys[i], in); err != nil {
+			return nil, err
+		}
+		s.keys = append(s.keys, k)
+	}
+	return s, nil
+}
+
+// pairing names what goes from one end to another.
+func pairing(from, to end) string {
+	a, b := from.addr.As16(), to.addr.As16()
+	info := append([]byte(labelData), a[:]...)
+	info = append(append(info, from.start[:]...), b[:]...)
+	return string(append(info, to.start[:]...))
+}
+
+func sessionTag(pairing string) uint32 {
+	sum := sha256.Sum256([]byte(pairing))
+	return binary.BigEndian.Uint32(sum[:])
+}
+
+func (s *session) key(id uint32) *sessionKey {
+	if s != nil {
+		for _, k := range s.keys {
+			if k.id == id {
+				return k
+			}
+		}
+	}
+	return nil
+}
+
+// nonceSize is GCM's; the first 4 bytes are 0.
+const nonceSize = 12
+
+func putNonce(nonce *[nonceSize]byte, counter uint64) {
+	binary.BigEndian.PutUint64(nonce[nonceSize-8:], counter)
+}
+
+// open returns what a data packet protects, in place; or why it is dropped.
+func (k *sessionKey) open(nonce *[nonceSize]byte, counter uint64, packet []byte) ([]byte, reason) {
+	k.mu.Lock()
+	fresh := k.seen.fresh(counter)
+	k.mu.Unlock()
+	if !fresh {
+		return nil, replayed
+	}
+	putNonce(nonce, counter)
+	text, err := k.receive.Open(packet[headerSize:headerSize], nonce[:], packet[headerSize:], packet[:headerSize])
+	if err != nil {
+		return nil, forged
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.seen.fresh(counter) { // another has come meanwhile
+		return nil, replayed
+	}
+	k.seen.note(counter)
+	return text, 0
+}
