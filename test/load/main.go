@@ -8,8 +8,7 @@
 //	load resolve NAME...          what the names stand for, by name
 //	load serve ADDRESS            the other end of udp and stream
 //
-// A load ends after -for or -count, at the end of standard input with -stdin,
-// or at SIGTERM.
+// A load ends after -for or -count, or at SIGTERM.
 package main
 
 import (
@@ -18,7 +17,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -51,7 +49,6 @@ func run(ctx context.Context, args []string) error {
 	f.DurationVar(&pace.Timeout, "timeout", 0, "of each step of a request")
 	kept := f.Int("kept", 0, "how many of the clients keep their connections")
 	most := f.Duration("for", 0, "how long; 0: without end")
-	stdin := f.Bool("stdin", false, "end with standard input")
 	if err := f.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -59,14 +56,6 @@ func run(ctx context.Context, args []string) error {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, *most)
 		defer cancel()
-	}
-	if *stdin {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
-		go func() {
-			_, _ = io.Copy(io.Discard, os.Stdin)
-			cancel()
-		}()
 	}
 	report, err := do(ctx, verb, f.Args(), pace, *kept, *most)
 	if err != nil || report == nil {
