@@ -226,7 +226,7 @@ func (s *netSwarm) whole(t *testing.T, m, service string, port int) {
 	if port == 0 {
 		return
 	}
-	r, err = traffic.Web{Pace: traffic.Pace{Clients: 4, Count: count}, URL: fmt.Sprintf("http://%s:%d/whoami", s.ip(t, m), port)}.Run(t.Context())
+	r, err = traffic.Web{Pace: traffic.Pace{Clients: 4, Count: count}, URLs: []string{fmt.Sprintf("http://%s:%d/whoami", s.ip(t, m), port)}}.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

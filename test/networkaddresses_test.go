@@ -107,5 +107,5 @@ func (s *netSwarm) sent(ctx context.Context, from string, args []string) (*traff
 	if args[0] == "udp" {
 		return traffic.Datagrams{Pace: pace, Address: args[len(args)-1]}.Run(ctx)
 	}
-	return traffic.Web{Pace: pace, URL: args[len(args)-1]}.Run(ctx)
+	return traffic.Web{Pace: pace, URLs: []string{args[len(args)-1]}}.Run(ctx)
 }

@@ -47,7 +47,7 @@ func (s *netSwarm) testStackAgain(t *testing.T, times int) {
 		s.manage(t, "stack", "deploy", "--detach=false", "--resolve-image", "never", "-c", file, "again")
 		await(t, "its port answers on all machines", func() error {
 			for _, m := range s.names {
-				r, err := traffic.Web{Pace: traffic.Pace{Clients: 2, Count: 8}, URL: fmt.Sprintf("http://%s:8084/whoami", s.ip(t, m))}.Run(t.Context())
+				r, err := traffic.Web{Pace: traffic.Pace{Clients: 2, Count: 8}, URLs: []string{fmt.Sprintf("http://%s:8084/whoami", s.ip(t, m))}}.Run(t.Context())
 				if err != nil || r.Failed > 0 {
 					return fmt.Errorf("%s: %v, %w", m, r, err)
 				}
@@ -174,7 +174,7 @@ func (s *netSwarm) testUpdate(t *testing.T, u update) {
 	var stops []func() *traffic.Report
 	for _, m := range []string{"m1", "w2"} {
 		stops = append(stops, driveOutside(t, traffic.Web{
-			Pace: traffic.Pace{Clients: clients, Rate: u.rate / 4}, Kept: kept, URL: fmt.Sprintf("http://%s:8085/whoami", s.ip(t, m)),
+			Pace: traffic.Pace{Clients: clients, Rate: u.rate / 4}, Kept: kept, URLs: []string{fmt.Sprintf("http://%s:8085/whoami", s.ip(t, m))},
 		}))
 	}
 	began := time.Now()

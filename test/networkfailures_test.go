@@ -17,7 +17,7 @@ func (s *netSwarm) steady(t *testing.T) (stop func(what string) []*traffic.Repor
 	s.right(t, "steady", 8086, "w1")
 	const clients, kept, rate = 8, 4, 60
 	inside := s.drive(t, "drive", "w1", "http", "-rate", fmt.Sprint(rate), "-clients", fmt.Sprint(clients), "-kept", fmt.Sprint(kept), fmt.Sprintf("http://steady:%d/whoami", webPort))
-	outside := driveOutside(t, traffic.Web{Pace: traffic.Pace{Clients: clients, Rate: rate}, Kept: kept, URL: fmt.Sprintf("http://%s:8086/whoami", s.ip(t, "w1"))})
+	outside := driveOutside(t, traffic.Web{Pace: traffic.Pace{Clients: clients, Rate: rate}, Kept: kept, URLs: []string{fmt.Sprintf("http://%s:8086/whoami", s.ip(t, "w1"))}})
 	return func(what string) []*traffic.Report {
 		t.Helper()
 		reports := []*traffic.Report{outside(), inside()}

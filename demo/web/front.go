@@ -62,7 +62,7 @@ func (f *front) handler() http.Handler {
 }
 
 // answer says who answers whom, and then what the parts say. A part that does
-// not answer makes it a bad gateway.
+// not answer makes it a bad gateway. Without parts, nothing is logged.
 func (f *front) answer(w http.ResponseWriter, r *http.Request, parts ...func(context.Context) (string, error)) {
 	select {
 	case <-time.After(f.delay):
@@ -89,7 +89,9 @@ func (f *front) answer(w http.ResponseWriter, r *http.Request, parts ...func(con
 	}
 	w.WriteHeader(status)
 	_, _ = io.WriteString(w, text.String())
-	log.Printf("%s %s from %s: %d", r.Method, r.URL.Path, r.RemoteAddr, status)
+	if len(parts) > 0 {
+		log.Printf("%s %s from %s: %d", r.Method, r.URL.Path, r.RemoteAddr, status)
+	}
 }
 
 // visits counts one more in redis.

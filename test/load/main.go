@@ -1,7 +1,7 @@
 // Command load is test/traffic for tests in containers: one static file. It
 // prints what became of a load as JSON.
 //
-//	load http [flags] URL         requests over short and kept connections
+//	load http [flags] URL...      requests over short and kept connections
 //	load udp [flags] ADDRESS      datagrams to "load serve"
 //	load dns [flags] SERVER NAME  queries
 //	load stream [flags] ADDRESS   streams to "load serve"
@@ -65,13 +65,13 @@ func run(ctx context.Context, args []string) error {
 }
 
 func do(ctx context.Context, verb string, args []string, pace traffic.Pace, kept int, most time.Duration) (any, error) {
-	want := map[string]int{"http": 1, "udp": 1, "dns": 2, "stream": 1, "serve": 1, "resolve": len(args)}
+	want := map[string]int{"http": max(len(args), 1), "udp": 1, "dns": 2, "stream": 1, "serve": 1, "resolve": len(args)}
 	if n, ok := want[verb]; !ok || n != len(args) {
 		return nil, fmt.Errorf("%s %q: unknown, or not %d arguments", verb, args, n)
 	}
 	switch verb {
 	case "http":
-		return traffic.Web{Pace: pace, URL: args[0], Kept: kept}.Run(ctx)
+		return traffic.Web{Pace: pace, URLs: args, Kept: kept}.Run(ctx)
 	case "udp":
 		return traffic.Datagrams{Pace: pace, Address: args[0], Kept: kept}.Run(ctx)
 	case "dns":

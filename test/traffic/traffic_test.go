@@ -27,7 +27,7 @@ func hello(w http.ResponseWriter, r *http.Request) {
 
 func TestWeb(t *testing.T) {
 	s := server(t, hello)
-	r, err := Web{Pace: Pace{Clients: 4, Count: 100}, URL: s.URL, Kept: 2}.Run(t.Context())
+	r, err := Web{Pace: Pace{Clients: 4, Count: 100}, URLs: []string{s.URL}, Kept: 2}.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestWeb(t *testing.T) {
 func TestFailures(t *testing.T) {
 	t.Run("status", func(t *testing.T) {
 		s := server(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no redis", http.StatusBadGateway) })
-		r, err := Web{Pace: Pace{Count: 1}, URL: s.URL}.Run(t.Context())
+		r, err := Web{Pace: Pace{Count: 1}, URLs: []string{s.URL}}.Run(t.Context())
 		if err != nil || r.Failed != 1 || r.Failures[0].Stage != "answer" || !strings.Contains(r.Failures[0].Reason, "no redis") {
 			t.Errorf("%v, %v", r, err)
 		}
@@ -57,7 +57,7 @@ func TestFailures(t *testing.T) {
 			}
 			hello(w, r)
 		})
-		r, err := Web{Pace: Pace{Count: 5}, URL: s.URL, Kept: 1}.Run(t.Context())
+		r, err := Web{Pace: Pace{Count: 5}, URLs: []string{s.URL}, Kept: 1}.Run(t.Context())
 		if err != nil || r.Requests != 5 || r.Failed != 1 || r.Failures[0].Stage != "receive" || r.Failures[0].Nth != 3 || r.Connections != 2 {
 			t.Errorf("%v, %v", r, err)
 		}
@@ -67,14 +67,14 @@ func TestFailures(t *testing.T) {
 			w.Header().Set("Connection", "close")
 			hello(w, r)
 		})
-		r, err := Web{Pace: Pace{Count: 5}, URL: s.URL, Kept: 1}.Run(t.Context())
+		r, err := Web{Pace: Pace{Count: 5}, URLs: []string{s.URL}, Kept: 1}.Run(t.Context())
 		if err != nil || r.Failed != 0 || r.Connections != 5 {
 			t.Errorf("%v, %v", r, err)
 		}
 	})
 	t.Run("closed while idle", func(t *testing.T) {
 		s := server(t, hello)
-		c := &webClient{rec: newRecorder(), timeout: time.Second, keep: true, url: must(t, s.URL)}
+		c := &webClient{rec: newRecorder(), timeout: time.Second, keep: true, urls: []*url.URL{must(t, s.URL)}}
 		c.request()
 		s.CloseClientConnections()
 		for !c.closed() { // the kernel has to bring it
@@ -91,13 +91,13 @@ func TestFailures(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = l.Close()
-		r, err := Web{Pace: Pace{Count: 1}, URL: "http://" + l.Addr().String()}.Run(t.Context())
+		r, err := Web{Pace: Pace{Count: 1}, URLs: []string{"http://" + l.Addr().String()}}.Run(t.Context())
 		if err != nil || r.Failed != 1 || r.Failures[0].Stage != "connect" {
 			t.Errorf("%v, %v", r, err)
 		}
 	})
 	for _, bad := range []string{"", "x", "https://x", "http://%"} {
-		if _, err := (Web{URL: bad}).Run(t.Context()); err == nil {
+		if _, err := (Web{URLs: []string{bad}}).Run(t.Context()); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}
 	}

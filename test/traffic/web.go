@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,7 +17,8 @@ import (
 // Web is a load of HTTP requests.
 type Web struct {
 	Pace
-	URL string
+	// URLs are asked at random, one for each connection.
+	URLs []string
 	// Kept is how many of the clients keep their connection from one request to
 	// the next; the others make a new one for each.
 	Kept int
@@ -26,19 +28,13 @@ const maxAnswer = 1 << 20
 
 // Run sends requests until ctx is done or all are.
 func (w Web) Run(ctx context.Context) (*Report, error) {
-	u, err := url.Parse(w.URL)
+	urls, err := w.parse()
 	if err != nil {
 		return nil, err
 	}
-	if u.Scheme != "http" || u.Host == "" {
-		return nil, fmt.Errorf("%q is no http URL", w.URL)
-	}
-	if u.Port() == "" {
-		u.Host = net.JoinHostPort(u.Hostname(), "80")
-	}
 	rec := newRecorder()
 	w.run(ctx, func(n int, next func() bool) {
-		c := &webClient{url: u, rec: rec, timeout: w.timeout(), keep: n < w.Kept}
+		c := &webClient{urls: urls, rec: rec, timeout: w.timeout(), keep: n < w.Kept}
 		defer c.drop()
 		for next() {
 			c.request()
@@ -47,13 +43,35 @@ func (w Web) Run(ctx context.Context) (*Report, error) {
 	return rec.report(), nil
 }
 
+func (w Web) parse() ([]*url.URL, error) {
+	var urls []*url.URL
+	for _, text := range w.URLs {
+		u, err := url.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		if u.Scheme != "http" || u.Host == "" {
+			return nil, fmt.Errorf("%q is no http URL", text)
+		}
+		if u.Port() == "" {
+			u.Host = net.JoinHostPort(u.Hostname(), "80")
+		}
+		urls = append(urls, u)
+	}
+	if len(urls) == 0 {
+		return nil, errors.New("no URL")
+	}
+	return urls, nil
+}
+
 // webClient has at most one connection.
 type webClient struct {
-	url     *url.URL
+	urls    []*url.URL
 	rec     *recorder
 	timeout time.Duration
 	keep    bool
 
+	url   *url.URL // of the connection
 	conn  *net.TCPConn
 	in    *bufio.Reader
 	local string
@@ -99,6 +117,7 @@ func (c *webClient) request() {
 }
 
 func (c *webClient) connect(again bool) error {
+	c.url = c.urls[rand.IntN(len(c.urls))]
 	conn, err := net.DialTimeout("tcp", c.url.Host, c.timeout)
 	if err != nil {
 		return err
