@@ -51,7 +51,7 @@ bench-scale: ## a million tasks on ten thousand simulated agents, through three 
 soak: all ## random faults in a simulated swarm and on a real node: SEED=n MINUTES=m SIM_SEEDS=k
 	@demo/build-images build/images web
 	SIM_SEED=$(SEED) SIM_SEEDS=$(SIM_SEEDS) go test -count 1 -timeout $$(($(SIM_SEEDS) / 60 + 10))m ./sim
-	SOAK_SEED=$(SEED) SOAK_MINUTES=$(MINUTES) go test -count 1 -timeout $$(($(MINUTES) + 10))m -v -run 'Soak$$' ./test
+	SOAK_SEED=$(SEED) SOAK_MINUTES=$(MINUTES) go test -count 1 -timeout $$(($(MINUTES) * 2 + 30))m -v -run 'Soak$$' ./test
 
 fuzz: ## every decoder, FUZZTIME each
 	@scripts/fuzz
