@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/legion-swarm/legion/test/traffic"
 )
@@ -36,9 +37,9 @@ func (s *netSwarm) testAddresses(t *testing.T) {
 		return s.nodes[machine].inspect(t, id, fmt.Sprintf("{{.NetworkSettings.Networks.net.%s}}", family))
 	}
 	web := func(host string, port int) []string {
-		return []string{"http", "-count", "10", "http://" + hostPort(host, port) + "/whoami"}
+		return []string{"http", "-count", "5", "-timeout", "1s", "http://" + hostPort(host, port) + "/whoami"}
 	}
-	udp := func(host string) []string { return []string{"udp", "-count", "10", hostPort(host, 8083)} }
+	udp := func(host string) []string { return []string{"udp", "-count", "5", "-timeout", "1s", hostPort(host, 8083)} }
 	for _, c := range []struct {
 		name, from string // a machine, "client on" one, or "outside"
 		load       []string
@@ -103,7 +104,7 @@ func (s *netSwarm) sent(ctx context.Context, from string, args []string) (*traff
 		}
 		return parseReport(o.stdout)
 	}
-	pace := traffic.Pace{Count: 10}
+	pace := traffic.Pace{Count: 5, Timeout: time.Second}
 	if args[0] == "udp" {
 		return traffic.Datagrams{Pace: pace, Address: args[len(args)-1]}.Run(ctx)
 	}
