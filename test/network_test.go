@@ -14,7 +14,7 @@ import (
 )
 
 // netSwarm is a swarm of five machines that have the image net:1, of demo/web and
-// test/load, with a network "net" of both families, a client on every machine,
+// test/load, with a network "inner" of both families, a client on every machine,
 // and a service "web" in it that is published on port 8080.
 type netSwarm struct {
 	*swarm
@@ -66,10 +66,10 @@ func newNetSwarm(t *testing.T) *netSwarm {
 		s.nodes[name].docker(t, "image", "load", "-q", "-i", m1.dir+"/image.tar")
 	}
 	s.outside = s.gateway(t)
-	m1.docker(t, "network", "create", "-d", "overlay", "--ipv6", "--attachable", "net")
-	s.service(t, "client", "--mode", "global", "--network", "net", "-p", fmt.Sprintf("%d:%d/udp", serverPort, serverPort),
+	m1.docker(t, "network", "create", "-d", "overlay", "--ipv6", "--attachable", "inner")
+	s.service(t, "client", "--mode", "global", "--network", "inner", "-p", fmt.Sprintf("%d:%d/udp", serverPort, serverPort),
 		"--entrypoint", "/load", "net:1", "serve", fmt.Sprint(":", serverPort))
-	s.service(t, "web", "--replicas", fmt.Sprint(webTasks), "--network", "net", "-p", fmt.Sprint(webPort), "--entrypoint", "/web", "net:1")
+	s.service(t, "web", "--replicas", fmt.Sprint(webTasks), "--network", "inner", "-p", fmt.Sprint(webPort), "--entrypoint", "/web", "net:1")
 	return s
 }
 
@@ -190,10 +190,10 @@ func (s *netSwarm) virtual(t *testing.T, service, network string) []string {
 // there is and its tasks all answer, both there and at the published port.
 func (s *netSwarm) right(t *testing.T, service string, port int, machines ...string) {
 	t.Helper()
-	vip := s.virtual(t, service, "net")
+	vip := s.virtual(t, service, "inner")
 	for _, m := range machines {
 		await(t, fmt.Sprintf("%s has %s right", m, service), func() error {
-			want, err := s.addresses(service, "net")
+			want, err := s.addresses(service, "inner")
 			if err != nil {
 				return err
 			}

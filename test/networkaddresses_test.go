@@ -21,11 +21,11 @@ func hostPort(host string, port int) string { return net.JoinHostPort(host, strc
 // of its tasks on one machine, which is entered directly and through another.
 func (s *netSwarm) testAddresses(t *testing.T) {
 	const target, other = "w2", "m2" // where the tasks are, and where not
-	s.service(t, "far", "--replicas", "2", "--constraint", "node.hostname=="+target, "--network", "net", "-p", fmt.Sprint("8081:", webPort), "--entrypoint", "/web", "net:1")
+	s.service(t, "far", "--replicas", "2", "--constraint", "node.hostname=="+target, "--network", "inner", "-p", fmt.Sprint("8081:", webPort), "--entrypoint", "/web", "net:1")
 	s.service(t, "near", "--constraint", "node.hostname=="+target, "-p", fmt.Sprintf("mode=host,target=%d,published=8082", webPort), "--entrypoint", "/web", "net:1")
 	s.service(t, "dgram", "--constraint", "node.hostname=="+target, "-p", "8083:9000/udp", "--entrypoint", "/load", "net:1", "serve", ":9000")
 	on, off := s.ip(t, target), s.ip(t, other)
-	vip := s.virtual(t, "far", "net")
+	vip := s.virtual(t, "far", "inner")
 	if len(vip) != 2 {
 		t.Fatalf("virtual addresses %q", vip)
 	}
@@ -34,12 +34,14 @@ func (s *netSwarm) testAddresses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.nodes[machine].inspect(t, id, fmt.Sprintf("{{.NetworkSettings.Networks.net.%s}}", family))
+		return s.nodes[machine].inspect(t, id, fmt.Sprintf("{{.NetworkSettings.Networks.inner.%s}}", family))
 	}
 	web := func(host string, port int) []string {
 		return []string{"http", "-count", "5", "-timeout", "1s", "http://" + hostPort(host, port) + "/whoami"}
 	}
-	udp := func(host string) []string { return []string{"udp", "-count", "5", "-timeout", "1s", hostPort(host, 8083)} }
+	udp := func(host string) []string {
+		return []string{"udp", "-count", "5", "-timeout", "1s", hostPort(host, 8083)}
+	}
 	for _, c := range []struct {
 		name, from string // a machine, "client on" one, or "outside"
 		load       []string
@@ -54,8 +56,8 @@ func (s *netSwarm) testAddresses(t *testing.T) {
 		{"another node to a node without", "m3", web(off, 8081), s.ip(t, "m3")},
 		{"another node to a port of the host", "m3", web(on, 8082), s.ip(t, "m3")},
 		{"another node, datagrams", "m3", udp(off), s.ip(t, "m3")},
-		{"a node with the tasks to itself", target, web(on, 8081), ""},
-		{"a node without to itself", other, web(off, 8081), ""},
+		{"a node with the tasks to itself", target, web(on, 8081), on},
+		{"a node without to itself", other, web(off, 8081), off},
 		{"loopback of a node with the tasks", target, web("127.0.0.1", 8081), ""},
 		{"loopback of a node without", other, web("127.0.0.1", 8081), ""},
 		{"IPv6 loopback of a node without", other, web("::1", 8081), ""},
@@ -63,7 +65,7 @@ func (s *netSwarm) testAddresses(t *testing.T) {
 		{"a container to its own node with the tasks", "client on " + target, web(on, 8081), ""},
 		{"a container to its own node without", "client on " + other, web(off, 8081), ""},
 		{"a container to another node", "client on m1", web(off, 8081), s.ip(t, "m1")},
-		{"a container to the virtual address, same node", "client on " + target, web("far", webPort), own(target, "GlobalIPv6Address")},
+		{"a container to the virtual address, same node", "client on " + target, web("far", webPort), own(target, "IPAddress")},
 		{"a container to the IPv4 virtual address, other node", "client on m1", web(vip[0], webPort), own("m1", "IPAddress")},
 		{"a container to the IPv6 virtual address, other node", "client on m1", web(vip[1], webPort), own("m1", "GlobalIPv6Address")},
 	} {

@@ -117,7 +117,7 @@ func (s *netSwarm) quiet(t *testing.T, machine, services string) string {
 // ends it and returns its report.
 func (s *netSwarm) drive(t *testing.T, name, machine string, args ...string) (stop func() *traffic.Report) {
 	t.Helper()
-	s.service(t, name, append([]string{"--restart-condition", "none", "--constraint", "node.hostname==" + machine, "--network", "net", "--entrypoint", "/load", "net:1"}, args...)...)
+	s.service(t, name, append([]string{"--restart-condition", "none", "--constraint", "node.hostname==" + machine, "--network", "inner", "--entrypoint", "/load", "net:1"}, args...)...)
 	id, err := s.container(name, machine)
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ type update struct {
 // testUpdate replaces all tasks of a service, under load over short and kept
 // connections by name and through two nodes, of which none may fail.
 func (s *netSwarm) testUpdate(t *testing.T, u update) {
-	s.service(t, "roll", "--replicas", fmt.Sprint(u.replicas), "--network", "net", "-p", fmt.Sprint("8085:", webPort),
+	s.service(t, "roll", "--replicas", fmt.Sprint(u.replicas), "--network", "inner", "-p", fmt.Sprint("8085:", webPort),
 		"--update-order", "start-first", "--update-parallelism", fmt.Sprint(u.parallelism), "--entrypoint", "/web", "net:1")
 	s.right(t, "roll", 8085, "w1")
 	const clients, kept = 16, 8

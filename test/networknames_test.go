@@ -12,15 +12,15 @@ import (
 func (s *netSwarm) testNames(t *testing.T) {
 	port := s.published(t, "web")
 	s.right(t, "web", port, s.names...)
-	got, err := s.resolve("w1", "WEB", "web.net", "tasks.web.net", "nosuch", "nosuch.net")
+	got, err := s.resolve("w1", "WEB", "web.inner", "tasks.web.inner", "nosuch.inner", "tasks.nosuch.inner")
 	if err != nil {
 		t.Fatal(err)
 	}
-	vip := s.virtual(t, "web", "net")
+	vip := s.virtual(t, "web", "inner")
 	if len(vip) != 2 {
 		t.Errorf("virtual addresses %q, want one a family", vip)
 	}
-	if !slices.Equal(got["WEB"], vip) || !slices.Equal(got["web.net"], vip) || len(got["tasks.web.net"]) != 2*webTasks || len(got["nosuch"])+len(got["nosuch.net"]) > 0 {
+	if !slices.Equal(got["WEB"], vip) || !slices.Equal(got["web.inner"], vip) || len(got["tasks.web.inner"]) != 2*webTasks || len(got["nosuch.inner"])+len(got["tasks.nosuch.inner"]) > 0 {
 		t.Errorf("names %q, want %q", got, vip)
 	}
 	for _, a := range vip {
@@ -30,8 +30,8 @@ func (s *netSwarm) testNames(t *testing.T) {
 		}
 	}
 	t.Run("one by one", func(t *testing.T) { // without a virtual address
-		s.service(t, "rr", "--replicas", "3", "--endpoint-mode", "dnsrr", "--network", "name=net,alias=site", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}", "--entrypoint", "/web", "net:1")
-		want, err := s.addresses("rr", "net")
+		s.service(t, "rr", "--replicas", "3", "--endpoint-mode", "dnsrr", "--network", "name=inner,alias=site", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}", "--entrypoint", "/web", "net:1")
+		want, err := s.addresses("rr", "inner")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,8 +41,8 @@ func (s *netSwarm) testNames(t *testing.T) {
 		}
 		s.manage(t, "service", "rm", "rr")
 		await(t, "its name is gone", func() error {
-			got, err := s.resolve("w2", "rr")
-			if err == nil && len(got["rr"]) > 0 {
+			got, err := s.resolve("w2", "rr.inner")
+			if err == nil && len(got["rr.inner"]) > 0 {
 				err = fmt.Errorf("%q", got)
 			}
 			return err
@@ -98,13 +98,13 @@ func (s *netSwarm) published(t *testing.T, service string) (port int) {
 // and on a worker, with the stock client.
 func (s *netSwarm) testAttached(t *testing.T) {
 	for _, m := range []string{"m2", "w2"} {
-		out := s.nodes[m].docker(t, "run", "--rm", "--network", "net", "--entrypoint", "/load", "net:1", "http", "-count", "50", fmt.Sprintf("http://web:%d/whoami", webPort))
+		out := s.nodes[m].docker(t, "run", "--rm", "--network", "inner", "--entrypoint", "/load", "net:1", "http", "-count", "50", fmt.Sprintf("http://web:%d/whoami", webPort))
 		if r, err := parseReport(out); err != nil || r.Failed > 0 || len(r.Servers) != webTasks {
 			t.Errorf("on %s: %v, %v", m, r, err)
 		}
 	}
 	n := s.nodes["w1"]
-	n.docker(t, "run", "-d", "--name", "loner", "--network", "net", "--entrypoint", "/web", "net:1")
+	n.docker(t, "run", "-d", "--name", "loner", "--network", "inner", "--entrypoint", "/web", "net:1")
 	await(t, "others find it", func() error {
 		r, err := s.load("m3", "http", "-count", "5", fmt.Sprintf("http://loner:%d/whoami", webPort))
 		if err == nil && r.Failed > 0 {
@@ -112,16 +112,16 @@ func (s *netSwarm) testAttached(t *testing.T) {
 		}
 		return err
 	})
-	contains(t, s.nodes["m1"].dockerFails(t, "network", "rm", "net").stderr, "in use")
-	n.docker(t, "network", "disconnect", "net", "loner")
+	contains(t, s.nodes["m1"].dockerFails(t, "network", "rm", "inner").stderr, "in use")
+	n.docker(t, "network", "disconnect", "inner", "loner")
 	await(t, "its name is gone", func() error {
-		got, err := s.resolve("m3", "loner")
-		if err == nil && len(got["loner"]) > 0 {
+		got, err := s.resolve("m3", "loner.inner")
+		if err == nil && len(got["loner.inner"]) > 0 {
 			err = fmt.Errorf("%q", got)
 		}
 		return err
 	})
-	n.docker(t, "network", "connect", "--alias", "friend", "net", "loner")
+	n.docker(t, "network", "connect", "--alias", "friend", "inner", "loner")
 	await(t, "it is back under another name", func() error {
 		r, err := s.load("w2", "http", "-count", "5", fmt.Sprintf("http://friend:%d/whoami", webPort))
 		if err == nil && r.Failed > 0 {
