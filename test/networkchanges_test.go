@@ -163,11 +163,14 @@ type update struct {
 	requests              int     // at least
 }
 
+// readyTest has a task run, and get requests, once its server listens.
+const readyTest = `legion.ready.test=["/web","check"]`
+
 // testUpdate replaces all tasks of a service, under load over short and kept
 // connections by name and through two nodes, of which none may fail.
 func (s *netSwarm) testUpdate(t *testing.T, u update) {
 	s.service(t, "roll", "--replicas", fmt.Sprint(u.replicas), "--network", "inner", "-p", fmt.Sprint("8085:", webPort),
-		"--update-order", "start-first", "--update-parallelism", fmt.Sprint(u.parallelism), "--entrypoint", "/web", "net:1")
+		"--update-order", "start-first", "--update-parallelism", fmt.Sprint(u.parallelism), "--label", readyTest, "--entrypoint", "/web", "net:1")
 	s.right(t, "roll", 8085, "w1")
 	const clients, kept = 16, 8
 	inside := s.drive(t, "drive", "w1", "http", "-rate", fmt.Sprint(u.rate/2), "-clients", fmt.Sprint(clients), "-kept", fmt.Sprint(kept), fmt.Sprintf("http://roll:%d/whoami", webPort))

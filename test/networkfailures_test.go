@@ -13,7 +13,7 @@ import (
 // and from outside through it.
 func (s *netSwarm) steady(t *testing.T) (stop func(what string) []*traffic.Report) {
 	t.Helper()
-	s.service(t, "steady", "--replicas", "4", "--constraint", "node.role==worker", "--network", "inner", "-p", fmt.Sprint("8086:", webPort), "--entrypoint", "/web", "net:1")
+	s.service(t, "steady", "--replicas", "4", "--constraint", "node.role==worker", "--network", "inner", "-p", fmt.Sprint("8086:", webPort), "--label", readyTest, "--entrypoint", "/web", "net:1")
 	s.right(t, "steady", 8086, "w1")
 	const clients, kept, rate = 8, 4, 60
 	inside := s.drive(t, "drive", "w1", "http", "-rate", fmt.Sprint(rate), "-clients", fmt.Sprint(clients), "-kept", fmt.Sprint(kept), fmt.Sprintf("http://steady:%d/whoami", webPort))

@@ -144,6 +144,9 @@ func (b *netBench) service(ctx context.Context, name, machine string, count uint
 	s := spec(name, count)
 	s.TaskTemplate.ContainerSpec.Image = "load:1"
 	s.TaskTemplate.ContainerSpec.Command = command
+	if command[0] == "/web" {
+		s.Labels = map[string]string{"legion.ready.test": `["/web","check"]`} // nobody is sent to a server that doesn't listen yet
+	}
 	if machine != "" {
 		s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.hostname==" + machine}}
 	}
