@@ -11,7 +11,7 @@ func layers() [][]string {
 	return [][]string{
 		{"api"},
 		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "network/bpf", "engine/logfile", "settings", "bundle"},
-		{"machine", "raftnode/disktest", "network/dns"},
+		{"machine", "raftnode/disktest", "network/dns", "test/traffic"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence", "manager/rotator"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints

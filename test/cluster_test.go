@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,9 +19,15 @@ import (
 // /web (demo/web), and loads it. config is more JSON for its config.
 func (n *node) image(t *testing.T, name, config string) {
 	t.Helper()
-	rootfs := n.dir + "/rootfs"
+	n.imageOf(t, name, config, map[string]string{"prog": "./engine/enginetest/prog", "web": "./demo/web"})
+}
+
+// imageOf makes an image of our programs, each a file in its root, and loads it.
+func (n *node) imageOf(t *testing.T, name, config string, programs map[string]string) {
+	t.Helper()
+	rootfs := filepath.Join(n.dir, "rootfs-"+strings.Join(slices.Sorted(maps.Keys(programs)), "-"))
 	if _, err := os.Stat(rootfs); err != nil {
-		for bin, pkg := range map[string]string{"prog": "./engine/enginetest/prog", "web": "./demo/web"} {
+		for bin, pkg := range programs {
 			build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(rootfs, bin), pkg)
 			build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := build.CombinedOutput(); err != nil {

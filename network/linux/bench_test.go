@@ -83,3 +83,21 @@ func cpuTime() time.Duration {
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkTeardown200 removes 200 sandboxes at once, as when a node is drained.
+func BenchmarkTeardown200(b *testing.B) {
+	w := newWorld(b)
+	p := w.plane("")
+	c := networktest.Sample(100)
+	c.Ports = nil
+	empty := c.Clone()
+	clear(empty.Sandboxes)
+	var teardown time.Duration
+	for b.Loop() {
+		w.ok(p.Set(b.Context(), c))
+		start := time.Now()
+		w.ok(p.Set(b.Context(), empty))
+		teardown += time.Since(start)
+	}
+	b.ReportMetric(float64(teardown.Milliseconds())/float64(b.N), "ms/teardown")
+}

@@ -2,7 +2,7 @@
 // installed, in one interleaved run on one machine: round by round each
 // measurement is taken of one peer and then of the other, and the medians are
 // printed with their ratio. Only ratios mean something; absolute times are the
-// machine's. It needs root, bin/legion and build/images/web.tar (make bench).
+// machine's. It needs root, bin/legion and what make bench builds.
 package main
 
 import (
@@ -52,6 +52,9 @@ func run(ctx context.Context, rounds int, only string) error {
 		if err := swarms(ctx, rounds, peers, results); err != nil {
 			return errors.Join(err, results.print())
 		}
+	}
+	if err := networks(ctx, rounds, only, peers, results); err != nil {
+		return errors.Join(err, results.print())
 	}
 	return results.print()
 }
@@ -120,12 +123,18 @@ func (r *results) print() error {
 		fields := []string{name}
 		var medians []float64
 		for _, p := range r.peers {
-			m := median(r.values[name][p.name])
-			medians = append(medians, m)
-			fields = append(fields, fmt.Sprintf("%.4g", m))
+			values := r.values[name][p.name]
+			if len(values) == 0 { // what only one of them has
+				fields = append(fields, "-")
+				continue
+			}
+			medians = append(medians, median(values))
+			fields = append(fields, fmt.Sprintf("%.4g", median(values)))
 		}
 		if len(medians) == 2 {
 			fields = append(fields, fmt.Sprintf("%.2f", medians[0]/medians[1]))
+		} else if len(r.peers) == 2 {
+			fields = append(fields, "")
 		}
 		lines = append(lines, strings.Join(fields, "\t"))
 	}
