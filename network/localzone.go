@@ -124,7 +124,9 @@ func (n *Networks) putLocalZones(c *Config) {
 		if w.zone == nil {
 			w.zone = n.localZone(w)
 		}
-		c.Zones[id] = w.zone
+		if len(w.zone.Names) > 0 {
+			c.Zones[id] = w.zone
+		}
 	}
 }
 
@@ -133,7 +135,7 @@ func (n *Networks) localZone(w *netw) *Zone {
 	z := &Zone{ID: w.Network.ID, Name: w.Network.Name, Names: map[string][]netip.Addr{}, Owners: map[netip.Addr]string{}}
 	for id := range w.users {
 		for _, e := range n.boxes[id].Endpoints {
-			if e.NetworkID == w.Network.ID {
+			if e.NetworkID == w.Network.ID && !e.Automatic {
 				z.addEndpoint(e.Settings)
 			}
 		}

@@ -213,7 +213,7 @@ func TestManagersSay(t *testing.T) {
 			t.Error("where endpoints are is only known from before")
 		}
 		n.Told(netip.MustParseAddr("192.0.2.1"), &api.OverlayUpdate{Complete: true, DataPort: 4789})
-		n.is("the managers know nothing of it", "web.c1 10.0.9.4")
+		n.is("the managers know nothing of it: what was made stays, as tunnels do", "web.c1 10.0.9.4", "balancer 10.0.9.101 in net1 client -> 10.0.9.9", "balancer fd00::101 in net1 client ->")
 	})
 }
 
