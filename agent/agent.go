@@ -92,6 +92,7 @@ type Agent struct {
 	cfg      Config
 	worker   *worker
 	reporter *reporter
+	link     link
 	session  string        // id of the last session; only Run's goroutine uses it
 	changed  chan struct{} // capacity 1: the description may have
 }
@@ -103,7 +104,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	r := newReporter()
-	return &Agent{cfg: cfg, reporter: r, worker: newWorker(cfg, r), changed: make(chan struct{}, 1)}, nil
+	return &Agent{cfg: cfg, reporter: r, link: link{changed: make(chan struct{})}, worker: newWorker(cfg, r), changed: make(chan struct{}, 1)}, nil
 }
 
 // Redescribe has the agent look at once whether its node's description changed,

@@ -93,7 +93,9 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 	}
 	a.cfg.Managers.Served(addr)
 	a.cfg.Log.Debug("session with a manager", "session", s.id, "manager", addr)
+	a.link.set(conn)
 	err = s.run(ctx, stream, cancel)
+	a.link.set(nil)
 	if outer.Err() != nil {
 		s.farewell(outer)
 	}

@@ -189,6 +189,8 @@ type TaskSpec struct {
 	// RegistryAuth is the encoded login for the image's registry, as it came in
 	// the X-Registry-Auth header; empty for none.
 	RegistryAuth string
+	// Container is set for attachments, see Task.Attachment.
+	Container *AttachedContainer `json:",omitempty"`
 }
 
 // NetworkAttachment is a task's place in one network.

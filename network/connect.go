@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -13,12 +14,24 @@ import (
 
 // Connect puts a container that has joined in one more network.
 func (n *Networks) Connect(ctx context.Context, id, name string, e *dnet.EndpointSettings) (*dnet.EndpointSettings, error) {
+	own, settle, err := n.fromSwarm(ctx, id, map[string]*dnet.EndpointSettings{name: e})
+	if err != nil {
+		return nil, err
+	}
+	defer settle()
+	name = slices.Collect(maps.Keys(own))[0] // a network of the swarm goes by its id now
+	e = own[name]
+	if n.needsGateway(own) && n.lacksWayOut(id) {
+		if err := n.makeGateway(ctx); err != nil {
+			return nil, err
+		}
+	}
 	old, a, added, err := n.prepareConnect(id, name, e)
 	if err != nil {
 		return nil, err
 	}
 	if err := n.realize(ctx, a, true); err != nil {
-		n.restore(context.WithoutCancel(ctx), old, []endpoint{added})
+		n.restore(context.WithoutCancel(ctx), old, newcomers(old, a))
 		return nil, err
 	}
 	return added.Settings.Copy(), nil
@@ -39,7 +52,7 @@ func (n *Networks) prepareConnect(id, name string, asked *dnet.EndpointSettings)
 	case len(b.Endpoints) >= maxEndpoints:
 		return nil, nil, added, api.Errorf(api.Invalid, "a container can't be in more than %d networks", maxEndpoints)
 	}
-	if added, err = n.newEndpoint(w, asked); err != nil {
+	if added, err = n.newEndpoint(id, w, asked); err != nil {
 		return nil, nil, added, err
 	}
 	// A container without a network is in "none" until it is given one.
@@ -71,16 +84,48 @@ func (n *Networks) boxAnd(id, name string) (*box, *netw, error) {
 
 // rearranged returns an attachment with other endpoints. Host ports stay; where
 // they lead may change.
-func (n *Networks) rearranged(old *attachment, endpoints []endpoint) (*attachment, error) {
+func (n *Networks) rearranged(old *attachment, endpoints []endpoint) (_ *attachment, err error) {
 	a := *old
-	a.Endpoints, a.Resolves = endpoints, old.Resolves || n.needsResolver(endpoints)
+	if !slices.ContainsFunc(endpoints, func(e endpoint) bool { return n.nets[e.NetworkID].Overlay != nil }) {
+		endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(e endpoint) bool { return e.Automatic })
+	}
+	if a.Endpoints, err = n.addGateway(endpoints); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			n.release(a.Endpoints[len(endpoints):])
+		}
+	}()
+	if err := n.checkOverlap(a.Endpoints); err != nil {
+		return nil, err
+	}
+	a.Resolves = old.Resolves || n.needsResolver(a.Endpoints)
 	n.sortEndpoints(a.Endpoints)
 	if err := n.nameInterfaces(a.Endpoints); err != nil {
 		return nil, err
 	}
-	var err error
 	a.Published, _, err = n.publish(a.ID, old.settled(), n.targetsOf(a.Endpoints), nil)
 	return &a, err
+}
+
+// lacksWayOut reports whether a container that has joined has no default route.
+func (n *Networks) lacksWayOut(id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b := n.boxes[id]
+	if b == nil {
+		return false
+	}
+	v4, v6 := gatewayEndpoints(b.Endpoints)
+	return v4 == nil && v6 == nil
+}
+
+// newcomers are the endpoints of is that was does not have.
+func newcomers(was, is *attachment) []endpoint {
+	return slices.DeleteFunc(slices.Clone(is.Endpoints), func(e endpoint) bool {
+		return slices.ContainsFunc(was.Endpoints, func(o endpoint) bool { return o.HostName == e.HostName })
+	})
 }
 
 // settled is Asked with the host ports that were chosen, so that publishing
@@ -125,7 +170,7 @@ func (n *Networks) restore(ctx context.Context, old *attachment, failed []endpoi
 // Disconnect takes a container out of a network. With force, a container that
 // isn't in it is no error.
 func (n *Networks) Disconnect(ctx context.Context, id, name string, force bool) error {
-	a, removed, err := n.prepareDisconnect(id, name)
+	old, a, err := n.prepareDisconnect(id, name)
 	if err != nil {
 		if force && api.Is(err, api.NotFound) {
 			return nil
@@ -134,32 +179,39 @@ func (n *Networks) Disconnect(ctx context.Context, id, name string, force bool) 
 	}
 	err = n.realize(ctx, a, true)
 	n.mu.Lock()
-	n.release([]endpoint{removed})
+	removed := newcomers(a, old)
+	n.release(removed)
+	grants := n.grantsOf(id, removed)
+	n.forgetOverlays()
 	n.mu.Unlock()
+	n.giveBack(ctx, grants)
 	if err != nil {
 		return fmt.Errorf("disconnect from network %s: %w", name, err)
 	}
 	return nil
 }
 
-func (n *Networks) prepareDisconnect(id, name string) (a *attachment, removed endpoint, err error) {
+func (n *Networks) prepareDisconnect(id, name string) (old, a *attachment, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	b, w, err := n.boxAnd(id, name)
 	if err != nil {
-		return nil, removed, err
+		return nil, nil, err
 	}
+	// Of several of the swarm's with that name, it is the one that it is in.
 	i := slices.IndexFunc(b.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID })
-	if i < 0 {
-		return nil, removed, api.Errorf(api.NotFound, "container %s is not connected to network %s", id, w.Network.Name)
+	if i < 0 && w.Overlay != nil {
+		i = slices.IndexFunc(b.Endpoints, func(e endpoint) bool { return n.nets[e.NetworkID].Network.Name == name })
+	}
+	if i < 0 || b.Endpoints[i].Automatic {
+		return nil, nil, api.Errorf(api.NotFound, "container %s is not connected to network %s", id, w.Network.Name)
 	}
 	if w.Network.Driver == "host" {
-		return nil, removed, api.Errorf(api.Conflict, "container cannot be disconnected from host network or connected to host network")
+		return nil, nil, api.Errorf(api.Conflict, "container cannot be disconnected from host network or connected to host network")
 	}
-	removed = b.Endpoints[i]
 	if a, err = n.rearranged(b.attachment, slices.Delete(slices.Clone(b.Endpoints), i, i+1)); err != nil {
-		return nil, removed, err
+		return nil, nil, err
 	}
 	n.install(a)
-	return a, removed, nil
+	return b.attachment, a, nil
 }

@@ -20,7 +20,8 @@ const (
 )
 
 // newEndpoint takes what a container needs to be in a network. Callers hold mu.
-func (n *Networks) newEndpoint(w *netw, asked *dnet.EndpointSettings) (endpoint, error) {
+// id is the container's.
+func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings) (endpoint, error) {
 	s := asked.Copy()
 	if s == nil {
 		s = &dnet.EndpointSettings{}
@@ -43,7 +44,12 @@ func (n *Networks) newEndpoint(w *netw, asked *dnet.EndpointSettings) (endpoint,
 	if len(s.MacAddress) != 0 && (len(s.MacAddress) != 6 || s.MacAddress[0]&1 != 0) {
 		return e, api.Errorf(api.Invalid, "network %s: %s is not a MAC address of a single host", w.Network.Name, s.MacAddress)
 	}
-	if w.Overlay != nil {
+	if g := n.places.granted[grantKey{id, w.Network.ID}]; g != nil {
+		if err := w.granted(s, g); err != nil {
+			return e, err
+		}
+		e.Grant = g.ID
+	} else if w.Overlay != nil {
 		if err := w.takeGiven(s); err != nil {
 			return e, err
 		}

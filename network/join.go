@@ -35,13 +35,22 @@ const maxPortTries = 100
 // it keeps it. The container's name comes first in an endpoint's DNSNames.
 // MacAddress is one that the user asked for. On error nothing is left.
 //
+// A network that is not this node's may be one of the swarm's, if that is
+// attachable: managers then give the container its place there, see Swarm.
+//
 // Errors: Invalid, NotFound (a network), Conflict (a port is taken),
-// PermissionDenied (an address is), ResourceExhausted (a subnet is used up).
+// PermissionDenied (an address is; a network is not attachable), ResourceExhausted
+// (a subnet is used up), Unavailable (no manager answers).
 func (n *Networks) Join(ctx context.Context, id string, endpoints map[string]*dnet.EndpointSettings, ports dnet.PortMap) (*Joined, error) {
 	if !validContainerID(id) {
 		return nil, api.Errorf(api.Invalid, "container id %q can't name a namespace", id)
 	}
 	defer n.SetDNS(id, nil)
+	endpoints, settle, err := n.fromSwarm(ctx, id, endpoints)
+	if err != nil {
+		return nil, err
+	}
+	defer settle()
 	if n.needsGateway(endpoints) {
 		if err := n.makeGateway(ctx); err != nil {
 			return nil, err
@@ -132,7 +141,7 @@ func (n *Networks) admit(id string, asked map[string]*dnet.EndpointSettings, por
 // attach fills in an attachment's endpoints and ports.
 func (n *Networks) attach(a *attachment, wanted map[*netw]*dnet.EndpointSettings, avoid map[PortKey]bool) (err error) {
 	for w, s := range wanted {
-		e, err := n.newEndpoint(w, s)
+		e, err := n.newEndpoint(a.ID, w, s)
 		if err != nil {
 			return err
 		}
@@ -304,8 +313,10 @@ func (n *Networks) Leave(ctx context.Context, id string) error {
 	err := n.set.commit(ctx, n.config)
 	n.mu.Lock()
 	n.release(b.Endpoints)
+	grants := n.grantsOf(id, b.Endpoints)
 	n.forgetOverlays()
 	n.mu.Unlock()
+	n.giveBack(ctx, grants)
 	if err := itemsFailed(err, SandboxItem(id)); err != nil {
 		n.log.Warn("network: a container's namespace can't be removed yet", "container", id, "error", err)
 	}

@@ -57,6 +57,8 @@ type Networks struct {
 	hostServers []netip.Addr
 	dns         map[string][]netip.Addr
 
+	places places // in networks of the swarm
+
 	kicked      chan struct{}
 	gatewayTurn chan struct{} // held by who makes the gateway network
 }
@@ -89,7 +91,7 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 	o = o.withDefaults()
 	n := &Networks{
 		o: o, log: o.Log, plane: o.Dataplane, next: firstDynamicPort, creating: map[string]*record{},
-		told: map[string]*told{}, overlaysChanged: make(chan struct{}), kicked: make(chan struct{}, 1), gatewayTurn: make(chan struct{}, 1),
+		told: map[string]*told{}, overlaysChanged: make(chan struct{}), places: newPlaces(), kicked: make(chan struct{}, 1), gatewayTurn: make(chan struct{}, 1),
 		nets: map[string]*netw{}, boxes: map[string]*box{}, ports: map[PortKey]string{},
 	}
 	n.set.plane, n.set.timeout, n.set.log = o.Dataplane, o.SetTimeout, o.Log

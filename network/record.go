@@ -40,6 +40,9 @@ type endpoint struct {
 	// HostName of the interface; empty on host and none.
 	HostName  string `json:",omitempty"`
 	Interface string `json:",omitempty"` // name in the container
+	// Grant is the id of the place that managers gave a container of this node's
+	// users in a network of the swarm; empty for tasks.
+	Grant string `json:",omitempty"`
 	// Automatic endpoints are there because others need them, and not shown.
 	Automatic bool `json:",omitempty"`
 }

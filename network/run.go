@@ -81,6 +81,12 @@ func (n *Networks) Run(ctx context.Context) error {
 		defer close(narrower)
 		n.followKicks(ctx, kicked)
 	}()
+	keeper := make(chan struct{})
+	defer func() { cancel(); <-keeper }()
+	go func() {
+		defer close(keeper)
+		n.runPlaces(ctx)
+	}()
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	defer n.saveTold()

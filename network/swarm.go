@@ -33,6 +33,8 @@ type overlay struct {
 	Fits int `json:",omitempty"`
 	// Encrypted overlays send nothing in the clear.
 	Encrypted bool `json:",omitempty"`
+	// Swarm is the network as managers told it, as long as the daemon runs.
+	Swarm *api.Network `json:"-"`
 }
 
 // overlayRecord is what the managers said of a network, as a record.
@@ -42,7 +44,7 @@ func overlayRecord(o *api.Network) (*record, error) {
 		EnableIPv6: o.Spec.IPv6Enabled, Internal: o.Spec.Internal, Attachable: o.Spec.Attachable, Ingress: o.Spec.Ingress,
 		Options: orEmpty(o.DriverState.Options), Labels: orEmpty(o.Spec.Labels),
 		IPAM: dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
-	}, Overlay: &overlay{VNI: o.VNI(), Encrypted: isEncrypted(o.DriverState.Options)}}
+	}, Overlay: &overlay{VNI: o.VNI(), Swarm: o, Encrypted: isEncrypted(o.DriverState.Options)}}
 	switch {
 	case !validContainerID(o.ID):
 		return nil, api.Errorf(api.Invalid, "network %s: id %q can't name a namespace", o.Spec.Name, o.ID)
@@ -271,7 +273,7 @@ func (n *Networks) addGateway(l []endpoint) ([]endpoint, error) {
 	if w == nil {
 		return l, api.Errorf(api.NotFound, "network %s, which containers in overlays leave by, is gone; it is made again when one starts", gatewayName)
 	}
-	e, err := n.newEndpoint(w, nil)
+	e, err := n.newEndpoint("", w, nil)
 	if err != nil {
 		return l, err
 	}

@@ -83,6 +83,7 @@ func openMember(cfg memberConfig) (*member, error) {
 	}
 	if cfg.networks != nil {
 		cfg.networks.SetLocal(cfg.state.dataAddr())
+		m.worker.networks = cfg.networks
 		m.worker.overlays = overlays{local: cfg.networks, addr: func() netip.Addr { return m.membership().dataAddr() }}
 	}
 	if m.isManager() {

@@ -86,6 +86,10 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.openNetworks(ctx); err != nil {
 		return nil, err
 	}
+	swarmDir := filepath.Join(cfg.Settings.DataRoot, "swarm")
+	if state, err := loadMembership(swarmDir); err != nil || state != nil {
+		n.networks.ExpectSwarm()
+	}
 	if err := n.openEngine(ctx); err != nil {
 		return nil, err
 	}
@@ -97,7 +101,7 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.swarm = &swarmNode{
-		dir: filepath.Join(cfg.Settings.DataRoot, "swarm"), advertise: cfg.Settings.SwarmAdvertiseAddr, exec: n.executor, networks: n.networks,
+		dir: swarmDir, advertise: cfg.Settings.SwarmAdvertiseAddr, exec: n.executor, networks: n.networks,
 		log: n.log, removeTasks: n.removeTasks,
 	}
 	return n, nil

@@ -86,6 +86,9 @@ func (s *swarmNode) resume(life context.Context) {
 
 // failed notes why the member that is on disk can't begin, and returns it.
 func (s *swarmNode) failed(err error) error {
+	if s.networks != nil {
+		s.networks.SetSwarm(nil)
+	}
 	if errors.Is(err, ca.ErrLocked) {
 		err = errLocked
 		s.log.Warn("this node is a manager of a swarm that is locked: unlock it with `docker swarm unlock`")

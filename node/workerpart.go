@@ -12,6 +12,7 @@ import (
 	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/rpc"
 )
 
@@ -24,6 +25,8 @@ type workerPart struct {
 	exec  exec.Executor
 	// overlays is told of endpoints on other nodes; nil: nobody is.
 	overlays agent.Overlays
+	// networks has containers attached by managers; nil: none are.
+	networks *network.Networks
 	// managers is told how it goes with them; dial connects to one of them.
 	managers *agent.Managers
 	dial     func(context.Context) (*grpc.ClientConn, string, error)
@@ -52,6 +55,10 @@ func (w *workerPart) run(ctx context.Context) error {
 	r.renewed = func() {
 		w.renewed()
 		a.Redescribe()
+	}
+	if w.networks != nil {
+		w.networks.SetSwarm(attacher{a})
+		defer w.networks.SetSwarm(nil)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return named("agent", a.Run(ctx)) })

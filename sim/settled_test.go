@@ -194,7 +194,7 @@ func undone(view *store.View) string {
 		case api.ToldToEnd(t.DesiredState) || placed(t) || api.Final(t.Status.State):
 		case t.Status.State == swarm.TaskStateNew:
 			_, refused := allocator.Service(store.Get[*api.Service](view, t.ServiceID), ports, addresses)
-			if c := allocator.Task(t, store.Get[*api.Service](view, t.ServiceID), refused, addresses, now); c != nil && c.Status.State != swarm.TaskStateNew {
+			if c, _ := allocator.Task(t, store.Get[*api.Service](view, t.ServiceID), refused, addresses, now); c != nil && c.Status.State != swarm.TaskStateNew {
 				return fmt.Sprintf("task %s waits (%s), and might be allocated", t.ID, t.Status.Err)
 			}
 		default:

@@ -159,6 +159,9 @@ func (a *applier) giveSpec(t *api.Task, old any) error {
 // that no task has any more.
 func (a *applier) finish() (result, fatal error) {
 	for i := range a.changes {
+		if n, ok := a.changes[i].Old.(*api.Network); ok && a.changes[i].New == nil && inUse(&a.tables, n) {
+			return errStale, nil
+		}
 		if c := &a.changes[i]; c.New != nil && c.Kind.named() {
 			if err := nameFree(&a.tables, c.Kind, c.New); err != nil {
 				return err, nil

@@ -169,6 +169,7 @@ func TestTaskRoundTrip(t *testing.T) {
 		if task.Spec == nil {
 			task.Spec = &api.TaskSpec{}
 		}
+		task.Spec.Container = nil // as well
 		task.Slot = max(task.Slot, 0)
 		normalize(task.Spec)
 		networks := map[string]*api.Network{}

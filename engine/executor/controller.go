@@ -161,7 +161,7 @@ func (c *controller) start(ctx context.Context, id string) error {
 		}
 	}
 	if use := c.e.cfg.Networks; use != nil {
-		release, err := use.Use(nets)
+		release, err := use.UseFor(id, nets)
 		if err != nil {
 			return err
 		}

@@ -32,7 +32,8 @@ type Config struct {
 }
 
 // Networks makes networks of the swarm known on this node, by id, until release
-// is called and no container is in them.
+// is called and no container is in them. The container is about to join them with
+// the addresses that its task was given.
 type Networks interface {
 	Use(networks []*api.Network) (release func(), err error)
 	// Announce says that a container, which is about to join its networks, is a
@@ -42,6 +43,7 @@ type Networks interface {
 	// Drain takes a task out of all lists on this node, and reports whether it was
 	// in one.
 	Drain(ctx context.Context, container string) (was bool, err error)
+	UseFor(container string, networks []*api.Network) (release func(), err error)
 }
 
 // Executor makes controllers for tasks. Safe for concurrent use.

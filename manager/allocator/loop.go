@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -40,12 +39,12 @@ func (l *Loop) Run(ctx context.Context) error {
 type session struct {
 	*Loop
 	addresses *State
-	services  map[string]struct{} // to look at
-	tasks     map[string]struct{}
-	nodes     map[string]struct{}
-	refused   map[string]error    // services that can't get what they need, with the reason
-	waiting   map[string]struct{} // tasks that there was no address for
-	without   map[string]struct{} // nodes that there was no address for
+	// What to look at, by id.
+	services, tasks, nodes map[string]struct{}
+	ended                  map[string]struct{} // attachments that are over
+	refused                map[string]error    // services that can't get what they need, with the reason
+	// Who waits for an address.
+	waitingServices, waitingTasks, waitingNodes *waiters
 }
 
 func (l *Loop) follow(ctx context.Context) error {
@@ -69,8 +68,9 @@ func (l *Loop) follow(ctx context.Context) error {
 // begin computes from the store what is in use, and what is to be looked at.
 func (l *Loop) begin(view *store.View) *session {
 	s := &session{
-		Loop: l, addresses: NewState(), services: map[string]struct{}{}, tasks: map[string]struct{}{},
-		refused: map[string]error{}, waiting: map[string]struct{}{}, nodes: map[string]struct{}{}, without: map[string]struct{}{},
+		Loop: l, addresses: NewState(), services: map[string]struct{}{}, tasks: map[string]struct{}{}, nodes: map[string]struct{}{},
+		ended: map[string]struct{}{}, refused: map[string]error{},
+		waitingServices: newWaiters(), waitingTasks: newWaiters(), waitingNodes: newWaiters(),
 	}
 	for n := range store.List[*api.Network](view) {
 		s.addresses.SetNetwork(n)
@@ -85,12 +85,20 @@ func (l *Loop) begin(view *store.View) *session {
 	}
 	for t := range store.List[*api.Task](view) {
 		s.addresses.ChangeTask(nil, t)
-		if t.Status.State == swarm.TaskStateNew {
-			s.tasks[t.ID] = struct{}{}
-		}
+		s.lookAt(t)
 	}
 	s.addresses.Resume()
 	return s
+}
+
+// lookAt has a task looked at if there is something to do with it.
+func (s *session) lookAt(t *api.Task) {
+	switch {
+	case t.Attachment() && api.Final(t.Status.State):
+		s.ended[t.ID] = struct{}{}
+	case t.Status.State == swarm.TaskStateNew:
+		s.tasks[t.ID] = struct{}{}
+	}
 }
 
 func (s *session) note(c *store.Change) {
@@ -102,25 +110,25 @@ func (s *session) note(c *store.Change) {
 	case store.KindService:
 		was, _ := c.Old.(*api.Service)
 		is, _ := c.New.(*api.Service)
-		freed := s.addresses.ChangeService(was, is)
-		s.retry(len(freed) > 0) // also what this one published may be what others wait for
+		s.addresses.ChangeService(was, is)
+		s.retryServices(false) // what this one published may be what others wait for
 		if is == nil {
 			delete(s.refused, c.ID)
 			delete(s.services, c.ID)
+			s.waitingServices.remove(c.ID)
 			return
 		}
 		s.services[c.ID] = struct{}{}
 	case store.KindTask:
 		was, _ := c.Old.(*api.Task)
 		is, _ := c.New.(*api.Task)
-		if freed := s.addresses.ChangeTask(was, is); len(freed) > 0 {
-			s.retry(true)
-		}
+		s.addresses.ChangeTask(was, is)
 		if is == nil {
-			delete(s.waiting, c.ID)
 			delete(s.tasks, c.ID)
-		} else if is.Status.State == swarm.TaskStateNew {
-			s.tasks[c.ID] = struct{}{}
+			delete(s.ended, c.ID)
+			s.waitingTasks.remove(c.ID)
+		} else if s.waitingTasks.of[c.ID] == "" || is.Status.State != swarm.TaskStateNew {
+			s.lookAt(is)
 		}
 	}
 }
@@ -132,44 +140,51 @@ func (s *session) noteNetwork(c *store.Change) {
 	} else {
 		s.addresses.RemoveNetwork(c.ID)
 	}
-	s.retry(true)
+	s.retryServices(true)
+	for _, id := range s.waitingTasks.all() {
+		s.tasks[id] = struct{}{}
+	}
 	if s.addresses.ingress != was {
 		s.everyNode()
 	}
 }
 
-// retry has what waits looked at again; addresses tells whether tasks may find
-// one now.
-func (s *session) retry(addresses bool) {
+// retryServices has refused services looked at again: all, or those that do not
+// wait for an address.
+func (s *session) retryServices(all bool) {
 	for id := range s.refused {
-		s.services[id] = struct{}{}
+		if all || s.waitingServices.of[id] == "" {
+			s.services[id] = struct{}{}
+		}
 	}
-	if !addresses {
-		return
+}
+
+// due has those looked at for which there is an address now.
+func due(w *waiters, free func(string) uint64, to map[string]struct{}) {
+	for _, id := range w.due(free) {
+		to[id] = struct{}{}
 	}
-	maps.Copy(s.nodes, s.without)
-	clear(s.without)
-	for id := range s.waiting {
-		s.tasks[id] = struct{}{}
-	}
-	clear(s.waiting)
 }
 
 // allocate takes everything out of the sets.
 func (s *session) allocate(ctx context.Context) error {
-	if len(s.nodes) > 0 {
+	if err := s.removeEnded(ctx); err != nil {
+		return fmt.Errorf("remove attachments: %w", err)
+	}
+	// Who was offered an address may not want it any more: then others are due.
+	for due(s.waitingNodes, s.addresses.Free, s.nodes); len(s.nodes) > 0; due(s.waitingNodes, s.addresses.Free, s.nodes) {
 		if err := s.allocateNodes(ctx); err != nil {
 			return fmt.Errorf("allocate nodes: %w", err)
 		}
 	}
-	if len(s.services) > 0 {
+	for due(s.waitingServices, s.addresses.Free, s.services); len(s.services) > 0; due(s.waitingServices, s.addresses.Free, s.services) {
 		if err := s.allocateServices(ctx); err != nil {
 			return fmt.Errorf("allocate services: %w", err)
 		}
 		clear(s.services)
 	}
-	batch := make([]string, 0, min(len(s.tasks), maxTasks))
-	for len(s.tasks) > 0 {
+	var batch []string
+	for due(s.waitingTasks, s.addresses.Free, s.tasks); len(s.tasks) > 0; due(s.waitingTasks, s.addresses.Free, s.tasks) {
 		batch = batch[:0]
 		for id := range s.tasks {
 			if len(batch) == maxTasks {
@@ -235,6 +250,11 @@ func revert(undo *[]func()) {
 // settle notes what came of a service, and has tasks looked at that waited.
 func (s *session) settle(ctx context.Context, id string, refused error) {
 	was := s.refused[id]
+	if network := fullNetwork(refused); network != "" {
+		s.waitingServices.add(network, id)
+	} else {
+		s.waitingServices.remove(id)
+	}
 	switch {
 	case refused == nil && was == nil:
 		return
@@ -257,19 +277,19 @@ func (s *session) settle(ctx context.Context, id string, refused error) {
 func (s *session) allocateTasks(ctx context.Context, ids []string) error {
 	now := time.Now().UTC()
 	var undo []func()
-	var waiting []string
+	waiting := map[string]string{} // network by task
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
 		revert(&undo)
-		waiting = waiting[:0]
+		clear(waiting)
 		for _, id := range ids {
 			t := store.Get[*api.Task](tx, id)
 			if t == nil || t.Status.State != swarm.TaskStateNew || api.ToldToEnd(t.DesiredState) {
 				continue
 			}
 			refused := s.refused[t.ServiceID]
-			c := Task(t, store.Get[*api.Service](tx, t.ServiceID), refused, s.addresses, now)
-			if refused == nil && (c == nil || c.Status.State == swarm.TaskStateNew) {
-				waiting = append(waiting, id)
+			c, wait := Task(t, store.Get[*api.Service](tx, t.ServiceID), refused, s.addresses, now)
+			if network := fullNetwork(wait); network != "" && refused == nil {
+				waiting[id] = network
 			}
 			if c == nil {
 				continue
@@ -291,8 +311,8 @@ func (s *session) allocateTasks(ctx context.Context, ids []string) error {
 		}
 		return s.allocateTasks(ctx, ids[half:])
 	}
-	for _, id := range waiting {
-		s.waiting[id] = struct{}{}
+	for id, network := range waiting {
+		s.waitingTasks.add(network, id)
 	}
 	return err
 }

@@ -15,23 +15,19 @@ const maxNodes = 500
 func (s *session) noteNode(c *store.Change) {
 	was, _ := c.Old.(*api.Node)
 	is, _ := c.New.(*api.Node)
-	if freed := s.addresses.ChangeNode(was, is); len(freed) > 0 {
-		s.retry(true)
-	}
+	s.addresses.ChangeNode(was, is)
 	switch {
 	case is == nil:
 		delete(s.nodes, c.ID)
-		delete(s.without, c.ID)
-	case is.IngressNetwork != s.addresses.ingress:
-		if _, waits := s.without[c.ID]; !waits {
-			s.nodes[c.ID] = struct{}{}
-		}
+		s.waitingNodes.remove(c.ID)
+	case is.IngressNetwork != s.addresses.ingress && s.waitingNodes.of[c.ID] == "":
+		s.nodes[c.ID] = struct{}{}
 	}
 }
 
 // everyNode has all nodes looked at: there is another ingress network, or none.
 func (s *session) everyNode() {
-	clear(s.without)
+	s.waitingNodes.all()
 	for n := range store.List[*api.Node](s.Store.View()) {
 		s.nodes[n.ID] = struct{}{}
 	}
@@ -90,10 +86,35 @@ func (s *session) allocateSomeNodes(ctx context.Context, ids []string) error {
 		return s.allocateSomeNodes(ctx, ids[half:])
 	}
 	for _, id := range without {
-		s.without[id] = struct{}{}
+		s.waitingNodes.add(fullNetwork(refused), id)
 	}
 	if refused != nil {
-		s.Log.WarnContext(ctx, "nodes can't answer for published ports: the ingress network has no address for them; make it anew with a larger subnet", "nodes", len(s.without), "err", refused)
+		s.Log.WarnContext(ctx, "nodes can't answer for published ports: the ingress network has no address for them; make it anew with a larger subnet", "nodes", len(s.waitingNodes.of), "err", refused)
 	}
 	return err
+}
+
+// removeEnded deletes attachments whose node is lost: nobody starts them again, and
+// they are no part of any history.
+func (s *session) removeEnded(ctx context.Context) error {
+	ids := slices.Sorted(maps.Keys(s.ended))
+	clear(s.ended)
+	for len(ids) > 0 {
+		n := min(len(ids), maxTasks)
+		_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, id := range ids[:n] {
+				if t := store.Get[*api.Task](tx, id); t != nil && t.Attachment() && api.Final(t.Status.State) {
+					if err := store.Delete[*api.Task](tx, id); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		ids = ids[n:]
+	}
+	return nil
 }

@@ -59,10 +59,10 @@ func Node(n *api.Node, addresses *State) (*api.Node, error) {
 }
 
 // Task returns a new task with what it needs, ready to be scheduled, or with the
-// reason why it has to wait; nil if nothing changes. refused is what Service said
-// of its service, which is nil when the task has none. What the task gets is
-// counted in.
-func Task(t *api.Task, s *api.Service, refused error, addresses *State, now time.Time) *api.Task {
+// reason why it has to wait, which is the error as well; nil if nothing changes.
+// refused is what Service said of its service, which is nil when the task has none.
+// What the task gets is counted in. An attachment is where it belongs: it runs.
+func Task(t *api.Task, s *api.Service, refused error, addresses *State, now time.Time) (*api.Task, error) {
 	c := *t
 	c.Networks = nil
 	if refused == nil {
@@ -70,14 +70,17 @@ func Task(t *api.Task, s *api.Service, refused error, addresses *State, now time
 	}
 	if refused != nil {
 		if t.Status.Err == refused.Error() {
-			return nil
+			return nil, refused
 		}
 		c.Status = swarm.TaskStatus{State: swarm.TaskStateNew, Timestamp: now, Message: "pending allocation", Err: refused.Error()}
-		return &c
+		return &c, refused
 	}
 	if s != nil {
 		c.Ports = s.Endpoint.Ports
 	}
 	c.Status = swarm.TaskStatus{State: swarm.TaskStatePending, Timestamp: now, Message: "pending task scheduling"}
-	return &c
+	if t.Attachment() {
+		c.Status = swarm.TaskStatus{State: swarm.TaskStateRunning, Timestamp: now, Message: "attached"}
+	}
+	return &c, nil
 }

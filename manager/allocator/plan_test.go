@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,17 +72,23 @@ func TestTaskMovesOn(t *testing.T) {
 	task := &api.Task{ID: "t", Spec: &api.TaskSpec{}, Status: swarm.TaskStatus{State: swarm.TaskStateNew}}
 	task.Spec.Networks = []swarm.NetworkAttachmentConfig{{Target: "net", Aliases: []string{"x"}}}
 	s, _ := Service(service("a", swarm.PortConfig{TargetPort: 80}), api.Ports{}, NewState())
-	got := Task(task, s, nil, NewState(), now)
+	addresses := NewState()
+	addresses.SetNetwork(&api.Network{Network: swarm.Network{ID: "net"}, Predefined: true})
+	got, _ := Task(task, s, nil, addresses, now)
 	if got.Status.State != swarm.TaskStatePending || got.Status.Message != "pending task scheduling" || got.Networks[0].NetworkID != "net" || len(got.Ports) != 1 {
 		t.Errorf("%+v", got)
 	}
 	refused := api.Errorf(api.Conflict, "port is taken")
-	waits := Task(task, s, refused, NewState(), now)
+	waits, _ := Task(task, s, refused, addresses, now)
 	if waits.Status.State != swarm.TaskStateNew || waits.Status.Err != "port is taken" {
 		t.Errorf("%+v", waits.Status)
 	}
-	if Task(waits, s, refused, NewState(), now) != nil {
+	if again, _ := Task(waits, s, refused, addresses, now); again != nil {
 		t.Error("the same reason is written twice")
+	}
+	gone, err := Task(task, s, nil, NewState(), now)
+	if gone.Status.State != swarm.TaskStateNew || !strings.Contains(gone.Status.Err, "network net") || fullNetwork(err) != "" {
+		t.Errorf("%+v, %v", gone, err)
 	}
 }
 

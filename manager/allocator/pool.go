@@ -21,7 +21,8 @@ type pool struct {
 	subnet      netip.Prefix
 	first, last uint64 // what is given out unasked
 	words       map[uint64]uint64
-	used        uint64
+	used        uint64 // all that is in use
+	inside      uint64 // of it, what is from first to last
 	next        uint64
 }
 
@@ -95,10 +96,36 @@ func (p *pool) take() (netip.Prefix, bool) {
 	}
 }
 
+// takeThis gives out an address that is asked for; it need not be among those that
+// are given out unasked.
+func (p *pool) takeThis(a netip.Addr, network string) (netip.Prefix, error) {
+	if !p.subnet.Contains(a) {
+		return netip.Prefix{}, api.Errorf(api.Invalid, "network %s: address %s is not in its subnet %s", network, a, p.subnet)
+	}
+	o := p.offset(a)
+	if p.words[o/64]&(1<<(o%64)) != 0 {
+		return netip.Prefix{}, api.Errorf(api.Conflict, "network %s: Address already in use: %s", network, a)
+	}
+	p.set(o)
+	return netip.PrefixFrom(a, p.subnet.Bits()), nil
+}
+
+// free returns how many addresses can be given out unasked.
+func (p *pool) free() uint64 {
+	n := p.last - p.first
+	if n == math.MaxUint64 {
+		return n - p.inside
+	}
+	return n + 1 - p.inside
+}
+
 func (p *pool) set(o uint64) {
 	if w := p.words[o/64]; w&(1<<(o%64)) == 0 {
 		p.words[o/64] = w | 1<<(o%64)
 		p.used++
+		if o >= p.first && o <= p.last {
+			p.inside++
+		}
 	}
 }
 
@@ -121,6 +148,9 @@ func (p *pool) release(a netip.Addr) {
 		return
 	}
 	p.used--
+	if o >= p.first && o <= p.last {
+		p.inside--
+	}
 	if w &^= 1 << (o % 64); w == 0 {
 		delete(p.words, o/64)
 	} else {

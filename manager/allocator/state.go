@@ -1,6 +1,8 @@
 package allocator
 
 import (
+	"errors"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -14,7 +16,8 @@ import (
 // concurrent use.
 type State struct {
 	nets    map[string]*subnets
-	ingress string // id of the ingress network; empty: there is none
+	known   map[string]struct{} // networks, also those that give out nothing
+	ingress string              // id of the ingress network; empty: there is none
 }
 
 // subnets are a network's.
@@ -25,11 +28,12 @@ type subnets struct {
 
 // NewState returns a state without networks. Networks are told to it first,
 // then who holds addresses in them, then Resume.
-func NewState() *State { return &State{nets: map[string]*subnets{}} }
+func NewState() *State { return &State{nets: map[string]*subnets{}, known: map[string]struct{}{}} }
 
 // SetNetwork makes a network known. Networks that every node has by itself, and
 // those without subnets, have no addresses to give out.
 func (s *State) SetNetwork(n *api.Network) {
+	s.known[n.ID] = struct{}{}
 	if n.Predefined || n.IPAMOptions == nil || s.nets[n.ID] != nil {
 		return
 	}
@@ -53,6 +57,7 @@ func (s *State) SetNetwork(n *api.Network) {
 
 // RemoveNetwork forgets a network and all that was given out in it.
 func (s *State) RemoveNetwork(id string) {
+	delete(s.known, id)
 	delete(s.nets, id)
 	if s.ingress == id {
 		s.ingress = ""
@@ -175,20 +180,60 @@ func (s *State) release(id string, a netip.Addr) bool {
 	return true
 }
 
-// take gives out one address of each family, or none.
-func (s *State) take(id string) ([]netip.Prefix, error) {
+// full is the error of a network that has no address left.
+type full struct {
+	network string // its id
+	error
+}
+
+func (f *full) Unwrap() error { return f.error }
+
+// fullNetwork returns the id of the network for which there is nothing to do but
+// wait; empty if err is another error.
+func fullNetwork(err error) string {
+	var f *full
+	if errors.As(err, &f) {
+		return f.network
+	}
+	return ""
+}
+
+// Free returns for how many more there are addresses of each family in a network.
+func (s *State) Free(network string) uint64 {
+	w := s.nets[network]
+	if w == nil || len(w.pools) == 0 {
+		return 0
+	}
+	n := uint64(math.MaxUint64)
+	for _, p := range w.pools {
+		n = min(n, p.free())
+	}
+	return n
+}
+
+// take gives out one address of each family, those asked for or the next, or none.
+func (s *State) take(id string, asked ...netip.Addr) ([]netip.Prefix, error) {
 	w := s.nets[id]
 	if w == nil {
 		return nil, nil
 	}
 	var got []netip.Prefix
 	for _, p := range w.pools {
-		a, ok := p.take()
-		if !ok {
+		i := slices.IndexFunc(asked, func(a netip.Addr) bool { return a.Is4() == p.subnet.Addr().Is4() })
+		var a netip.Prefix
+		var err error
+		if i >= 0 {
+			a, err = p.takeThis(asked[i], w.name)
+		} else if next, ok := p.take(); ok {
+			a = next
+		} else {
+			err = &full{id, p.exhausted(w.name)}
+		}
+		if err != nil {
 			for _, g := range got {
 				s.release(id, g.Addr())
 			}
-			return nil, p.exhausted(w.name)
+			return nil, err
 		}
 		got = append(got, a)
 	}
@@ -256,8 +301,16 @@ func (s *State) attach(t *api.Task) ([]api.NetworkAttachment, error) {
 		if i < len(t.Spec.Networks) {
 			a.Aliases, a.DriverOpts = t.Spec.Networks[i].Aliases, t.Spec.Networks[i].DriverOpts
 		}
+		if _, there := s.known[id]; !there {
+			s.detach(all)
+			return nil, api.Errorf(api.NotFound, "network %s, which the task is to be in, was removed", id)
+		}
+		var asked []netip.Addr
+		if c := t.Spec.Container; c != nil {
+			asked = c.Addresses
+		}
 		var err error
-		if a.Addresses, err = s.take(id); err != nil {
+		if a.Addresses, err = s.take(id, asked...); err != nil {
 			s.detach(all)
 			return nil, err
 		}

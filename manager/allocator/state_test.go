@@ -92,14 +92,14 @@ func TestAddressesRunOut(t *testing.T) {
 	s.SetNetwork(n)
 	var tasks []*api.Task
 	for i := range 5 {
-		c := Task(newTask(fmt.Sprint(i), "n"), nil, nil, s, time.Unix(1, 0))
+		c, _ := Task(newTask(fmt.Sprint(i), "n"), nil, nil, s, time.Unix(1, 0))
 		tasks = append(tasks, c)
 		if want := fmt.Sprintf("10.1.0.%d/29", i+2); c.Networks[0].Addresses[0].String() != want {
 			t.Errorf("%v, want %s", c.Networks, want)
 		}
 	}
-	waits := Task(newTask("5", "n"), nil, nil, s, time.Unix(1, 0))
-	if waits.Status.State != swarm.TaskStateNew || !strings.Contains(waits.Status.Err, "network n: no address is left in 10.1.0.0/29 (10.1.0.1 to 10.1.0.6): 6 are in use") {
+	waits, why := Task(newTask("5", "n"), nil, nil, s, time.Unix(1, 0))
+	if fullNetwork(why) != "n" || s.Free("n") != 0 || waits.Status.State != swarm.TaskStateNew || !strings.Contains(waits.Status.Err, "network n: no address is left in 10.1.0.0/29 (10.1.0.1 to 10.1.0.6): 6 are in use") {
 		t.Errorf("%+v", waits.Status)
 	}
 	ended := *tasks[2]
@@ -107,7 +107,7 @@ func TestAddressesRunOut(t *testing.T) {
 	if freed := s.ChangeTask(tasks[2], &ended); !slices.Equal(freed, []string{"n"}) {
 		t.Error(freed)
 	}
-	if again := Task(waits, nil, nil, s, time.Unix(1, 0)); again.Networks[0].Addresses[0].String() != "10.1.0.4/29" {
+	if again, _ := Task(waits, nil, nil, s, time.Unix(1, 0)); again.Networks[0].Addresses[0].String() != "10.1.0.4/29" {
 		t.Error(again.Networks)
 	}
 }
@@ -297,7 +297,7 @@ func (w *world) addTask(id, service string) {
 	}
 	t := newTask(id)
 	t.ServiceID, t.Spec = service, s.TaskSpec()
-	if c := Task(t, s, nil, w.state, time.Unix(1, 0)); c != nil && c.Status.State == swarm.TaskStatePending {
+	if c, _ := Task(t, s, nil, w.state, time.Unix(1, 0)); c != nil && c.Status.State == swarm.TaskStatePending {
 		w.tasks[id] = c
 		w.state.ChangeTask(t, c) // as the watch tells of it
 	}
@@ -366,7 +366,7 @@ func BenchmarkTasks(b *testing.B) {
 				s := NewState()
 				s.SetNetwork(net)
 				for range n {
-					if Task(t, nil, nil, s, time.Time{}).Networks[0].Addresses == nil {
+					if c, _ := Task(t, nil, nil, s, time.Time{}); c.Networks[0].Addresses == nil {
 						b.Fatal("no address")
 					}
 				}

@@ -44,13 +44,19 @@ func (c *Control) NetworkList(_ context.Context, f api.Filters) ([]network.Summa
 	for n := range store.List[*api.Network](view) {
 		if n.Predefined || !anyPart(f["id"], n.ID) || !anyPart(f["name"], n.Spec.Name) || !matchLabels(f["label"], n.Spec.Labels) ||
 			len(f["driver"]) > 0 && !slices.Contains(f["driver"], driver(n)) || len(f["type"]) > 0 && !slices.Contains(f["type"], "custom") ||
-			len(dangling) > 0 && !slices.Contains(dangling, !n.Spec.Ingress && networkUsers(view, n) == nil) {
+			len(dangling) > 0 && !slices.Contains(dangling, dangles(view, n)) {
 			continue
 		}
 		out = append(out, network.Summary{Network: networkOf(n)})
 	}
 	slices.SortFunc(out, func(a, b network.Summary) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// dangles reports whether nobody needs a network.
+func dangles(r store.Reader, n *api.Network) bool {
+	services, containers := networkUsers(r, n)
+	return !n.Spec.Ingress && len(services)+len(containers) == 0
 }
 
 func anyPart(values []string, s string) bool {
@@ -111,10 +117,27 @@ func (c *Control) NetworkInspect(_ context.Context, name string, verbose bool) (
 	return in, nil
 }
 
-// networkUsers says who needs a network: the names of services. Tasks of services
-// that are gone are on their way out and keep nobody from removing it, so that a
-// stack can be removed, and deployed again, at once.
-func networkUsers(r store.Reader, n *api.Network) []string {
+// networkUsers says who needs a network: services by name, and containers that
+// nodes' users run in it. Tasks of services that are gone are on their way out and
+// keep nobody from removing it, so that a stack can be removed, and deployed again,
+// at once.
+func networkUsers(r store.Reader, n *api.Network) (services, containers []string) {
+	for t := range store.List[*api.Task](r, store.ByNetwork(n.ID)) {
+		if !t.Attachment() || api.Final(t.Status.State) {
+			continue
+		}
+		at := t.NodeID
+		if o := store.Get[*api.Node](r, t.NodeID); o != nil && o.Description.Hostname != "" {
+			at = o.Description.Hostname
+		}
+		containers = append(containers, t.Name()+" on node "+at)
+	}
+	slices.Sort(containers)
+	return serviceUsers(r, n), containers
+}
+
+// serviceUsers are the names of the services that need a network.
+func serviceUsers(r store.Reader, n *api.Network) []string {
 	var names []string
 	if n.Spec.Ingress {
 		for s := range store.List[*api.Service](r) {
@@ -149,20 +172,26 @@ func removeNetwork(tx *store.Tx, n *api.Network) error {
 	if n.Predefined {
 		return api.Errorf(api.PermissionDenied, "%s is a pre-defined network and cannot be removed", n.Spec.Name)
 	}
-	names := networkUsers(tx, n)
-	if len(names) == 0 {
-		return store.Delete[*api.Network](tx, n.ID)
+	services, containers := networkUsers(tx, n)
+	switch {
+	case len(services)+len(containers) == 0:
+		return store.Delete[*api.Network](tx, n.ID) // refused when applied if somebody has come to use it
+	case n.Spec.Ingress:
+		return api.Errorf(api.Conflict, "ingress network cannot be removed because service %s depends on it", someOf(services))
+	case len(services) == 0:
+		return api.Errorf(api.Conflict, "network %s is in use by container %s; stop it, or disconnect it from the network, there", n.Spec.Name, someOf(containers))
+	case len(containers) == 0:
+		return api.Errorf(api.Conflict, "network %s is in use by service %s", n.Spec.Name, someOf(services))
 	}
-	more := ""
+	return api.Errorf(api.Conflict, "network %s is in use by service %s and container %s", n.Spec.Name, someOf(services), someOf(containers))
+}
+
+// someOf lists names, but not too many.
+func someOf(names []string) string {
 	if len(names) > maxNamed {
-		more = ", …"
-		names = names[:maxNamed]
+		return strings.Join(names[:maxNamed], ", ") + ", …"
 	}
-	list := strings.Join(names, ", ") + more
-	if n.Spec.Ingress {
-		return api.Errorf(api.Conflict, "ingress network cannot be removed because service %s depends on it", list)
-	}
-	return api.Errorf(api.Conflict, "network %s is in use by service %s", n.Spec.Name, list)
+	return strings.Join(names, ", ")
 }
 
 // NetworkPrune removes the networks that no service uses, but for the ingress
@@ -229,7 +258,7 @@ func attachable(r store.Reader, s *swarm.ServiceSpec, nets []*api.Network) error
 		return nil
 	}
 	for n := range store.List[*api.Network](r) {
-		if n.Spec.Ingress {
+		if n.Spec.Ingress && store.Get[*api.Network](r, n.ID) != nil { // the service depends on it
 			return nil
 		}
 	}

@@ -74,7 +74,7 @@ func nodeAddr(r store.Reader, id string) netip.Addr {
 func serviceInfos(r store.Reader, n *api.Network) map[string]network.ServiceInfo {
 	infos := map[string]network.ServiceInfo{}
 	names := map[string]string{}
-	for _, name := range networkUsers(r, n) {
+	for _, name := range serviceUsers(r, n) {
 		for s := range store.List[*api.Service](r, store.ByName(name)) {
 			names[s.ID] = name
 			infos[name] = serviceInfo(s, n)
@@ -82,10 +82,13 @@ func serviceInfos(r store.Reader, n *api.Network) map[string]network.ServiceInfo
 	}
 	attached(r, n, func(t *api.Task, a netip.Addr) {
 		name, ok := names[t.ServiceID]
-		if !ok {
+		if !ok && !t.Attachment() {
 			return
 		}
-		info := infos[name]
+		info, ok := infos[name] // containers of no service are under no name
+		if !ok {
+			info = network.ServiceInfo{Ports: []string{}}
+		}
 		info.Tasks = append(info.Tasks, network.Task{
 			Name: t.Name(), EndpointID: t.ID, EndpointIP: a, Info: map[string]string{"Host IP": nodeAddr(r, t.NodeID).String()},
 		})

@@ -145,6 +145,10 @@ func (tf *taskFilter) candidates(view *store.View) func(func(*api.Task) bool) {
 }
 
 func (tf *taskFilter) match(view *store.View, t *api.Task) bool {
+	// Those of users' own containers are shown to who asks for them.
+	if t.Attachment() && !slices.Contains(tf.f["runtime"], string(swarm.RuntimeNetworkAttachment)) {
+		return false
+	}
 	if t.DesiredState == swarm.TaskStateRemove && len(tf.f["id"]) == 0 {
 		return false
 	}
@@ -156,8 +160,7 @@ func (tf *taskFilter) match(view *store.View, t *api.Task) bool {
 }
 
 func shortName(t *api.Task) string {
-	n := t.Name()
-	return n[:len(n)-len(t.ID)-1]
+	return strings.TrimSuffix(t.Name(), "."+t.ID)
 }
 
 func labels(t *api.Task) map[string]string {

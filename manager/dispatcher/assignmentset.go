@@ -76,8 +76,8 @@ func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
 		}
 		return
 	}
-	if api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) {
-		return
+	if api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) || t.Attachment() {
+		return // what a node attached itself is nothing for it to run
 	}
 	a.tasks[id] = t
 	switch {

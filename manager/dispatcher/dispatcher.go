@@ -96,10 +96,12 @@ func New(cfg Config) (*Dispatcher, error) {
 // Logs returns the relay of logs.
 func (d *Dispatcher) Logs() *LogBroker { return d.logs }
 
-// Register registers the services Dispatcher, Overlays, LogBroker and Logs.
+// Register registers the services Dispatcher, Overlays, Attachments, LogBroker and
+// Logs.
 func (d *Dispatcher) Register(s grpc.ServiceRegistrar) {
 	swarmpb.RegisterDispatcherServer(s, d)
 	swarmpb.RegisterOverlaysServer(s, d)
+	swarmpb.RegisterAttachmentsServer(s, &attachments{Dispatcher: d})
 	swarmpb.RegisterLogBrokerServer(s, &brokerServer{b: d.logs, peer: d.caller})
 	swarmpb.RegisterLogsServer(s, &logsServer{b: d.logs})
 }

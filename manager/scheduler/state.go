@@ -94,7 +94,7 @@ func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 	if len(s.promises) > 0 && (t == nil || t.Status.State != swarm.TaskStatePending || leaving(t)) {
 		better = s.unpromise(id)
 	}
-	holds := t != nil && t.NodeID != "" && !api.Final(t.Status.State) && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned)
+	holds := t != nil && t.NodeID != "" && !t.Attachment() && !api.Final(t.Status.State) && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned)
 	if old != nil && (!holds || old.NodeID != t.NodeID) {
 		if n := s.count(old, -1); n != nil && t != nil && failed(t) {
 			n.fail(groupKey(t), now)
