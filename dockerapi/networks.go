@@ -54,14 +54,18 @@ func wholeNetwork(n network.Network) network.Network {
 }
 
 func (s *Server) networkCreate(c *call) error {
-	var r network.CreateRequest
-	if err := c.decode(&r); err != nil {
+	var q networkRequest
+	if err := c.decode(&q); err != nil {
+		return err
+	}
+	r, err := q.request()
+	if err != nil {
 		return err
 	}
 	if r.Name == "" {
 		return api.Errorf(api.Invalid, "invalid network: Name is empty")
 	}
-	resp, err := s.Networks.NetworkCreate(c.ctx, &r)
+	resp, err := s.Networks.NetworkCreate(c.ctx, r)
 	return answer(c, http.StatusCreated, resp, err)
 }
 

@@ -90,6 +90,9 @@ func (n *Networks) Use(networks []*api.Network) (release func(), err error) {
 		ids = nil
 		n.forgetOverlays()
 	}
+	if err := n.checkRoutes(networks); err != nil {
+		return nil, err
+	}
 	for _, o := range networks {
 		if o.Predefined {
 			continue

@@ -30,6 +30,7 @@ type genesis struct {
 	cluster *api.Cluster
 	node    *api.Node
 	keys    *ca.Keys
+	routes  []netip.Prefix // of this host
 }
 
 // Numbers that Docker gives a swarm when the user names none.
@@ -180,7 +181,7 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 				return err
 			}
 		}
-		ingress, err := control.Ingress(g.cluster)
+		ingress, err := control.Ingress(g.cluster, g.routes...)
 		if err != nil {
 			return err
 		}

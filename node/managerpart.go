@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -39,6 +40,8 @@ type managerPart struct {
 	recovery *recovery
 	// peers are the managers that the node knows of, to join through them.
 	peers func() []string
+	// routes are the prefixes that this host routes; nil: not known.
+	routes func(context.Context) ([]netip.Prefix, error)
 
 	store    *store.Store
 	raft     *raftnode.Node
@@ -69,6 +72,9 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 	p := &managerPart{
 		dir: m.dir, state: m.membership(), creds: m.creds, vault: m.vault, log: m.log, genesis: cfg.genesis, forced: cfg.forced, peers: m.peers, recovery: m.worker.recovery,
 		stranger: make(chan *grpc.ClientConn, 1), founded: make(chan struct{}), done: make(chan struct{}),
+	}
+	if n := m.worker.networks; n != nil {
+		p.routes = n.Routes
 	}
 	if p.store, err = store.New(store.Config{}); err != nil {
 		return nil, err
@@ -137,7 +143,7 @@ func (p *managerPart) assemble() (err error) {
 		return err
 	}
 	p.server = rpc.NewServer(rpc.ServerConfig{Credentials: p.creds, Removed: p.removed, Log: p.log.With("component", "rpc")})
-	p.control = control.New(control.Config{Store: p.store, External: external, Manager: p.managerStatus})
+	p.control = control.New(control.Config{Store: p.store, External: external, Manager: p.managerStatus, Routes: p.routes})
 	watch := &presence.Loop{
 		Store: p.store, Reachable: p.reaches, Probe: probe, Log: p.log.With("component", "presence"),
 		Grace: func(c *api.Cluster) time.Duration { return dispatcher.Grace(c.Spec.Dispatcher.HeartbeatPeriod) },

@@ -88,6 +88,13 @@ func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) er
 	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
 		return err
 	}
+	if s.networks != nil {
+		routes, err := s.networks.Routes(ctx)
+		if err != nil {
+			return err
+		}
+		g.routes = routes
+	}
 	kek := g.cluster.UnlockKey
 	if err := keyFiles(s.dir).Save(g.keys, kek); err != nil {
 		return err

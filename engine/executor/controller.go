@@ -53,6 +53,9 @@ func (c *controller) Prepare(ctx context.Context) error {
 	if n := c.e.node(); n != nil && o.Config.Labels[labelNodeID] == "" {
 		o.Config.Labels[labelNodeID] = n.ID
 	}
+	if err := c.usable(); err != nil {
+		return err
+	}
 	if err := c.pull(ctx, o.Config.Image); err != nil {
 		return err
 	}
@@ -152,14 +155,35 @@ func (c *controller) Start(ctx context.Context) error {
 	return nil
 }
 
-// start starts the container, in its networks.
-func (c *controller) start(ctx context.Context, id string) error {
+// networks are those of the task.
+func (c *controller) networks() []*api.Network {
 	var nets []*api.Network
 	for _, a := range c.task.Networks {
 		if n, ok := c.deps.Network(a.NetworkID); ok {
 			nets = append(nets, n)
 		}
 	}
+	return nets
+}
+
+// usable rejects a task whose networks this node can't be in.
+func (c *controller) usable() error {
+	if c.e.cfg.Networks == nil {
+		return nil
+	}
+	release, err := c.e.cfg.Networks.Use(c.networks())
+	if err == nil {
+		release()
+	}
+	if api.Is(err, api.Invalid) || api.Is(err, api.Conflict) {
+		return exec.Rejected(err)
+	}
+	return err
+}
+
+// start starts the container, in its networks.
+func (c *controller) start(ctx context.Context, id string) error {
+	nets := c.networks()
 	if use := c.e.cfg.Networks; use != nil {
 		release, err := use.UseFor(id, nets)
 		if err != nil {

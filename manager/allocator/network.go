@@ -28,6 +28,9 @@ const DefaultSubnetSize = 24
 type Pools struct {
 	Bases []netip.Prefix
 	Size  int // mask length of each subnet
+	// Routes of the manager's host: containers of a network that overlaps one could
+	// not reach what is there, or the host not the containers.
+	Routes []netip.Prefix
 }
 
 // PoolsOf returns a swarm's pools: those of IPv4 that it was made with, and for
@@ -53,13 +56,13 @@ func uniqueLocal(id string) netip.Prefix {
 
 // used is what the networks of a swarm have.
 type used struct {
-	subnets []subnetOf
+	subnets []subnetOf        // of networks, then routes
 	vnis    map[uint32]string // network by name
 }
 
 type subnetOf struct {
 	prefix  netip.Prefix
-	network string
+	network string // empty: a route of the host
 }
 
 func usedBy(others iter.Seq[*api.Network], except string) *used {
@@ -85,6 +88,9 @@ func usedBy(others iter.Seq[*api.Network], except string) *used {
 // a subnet or VNI is another network's; ResourceExhausted; Invalid.
 func Network(n *api.Network, others iter.Seq[*api.Network], pools Pools, seed uint64) (*api.Network, error) {
 	u := usedBy(others, n.ID)
+	for _, r := range pools.Routes {
+		u.subnets = append(u.subnets, subnetOf{prefix: r})
+	}
 	c := *n
 	c.DriverState = swarm.Driver{Name: "overlay", Options: map[string]string{}}
 	var asked []swarm.IPAMConfig
@@ -147,7 +153,11 @@ func ParseVNI(s string) (uint32, error) {
 func (u *used) subnet(c swarm.IPAMConfig, v6 bool, pools Pools, reserved map[string]netip.Addr) (swarm.IPAMConfig, error) {
 	if c.Subnet.IsValid() {
 		for _, s := range u.subnets {
-			if s.prefix.Overlaps(c.Subnet) {
+			switch {
+			case !s.prefix.Overlaps(c.Subnet):
+			case s.network == "":
+				return c, api.Errorf(api.Conflict, "subnet %s overlaps the route to %s of this manager's host: containers could not reach what is there; name another subnet (--subnet)", c.Subnet, s.prefix)
+			default:
 				return c, api.Errorf(api.Conflict, "invalid pool request: Pool overlaps with other one on this address space: subnet %s and %s of network %s", c.Subnet, s.prefix, s.network)
 			}
 		}
@@ -157,7 +167,7 @@ func (u *used) subnet(c swarm.IPAMConfig, v6 bool, pools Pools, reserved map[str
 			return c, err
 		}
 	}
-	u.subnets = append(u.subnets, subnetOf{prefix: c.Subnet})
+	u.subnets = append(u.subnets, subnetOf{c.Subnet, "this"})
 	if c.Gateway.IsValid() {
 		return c, nil
 	}
@@ -176,13 +186,16 @@ func (u *used) subnet(c swarm.IPAMConfig, v6 bool, pools Pools, reserved map[str
 // size6 is the mask length of IPv6 subnets from a pool.
 const size6 = 64
 
+// maxRoutesNamed bounds how many routes a refusal names.
+const maxRoutesNamed = 5
+
 // free returns the first subnet of the pools that overlaps no other.
 func (u *used) free(pools Pools, v6 bool) (netip.Prefix, error) {
 	size := pools.Size
 	if v6 {
 		size = size6
 	}
-	var names []string
+	var names, routes []string
 	count := 0
 	for _, base := range pools.Bases {
 		if base.Addr().Is6() != v6 {
@@ -194,7 +207,11 @@ func (u *used) free(pools Pools, v6 bool) (netip.Prefix, error) {
 			if i < 0 {
 				return s, nil
 			}
-			count++
+			if u.subnets[i].network != "" {
+				count++
+			} else if r := u.subnets[i].prefix.String(); !slices.Contains(routes, r) {
+				routes = append(routes, r)
+			}
 			// Go on behind the larger of the two.
 			if o := u.subnets[i].prefix; o.Bits() < s.Bits() {
 				s = after(o, s.Bits())
@@ -203,9 +220,13 @@ func (u *used) free(pools Pools, v6 bool) (netip.Prefix, error) {
 			}
 		}
 	}
+	beside := ""
+	if len(routes) > 0 {
+		beside = " and by routes of this manager's host (" + strings.Join(routes[:min(len(routes), maxRoutesNamed)], ", ") + ")"
+	}
 	return netip.Prefix{}, api.Errorf(api.ResourceExhausted,
-		"could not find an available, non-overlapping subnet: address pool %s is used up by %d subnets (of /%d each); remove networks, or name a subnet of your own (--subnet)",
-		strings.Join(names, ", "), count, size)
+		"could not find an available, non-overlapping subnet: address pool %s is used up by %d subnets (of /%d each)%s; remove networks, or name a subnet of your own (--subnet)",
+		strings.Join(names, ", "), count, size, beside)
 }
 
 // after returns the prefix of the given length that begins behind p; the zero

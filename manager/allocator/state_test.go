@@ -83,6 +83,24 @@ func TestPoolsAreUsedUp(t *testing.T) {
 	}
 }
 
+func TestSubnetsKeepOffTheHostsRoutes(t *testing.T) {
+	p := pools(24, "10.0.0.0/8")
+	p.Routes = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/23"), netip.MustParsePrefix("10.0.2.16/28")}
+	n, err := Network(newNetwork("n"), slices.Values([]*api.Network(nil)), p, 0)
+	if err != nil || n.IPAMOptions.Configs[0].Subnet.String() != "10.0.3.0/24" {
+		t.Fatal(n, err)
+	}
+	_, err = Network(newNetwork("m", subnet("10.0.2.0/24")), slices.Values([]*api.Network{n}), p, 0)
+	if !api.Is(err, api.Conflict) || !strings.Contains(err.Error(), "subnet 10.0.2.0/24 overlaps the route to 10.0.2.16/28") {
+		t.Error(err)
+	}
+	p.Routes = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	_, err = Network(newNetwork("m"), slices.Values([]*api.Network(nil)), p, 0)
+	if !api.Is(err, api.ResourceExhausted) || !strings.Contains(err.Error(), "by 0 subnets (of /24 each) and by routes of this manager's host (10.0.0.0/8)") {
+		t.Error(err)
+	}
+}
+
 func TestAddressesRunOut(t *testing.T) {
 	s := NewState()
 	n, err := Network(newNetwork("n", subnet("10.1.0.0/29")), slices.Values([]*api.Network(nil)), pools(24, "10.0.0.0/8"), 0)

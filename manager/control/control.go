@@ -1,6 +1,8 @@
 package control
 
 import (
+	"context"
+	"net/netip"
 	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -17,6 +19,9 @@ type Config struct {
 	External External
 	// Manager tells a node's manager status; nil for workers. May be nil.
 	Manager func(n *api.Node) *swarm.ManagerStatus
+	// Routes are the prefixes that this host routes, which no network may overlap.
+	// Nil: none.
+	Routes func(ctx context.Context) ([]netip.Prefix, error)
 }
 
 // Control serves users. Safe for concurrent use. Objects are named by id, name

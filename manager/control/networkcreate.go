@@ -34,14 +34,17 @@ const (
 const IngressName = "ingress"
 
 // Ingress returns the network of the routing mesh as a new swarm has it.
-func Ingress(c *api.Cluster) (*api.Network, error) {
+// routes are those of this manager's host.
+func Ingress(c *api.Cluster, routes ...netip.Prefix) (*api.Network, error) {
 	n := &api.Network{}
 	n.ID = api.NewID()
 	n.Spec = swarm.NetworkSpec{
 		Annotations: swarm.Annotations{Name: IngressName, Labels: map[string]string{}}, Ingress: true, Scope: scopeSwarm,
 		DriverConfiguration: &swarm.Driver{Name: driverOverlay}, IPAMOptions: &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}},
 	}
-	return allocator.Network(n, slices.Values([]*api.Network(nil)), allocator.PoolsOf(c), 0)
+	pools := allocator.PoolsOf(c)
+	pools.Routes = routes
+	return allocator.Network(n, slices.Values([]*api.Network(nil)), pools, 0)
 }
 
 // NetworkCreate adds an overlay network, with subnets, gateways and VXLAN id.
@@ -51,8 +54,12 @@ func (c *Control) NetworkCreate(ctx context.Context, q *network.CreateRequest) (
 	if err := validateNetwork(q); err != nil {
 		return nil, err
 	}
+	routes, err := c.routes(ctx)
+	if err != nil {
+		return nil, err
+	}
 	n := networkFrom(q)
-	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+	_, err = c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		cluster, err := c.cluster(tx)
 		if err != nil {
 			return err
@@ -60,7 +67,9 @@ func (c *Control) NetworkCreate(ctx context.Context, q *network.CreateRequest) (
 		if err := roomFor(tx, n); err != nil {
 			return err
 		}
-		given, err := allocator.Network(n, store.List[*api.Network](tx), allocator.PoolsOf(cluster), c.cfg.Store.View().Index())
+		pools := allocator.PoolsOf(cluster)
+		pools.Routes = routes
+		given, err := allocator.Network(n, store.List[*api.Network](tx), pools, c.cfg.Store.View().Index())
 		if err != nil {
 			return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
 		}
@@ -75,6 +84,18 @@ func (c *Control) NetworkCreate(ctx context.Context, q *network.CreateRequest) (
 		return nil, err
 	}
 	return &network.CreateResponse{ID: n.ID}, nil
+}
+
+// routes are those of this manager's host.
+func (c *Control) routes(ctx context.Context) ([]netip.Prefix, error) {
+	if c.cfg.Routes == nil {
+		return nil, nil
+	}
+	l, err := c.cfg.Routes(ctx)
+	if err != nil {
+		return nil, api.Errorf(api.Unavailable, "this manager can't see which addresses its host uses: %w", err)
+	}
+	return l, nil
 }
 
 // roomFor refuses one network too many.
