@@ -211,6 +211,9 @@ func (t *telling) endpointOf(task *api.Task, network string) *swarmpb.OverlayEnd
 	if named(task) && task.Spec != nil {
 		e.Name, e.Aliases = task.Name(), ownNames(task, &task.Networks[i], node)
 	}
+	if task.Attachment() { // of a service, they are the service's
+		e.Aliases = task.Networks[i].Aliases
+	}
 	e.Addresses = addresses(task.Networks[i].Addresses)
 	return e
 }
