@@ -53,7 +53,7 @@ func (e *Engine) Info(ctx context.Context) (*Info, error) {
 	i := &Info{
 		Hostname: e.Hostname(), Kernel: e.host.kernel, CPUs: runtime.NumCPU(), Memory: e.host.memory,
 		CgroupVersion: "1", Storage: e.cfg.Storage, LogDriver: e.cfg.LogDriver, LogDrivers: []string{logfile.JSONFile, logfile.Local},
-		VolumeDrivers: []string{localDriver}, NetworkDrivers: []string{"bridge", "host", "null", "overlay"},
+		VolumeDrivers: []string{localDriver}, NetworkDrivers: []string{"bridge", "host", "macvlan", "null", "overlay"},
 		Security: []string{"name=seccomp,profile=builtin"}, InitPath: e.cfg.InitPath, Architecture: machine(),
 	}
 	if e.host.unified {

@@ -190,7 +190,7 @@ func (n *Networks) swarmsOwn(id string, asked map[string]*dnet.EndpointSettings)
 	var names []string
 	for _, name := range slices.Sorted(maps.Keys(asked)) {
 		w, err := n.lookup(name)
-		if api.Is(err, api.NotFound) || err == nil && w.Overlay != nil && !n.hasPlace(id, w) {
+		if api.Is(err, api.NotFound) || err == nil && w.ofSwarm() && !n.hasPlace(id, w) {
 			names = append(names, name)
 		}
 	}

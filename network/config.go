@@ -77,12 +77,16 @@ type Interface struct {
 	Name string // in the sandbox
 	// HostName is the name of the other end, on the host. Unique for ever: an
 	// interface with the same HostName is the same interface.
-	HostName  string
-	Bridge    string // device; empty: in an overlay
-	Overlay   string // id; empty: on a bridge
-	MAC       string // as net.HardwareAddr prints it
-	Addresses []netip.Prefix
-	MTU       int // bytes, 0: the kernel's default
+	HostName string
+	Bridge   string // device; empty: not on one of ours
+	Overlay  string // id; empty: not in one
+	// Parent is a device of the host that the interface is on by itself (macvlan);
+	// empty: on a bridge, or in an overlay. Mode is one of MacvlanBridge and so on;
+	// empty: that.
+	Parent, Mode string
+	MAC          string // as net.HardwareAddr prints it
+	Addresses    []netip.Prefix
+	MTU          int // bytes, 0: the kernel's default
 	// Sysctls as "net.ipv4.conf.IFNAME.log_martians=1", where IFNAME stands for
 	// Name. Written before the interface is up.
 	Sysctls []string
@@ -145,7 +149,7 @@ func (b *Bridge) Equal(o *Bridge) bool {
 
 // Equal reports whether the two mean the same.
 func (i *Interface) Equal(o *Interface) bool {
-	return i.Name == o.Name && i.HostName == o.HostName && i.Bridge == o.Bridge && i.Overlay == o.Overlay && i.MAC == o.MAC &&
+	return i.Name == o.Name && i.HostName == o.HostName && i.Bridge == o.Bridge && i.Overlay == o.Overlay && i.Parent == o.Parent && i.Mode == o.Mode && i.MAC == o.MAC &&
 		slices.Equal(i.Addresses, o.Addresses) && i.MTU == o.MTU && slices.Equal(i.Sysctls, o.Sysctls)
 }
 
@@ -221,6 +225,10 @@ func (c *Config) validateInterface(f *Interface) error {
 	switch {
 	case !validDevice(f.Name) || !validDevice(f.HostName):
 		return fmt.Errorf("%q and %q: not names for devices (1 to %d characters, no space, slash or colon)", f.Name, f.HostName, maxDeviceName)
+	case f.Parent != "":
+		if err := f.validateParent(); err != nil {
+			return err
+		}
 	case f.Overlay != "" && (f.Bridge != "" || c.Overlays[f.Overlay] == nil):
 		return fmt.Errorf("there is no overlay %q, or it is also on bridge %q", f.Overlay, f.Bridge)
 	case f.Overlay == "" && c.Bridges[f.Bridge] == nil:

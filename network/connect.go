@@ -200,7 +200,7 @@ func (n *Networks) prepareDisconnect(id, name string) (old, a *attachment, err e
 	}
 	// Of several of the swarm's with that name, it is the one that it is in.
 	i := slices.IndexFunc(b.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID })
-	if i < 0 && w.Overlay != nil {
+	if i < 0 && w.ofSwarm() {
 		i = slices.IndexFunc(b.Endpoints, func(e endpoint) bool { return n.nets[e.NetworkID].Network.Name == name })
 	}
 	if i < 0 || b.Endpoints[i].Automatic {

@@ -74,15 +74,12 @@ func (n *Networks) draft(q *dnet.CreateRequest, host *Host) (*record, func(), er
 	if n.named(q.Name) {
 		return nil, nil, api.Errorf(api.Exists, "network with name %s already exists", q.Name)
 	}
-	r := &record{Network: dnet.Network{
-		Name: q.Name, ID: newID(), Created: n.o.Now().UTC(), Scope: "local", Driver: "bridge",
-		Internal: q.Internal, Attachable: q.Attachable,
-		Options: orEmpty(q.Options), Labels: orEmpty(q.Labels),
-	}}
-	if err := n.draftDevice(r, host); err != nil {
+	q, err := n.fromConfig(q)
+	if err != nil {
 		return nil, nil, err
 	}
-	if err := n.draftAddresses(r, q, host); err != nil {
+	r, err := n.newRecord(q, host)
+	if err != nil {
 		return nil, nil, err
 	}
 	n.creating[r.Network.Name] = r
@@ -91,6 +88,32 @@ func (n *Networks) draft(q *dnet.CreateRequest, host *Host) (*record, func(), er
 		defer n.mu.Unlock()
 		delete(n.creating, r.Network.Name)
 	}, nil
+}
+
+// newRecord decides on a new network. Callers hold mu.
+func (n *Networks) newRecord(q *dnet.CreateRequest, host *Host) (*record, error) {
+	r := &record{Network: dnet.Network{
+		Name: q.Name, ID: newID(), Created: n.o.Now().UTC(), Scope: scopeLocal, Driver: driverBridge,
+		Internal: q.Internal, Attachable: q.Attachable,
+		Options: orEmpty(q.Options), Labels: orEmpty(q.Labels),
+	}}
+	if q.ConfigFrom != nil {
+		r.Network.ConfigFrom = *q.ConfigFrom
+	}
+	var err error
+	switch {
+	case q.ConfigOnly:
+		return r, n.configNetwork(r, q)
+	case q.Driver == driverMacvlan:
+		r.Network.Driver = driverMacvlan
+		r.Macvlan, err = parseMacvlan(q.Name, r.Network.Options, host)
+	default:
+		err = n.draftDevice(r, host)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, n.draftAddresses(r, q, host)
 }
 
 // named reports whether a network has or is about to have the name.
@@ -131,20 +154,25 @@ func checkRequest(q *dnet.CreateRequest) error {
 		return api.Errorf(api.Invalid, "invalid network name %q: only letters, digits, _ . and - are allowed, at most %d, beginning with a letter or digit", q.Name, maxName)
 	case predefined(q.Name):
 		return api.Errorf(api.PermissionDenied, "operation is not permitted on predefined %s network", q.Name)
-	case q.Driver != "" && q.Driver != "bridge" && q.Driver != "default":
+	case !q.ConfigOnly && q.Driver != "" && q.Driver != driverBridge && q.Driver != driverMacvlan && q.Driver != "default":
 		return checkDriver(q.Driver)
-	case q.Scope != "" && q.Scope != "local":
-		return api.Errorf(api.Invalid, "network %s: a bridge network's scope is local, not %q", q.Name, q.Scope)
+	case q.Scope != "" && q.Scope != scopeLocal:
+		return api.Errorf(api.Invalid, "network %s: the scope of a %s network of this node is local, not %q", q.Name, q.Driver, q.Scope)
+	case q.ConfigOnly && q.ConfigFrom != nil && q.ConfigFrom.Network != "":
+		return api.Errorf(api.PermissionDenied, "network %s: a configuration network can't be made from another (--config-only, --config-from)", q.Name)
+	case q.ConfigOnly && (q.Internal || q.Attachable):
+		return api.Errorf(api.PermissionDenied, "network %s: a configuration network can't be attachable or internal: that is said of networks that are made from it", q.Name)
 	case q.Ingress:
 		return api.Errorf(api.Invalid, "network %s: the ingress network must have the overlay driver", q.Name)
-	case q.ConfigOnly || q.ConfigFrom != nil && q.ConfigFrom.Network != "":
-		return api.Errorf(api.Unimplemented, "network %s: bridge networks are not made from configuration networks here (--config-only, --config-from); give the options themselves", q.Name)
 	case q.EnableIPv4 != nil && !*q.EnableIPv4 && (q.EnableIPv6 == nil || !*q.EnableIPv6):
 		return api.Errorf(api.Invalid, "network %s: IPv4 or IPv6 must be enabled", q.Name)
 	case len(q.Options) > maxLabels || len(q.Labels) > maxLabels:
 		return api.Errorf(api.Invalid, "network %s: more than %d options or labels", q.Name, maxLabels)
 	case q.IPAM != nil && q.IPAM.Driver != "" && q.IPAM.Driver != "default":
 		return api.Errorf(api.NotFound, "network %s: IPAM driver %q not found; there is only \"default\"", q.Name, q.IPAM.Driver)
+	}
+	if q.ConfigOnly || q.Driver == driverMacvlan {
+		return nil // what the options mean is up to the driver
 	}
 	_, err := parseSettings(q.Options)
 	return err
@@ -154,5 +182,8 @@ func checkDriver(driver string) error {
 	if driver == "host" || driver == "null" {
 		return api.Errorf(api.PermissionDenied, "only one instance of %q network is allowed", driver)
 	}
-	return api.Errorf(api.NotFound, "network driver %q not found; node-local networks have the driver bridge", driver)
+	if driver == driverIPvlan {
+		return api.Errorf(api.NotFound, "network driver ipvlan is not served; macvlan is")
+	}
+	return api.Errorf(api.NotFound, "network driver %q not found; node-local networks have the driver bridge or macvlan", driver)
 }

@@ -89,10 +89,12 @@ func (n *Networks) List(f api.Filters) ([]dnet.Summary, error) {
 func (n *Networks) Remove(ctx context.Context, name string) error {
 	w, err := n.take(name, func(w *netw) error {
 		switch {
-		case w.Overlay != nil:
+		case w.ofSwarm():
 			return api.Errorf(api.NotFound, "network %s not found on this node: it is the swarm's", name)
 		case predefined(w.Network.Name):
 			return api.Errorf(api.PermissionDenied, "%s is a pre-defined network and cannot be removed", w.Network.Name)
+		case w.Network.ConfigOnly && len(n.configUsers(w.Network.Name)) > 0:
+			return api.Errorf(api.PermissionDenied, "configuration network %q is in use by network %s", w.Network.Name, strings.Join(n.configUsers(w.Network.Name), ", "))
 		case len(w.users) > 0:
 			return api.Errorf(api.Conflict, "network %s has active endpoints (%s); disconnect or remove these containers first",
 				w.Network.Name, n.describeUsers(w))
@@ -173,7 +175,7 @@ func (n *Networks) Prune(ctx context.Context, f api.Filters) (*dnet.PruneReport,
 	var gone []*netw
 	n.mu.Lock()
 	for id, w := range n.nets {
-		if w.Overlay != nil || predefined(w.Network.Name) || len(w.users) > 0 || !match(w) || !until.IsZero() && w.Network.Created.After(until) {
+		if w.ofSwarm() || w.Network.ConfigOnly && len(n.configUsers(w.Network.Name)) > 0 || predefined(w.Network.Name) || len(w.users) > 0 || !match(w) || !until.IsZero() && w.Network.Created.After(until) {
 			continue
 		}
 		delete(n.nets, id)

@@ -40,7 +40,7 @@ func TestCreateRefuses(t *testing.T) {
 		{"long name", dnet.CreateRequest{Name: strings.Repeat("x", 256)}, api.Invalid, "at most 255"},
 		{"predefined", dnet.CreateRequest{Name: "bridge"}, api.PermissionDenied, "operation is not permitted on predefined bridge network"},
 		{"taken", dnet.CreateRequest{Name: "taken"}, api.Exists, "network with name taken already exists"},
-		{"driver", dnet.CreateRequest{Name: "n", Driver: "macvlan"}, api.NotFound, "macvlan"},
+		{"driver", dnet.CreateRequest{Name: "n", Driver: "weird"}, api.NotFound, "weird"},
 		{"second host", dnet.CreateRequest{Name: "n", Driver: "host"}, api.PermissionDenied, "only one instance of \"host\" network is allowed"},
 		{"no family", dnet.CreateRequest{Name: "n", EnableIPv4: &off}, api.Invalid, "IPv4 or IPv6"},
 		{"overlap", dnet.CreateRequest{Name: "n", IPAM: ipam("10.5.1.0/24", "", "")}, api.PermissionDenied, "Pool overlaps with other one on this address space"},

@@ -32,6 +32,9 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 		s.DNSNames = nil
 	}
 	e := endpoint{NetworkID: w.Network.ID, Settings: s}
+	if w.Network.ConfigOnly {
+		return e, api.Errorf(api.PermissionDenied, "network %s is a configuration network: containers can't be in it", w.Network.Name)
+	}
 	if w.plain() {
 		return e, nil
 	}
@@ -45,10 +48,14 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 		return e, api.Errorf(api.Invalid, "network %s: %s is not a MAC address of a single host", w.Network.Name, s.MacAddress)
 	}
 	if g := n.places.granted[grantKey{id, w.Network.ID}]; g != nil {
-		if err := w.granted(s, g); err != nil {
+		e.Grant = g.ID
+		take := w.takeAddresses // each node has its own
+		if w.Overlay != nil {
+			take = func(s *dnet.EndpointSettings) error { return w.granted(s, g) }
+		}
+		if err := take(s); err != nil {
 			return e, err
 		}
-		e.Grant = g.ID
 	} else if w.Overlay != nil {
 		if err := w.takeGiven(s); err != nil {
 			return e, err
@@ -267,6 +274,9 @@ func (n *Networks) sandboxOf(a *attachment) *Sandbox {
 		}
 		if w.Overlay != nil {
 			f.Overlay, f.MTU = w.Network.ID, n.overlayMTU(w)
+		}
+		if m := w.Macvlan; m != nil {
+			f.Parent, f.Mode, f.MTU = m.Parent, m.Mode, w.mtu // 0: its parent's
 		}
 		_, f.Sysctls, _ = parseEndpointOptions(e.Settings.DriverOpts)
 		if e.Settings.IPAddress.IsValid() {

@@ -59,13 +59,14 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 		ipam.Options = orEmpty(q.IPAM.Options)
 		asked = q.IPAM.Config
 	}
+	busy := n.busy(&Host{})
 	for _, c := range asked {
-		c, err := n.checkSubnet(q.Name, c, v4, v6)
+		c, err := n.checkSubnetBeside(q.Name, c, v4, v6, busy)
 		if err != nil {
 			return err
 		}
 		if slices.ContainsFunc(ipam.Config, func(o dnet.IPAMConfig) bool { return o.Subnet.Addr().Is4() == c.Subnet.Addr().Is4() }) {
-			return api.Errorf(api.Invalid, "network %s: a bridge network has one subnet of each family; %s is one too many", q.Name, c.Subnet)
+			return api.Errorf(api.Invalid, "network %s: a network has one subnet of each family; %s is one too many", q.Name, c.Subnet)
 		}
 		ipam.Config = append(ipam.Config, c)
 	}
@@ -105,8 +106,8 @@ func (n *Networks) pools6() []AddressPool {
 	return []AddressPool{ulaPool(seed)}
 }
 
-// checkSubnet checks a subnet that a user gave.
-func (n *Networks) checkSubnet(name string, c dnet.IPAMConfig, v4, v6 bool) (dnet.IPAMConfig, error) {
+// checkSubnetBeside checks a subnet that a user gave; none of taken may overlap it.
+func (n *Networks) checkSubnetBeside(name string, c dnet.IPAMConfig, v4, v6 bool, taken []netip.Prefix) (dnet.IPAMConfig, error) {
 	bad := func(format string, args ...any) (dnet.IPAMConfig, error) {
 		return c, api.Errorf(api.Invalid, "network "+strings.ReplaceAll(name, "%", "%%")+": "+format, args...)
 	}
@@ -134,7 +135,7 @@ func (n *Networks) checkSubnet(name string, c dnet.IPAMConfig, v4, v6 bool) (dne
 			return bad("invalid auxiliary address %s=%s: parent subnet %s doesn't contain this address", k, c.AuxAddress[k], s)
 		}
 	}
-	for _, busy := range n.busy(&Host{}) {
+	for _, busy := range taken {
 		if busy.Overlaps(s) {
 			return c, api.Errorf(api.PermissionDenied, "network %s: invalid pool request: Pool overlaps with other one on this address space: %s and %s", name, s, busy)
 		}

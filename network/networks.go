@@ -146,7 +146,18 @@ func (n *Networks) load() error {
 func (n *Networks) add(r *record) error {
 	w := &netw{record: r, users: map[string]struct{}{}}
 	var err error
-	if w.settings, err = parseSettings(r.Network.Options); err != nil {
+	switch {
+	case r.Network.ConfigOnly:
+		n.nets[r.Network.ID] = w
+		return nil
+	case r.Macvlan != nil:
+		own := maps.Clone(r.Network.Options)
+		maps.DeleteFunc(own, func(k, _ string) bool { return k != optMTU && k != optIfPrefix })
+		w.settings, err = parseSettings(own)
+	default:
+		w.settings, err = parseSettings(r.Network.Options)
+	}
+	if err != nil {
 		return err
 	}
 	for _, c := range r.Network.IPAM.Config {

@@ -163,6 +163,9 @@ func subnetConfig(p netip.Prefix) dnet.IPAMConfig {
 func (n *Networks) busy(host *Host) []netip.Prefix {
 	l := slices.Clone(host.Prefixes)
 	for _, w := range n.nets {
+		if w.Network.ConfigOnly {
+			continue // it has no addresses: those that are made from it do
+		}
 		for _, c := range w.Network.IPAM.Config {
 			l = append(l, c.Subnet)
 		}

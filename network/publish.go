@@ -43,6 +43,13 @@ type targets struct {
 func (n *Networks) targetsOf(endpoints []endpoint) targets {
 	var t targets
 	e4, e6 := gatewayEndpoints(endpoints)
+	// The host does not reach what is on one of its devices by itself.
+	if e4 != nil && n.nets[e4.NetworkID].Macvlan != nil {
+		e4 = nil
+	}
+	if e6 != nil && n.nets[e6.NetworkID].Macvlan != nil {
+		e6 = nil
+	}
 	if e4 != nil {
 		t.v4, t.hostIP = e4.Settings.IPAddress, n.nets[e4.NetworkID].hostIP
 	}

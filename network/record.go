@@ -25,12 +25,20 @@ type record struct {
 	Device string `json:",omitempty"`
 	// External bridges were there before.
 	External bool `json:",omitempty"`
-	// Overlay is set for networks of the swarm, which have no Device.
+	// Overlay is set for overlays of the swarm, which have no Device.
 	Overlay *overlay `json:",omitempty"`
+	// Macvlan is set for networks on a device of the host, which have no Device.
+	Macvlan *macvlan `json:",omitempty"`
+	// Managed networks are of the swarm, and made here after a configuration network
+	// while containers need them.
+	Managed bool `json:",omitempty"`
 }
 
 // plain reports whether a network makes no interfaces: host and none.
-func (r *record) plain() bool { return r.Device == "" && r.Overlay == nil }
+func (r *record) plain() bool { return r.Device == "" && r.Overlay == nil && r.Macvlan == nil }
+
+// ofSwarm reports whether a network is here only while containers need it.
+func (r *record) ofSwarm() bool { return r.Overlay != nil || r.Managed }
 
 // endpoint is a container's place in a network. Never changed once stored.
 type endpoint struct {

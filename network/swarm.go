@@ -107,8 +107,20 @@ func (n *Networks) Use(networks []*api.Network) (release func(), err error) {
 }
 
 func (n *Networks) hold(o *api.Network) error {
+	var host *Host
+	if ownOfNodes(o) {
+		ctx, cancel := context.WithTimeout(context.Background(), n.o.SetTimeout)
+		defer cancel()
+		var err error
+		if host, err = n.plane.Host(ctx); err != nil {
+			return api.Errorf(api.Unavailable, "network %s: look at the host's network: %w", o.Spec.Name, err)
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if host != nil {
+		return n.holdLocal(o, host)
+	}
 	return n.holdLocked(o)
 }
 
@@ -153,6 +165,8 @@ func (n *Networks) loadOverlays() error {
 	for _, r := range records {
 		if r.Overlay != nil {
 			n.addOverlay(r)
+		} else if err := n.add(r); err != nil {
+			n.log.Error("network: a stored network of the swarm is not valid; its containers will be without it until they are replaced", "network", r.Network.Name, "error", err)
 		}
 	}
 	return err
@@ -161,7 +175,7 @@ func (n *Networks) loadOverlays() error {
 // forgetOverlays forgets those that nobody needs. Callers hold mu.
 func (n *Networks) forgetOverlays() {
 	for id, w := range n.nets {
-		if w.Overlay == nil || w.holds > 0 || len(w.users) > 0 {
+		if !w.ofSwarm() || w.holds > 0 || len(w.users) > 0 {
 			continue
 		}
 		delete(n.nets, id)

@@ -106,6 +106,9 @@ func (s *Sandbox) String() string {
 		if f.Overlay != "" {
 			on = "overlay " + f.Overlay
 		}
+		if f.Parent != "" {
+			on = "device " + f.Parent + flag(f.Mode != "", f.Mode)
+		}
 		fmt.Fprintf(&b, " on %s as %s", on, f.HostName)
 		if f.MTU != 0 {
 			fmt.Fprintf(&b, " mtu %d", f.MTU)

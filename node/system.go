@@ -40,7 +40,7 @@ func (n *Node) Info(ctx context.Context) (*system.Info, error) {
 	i := &system.Info{
 		ID: n.id, Name: hostname(), ServerVersion: n.cfg.Build.Version, Driver: "overlayfs",
 		DriverStatus: [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}},
-		Plugins:      system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file", "local"}},
+		Plugins:      system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "macvlan", "null", "overlay"}, Log: []string{"json-file", "local"}},
 		MemoryLimit:  true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		IPv4Forwarding: readFlag("/proc/sys/net/ipv4/ip_forward"), Debug: s.Debug, NGoroutines: goruntime.NumGoroutine(), NFd: openFiles(),
 		SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: s.LogDriver, CgroupDriver: "cgroupfs", CgroupVersion: cgroupVersion(),

@@ -169,6 +169,9 @@ func (a *applier) finish() (result, fatal error) {
 			if n, ok := c.New.(*api.Network); ok && clashes(&a.tables, n) {
 				return errStale, nil
 			}
+			if s, ok := c.New.(*api.Service); ok && portTaken(&a.tables, c.Old, s) {
+				return errStale, nil
+			}
 		}
 	}
 	for key, n := range a.refs {

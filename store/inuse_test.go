@@ -61,3 +61,41 @@ func TestANetworkThatIsTakenUpMeanwhileStays(t *testing.T) {
 		}
 	}
 }
+
+// Two managers give two services the same port at the same time: the second chooses
+// again, or its user is told.
+func TestAPortThatIsTakenMeanwhile(t *testing.T) {
+	s, err := NewLocal(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish := func(id string) *api.Service {
+		o := &api.Service{}
+		o.ID, o.Spec.Name = id, id
+		o.Endpoint.Ports = []swarm.PortConfig{{TargetPort: 80, PublishedPort: 8080, Protocol: network.TCP, PublishMode: swarm.PortConfigPublishModeIngress}}
+		return o
+	}
+	runs := 0
+	_, err = s.Update(t.Context(), func(tx *Tx) error {
+		if runs++; runs == 1 {
+			if _, err := s.Update(t.Context(), func(tx *Tx) error { return Create(tx, publish("a")) }); err != nil {
+				return err
+			}
+		}
+		if Get[*api.Service](s.View(), "a") != nil && runs > 1 {
+			return api.Errorf(api.Conflict, "taken")
+		}
+		return Create(tx, publish("b"))
+	})
+	if !api.Is(err, api.Conflict) || runs != 2 {
+		t.Errorf("%v after %d runs", err, runs)
+	}
+	// It stays a's in whatever else is written of it.
+	if _, err := s.Update(t.Context(), func(tx *Tx) error {
+		o := *Get[*api.Service](tx, "a")
+		o.Spec.Labels = map[string]string{"a": "b"}
+		return Put(tx, &o)
+	}); err != nil {
+		t.Error(err)
+	}
+}

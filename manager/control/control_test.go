@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"net/netip"
 	"strings"
@@ -20,13 +21,17 @@ type fixture struct {
 	store *store.Store
 }
 
+func hostRoutes(context.Context) ([]netip.Prefix, error) {
+	return []netip.Prefix{netip.MustParsePrefix("10.200.7.0/24")}, nil
+}
+
 func setUp(t testing.TB) *fixture {
 	t.Helper()
 	s, err := store.NewLocal(store.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{t: t, store: s, Control: New(Config{Store: s})}
+	f := &fixture{t: t, store: s, Control: New(Config{Store: s, Routes: hostRoutes})}
 	f.write(func(tx *store.Tx) error {
 		c := &api.Cluster{JoinTokens: swarm.JoinTokens{Worker: "SWMTKN-w", Manager: "SWMTKN-m"}}
 		c.ID, c.Spec.Name = "cluster", "default"

@@ -67,11 +67,13 @@ func (c *Control) NetworkCreate(ctx context.Context, q *network.CreateRequest) (
 		if err := roomFor(tx, n); err != nil {
 			return err
 		}
-		pools := allocator.PoolsOf(cluster)
-		pools.Routes = routes
-		given, err := allocator.Network(n, store.List[*api.Network](tx), pools, c.cfg.Store.View().Index())
-		if err != nil {
-			return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
+		given := n
+		if !nodeLocal(driver(n)) {
+			pools := allocator.PoolsOf(cluster)
+			pools.Routes = routes
+			if given, err = allocator.Network(n, store.List[*api.Network](tx), pools, c.cfg.Store.View().Index()); err != nil {
+				return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
+			}
 		}
 		if err := store.Create(tx, given); api.Is(err, api.Exists) {
 			return api.Errorf(api.Exists, "network with name %s already exists", q.Name)
@@ -125,6 +127,11 @@ func networkFrom(q *network.CreateRequest) *api.Network {
 		Scope:       scopeSwarm,
 		IPAMOptions: &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}},
 	}
+	if nodeLocal(q.Driver) {
+		n.Spec.DriverConfiguration.Name, n.Spec.ConfigFrom = q.Driver, q.ConfigFrom
+		n.DriverState = swarm.Driver{Name: q.Driver}
+		return n
+	}
 	if q.IPAM == nil {
 		return n
 	}
@@ -155,12 +162,14 @@ func validateNetwork(q *network.CreateRequest) error {
 		return invalid("invalid network name %q: only letters, digits, _ . and - are allowed, at most %d, beginning with a letter or digit", q.Name, maxNetworkName)
 	case slices.Contains([]string{"bridge", "host", "none", "default"}, q.Name):
 		return api.Errorf(api.PermissionDenied, "operation is not permitted on predefined %s network", q.Name)
+	case q.ConfigOnly:
+		return invalid("network %s: a configuration network is a node's own: make it on each node, without --scope swarm", q.Name)
+	case nodeLocal(q.Driver):
+		return validateNodeLocal(q)
 	case q.Driver != "" && q.Driver != driverOverlay:
-		return api.Errorf(api.NotFound, "network driver %q can't make a network of scope swarm: only overlay can", q.Driver)
+		return api.Errorf(api.NotFound, "network driver %q can't make a network of scope swarm: overlay can, and macvlan and bridge with --config-from", q.Driver)
 	case q.Scope != "" && q.Scope != scopeSwarm:
 		return invalid("network %s: an overlay network's scope is swarm, not %q (--scope)", q.Name, q.Scope)
-	case q.ConfigOnly:
-		return api.Errorf(api.Unimplemented, "network %s: configuration networks (--config-only) are not served", q.Name)
 	case q.ConfigFrom != nil && q.ConfigFrom.Network != "":
 		return api.Errorf(api.Unimplemented, "network %s: an overlay network can't be made from a configuration network (--config-from); give the options themselves", q.Name)
 	case q.Ingress && q.Attachable:
@@ -180,6 +189,22 @@ func validateNetwork(q *network.CreateRequest) error {
 		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
 	}
 	return nil
+}
+
+// nodeLocal reports whether each node has networks of a driver for itself.
+func nodeLocal(driver string) bool { return driver == "macvlan" || driver == "bridge" }
+
+// validateNodeLocal checks a network of the swarm that each node makes for itself.
+func validateNodeLocal(q *network.CreateRequest) error {
+	switch {
+	case q.ConfigFrom == nil || q.ConfigFrom.Network == "":
+		return invalid("network %s: a %s network of scope swarm takes its options and addresses from a configuration network that each node has (--config-from); make that with --config-only", q.Name, q.Driver)
+	case q.IPAM != nil && len(q.IPAM.Config) > 0 || len(q.Options) > 0 || q.EnableIPv6 != nil && *q.EnableIPv6:
+		return api.Errorf(api.PermissionDenied, "network %s: user supplied configurations are not supported if the network depends on a configuration network (--config-from %s)", q.Name, q.ConfigFrom.Network)
+	case q.Ingress:
+		return invalid("network %s: the ingress network must have the overlay driver", q.Name)
+	}
+	return validateLabels(q.Labels)
 }
 
 func validateNetworkOptions(options map[string]string) error {

@@ -77,6 +77,9 @@ func networkOf(n *api.Network) network.Network {
 		Labels: n.Spec.Labels, Options: n.DriverState.Options,
 		IPAM: network.IPAM{Driver: "default", Options: map[string]string{}, Config: []network.IPAMConfig{}},
 	}
+	if n.Spec.ConfigFrom != nil {
+		out.ConfigFrom = *n.Spec.ConfigFrom
+	}
 	if n.Spec.IPAMOptions != nil && n.Spec.IPAMOptions.Driver.Options != nil {
 		out.IPAM.Options = n.Spec.IPAMOptions.Driver.Options
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
 )
 
 func request(name string, configs ...network.IPAMConfig) *network.CreateRequest {
@@ -24,11 +25,17 @@ func TestNetworkCreateRefuses(t *testing.T) {
 	}{
 		"name":       {func(q *network.CreateRequest) { q.Name = "a b" }, api.Invalid, "invalid network name"},
 		"predefined": {func(q *network.CreateRequest) { q.Name = "host" }, api.PermissionDenied, "predefined host network"},
-		"driver":     {func(q *network.CreateRequest) { q.Driver = "macvlan" }, api.NotFound, `driver "macvlan"`},
-		"scope":      {func(q *network.CreateRequest) { q.Scope = "local" }, api.Invalid, "scope is swarm"},
-		"host bits":  {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.5.0.1/24") }, api.Invalid, "invalid subnet 10.5.0.1/24: it should be 10.5.0.0/24"},
-		"gateway":    {func(q *network.CreateRequest) { q.IPAM.Config[0].Gateway = a("10.6.0.1") }, api.Invalid, "invalid gateway 10.6.0.1"},
-		"range":      {func(q *network.CreateRequest) { q.IPAM.Config[0].IPRange = p("10.6.0.0/28") }, api.Invalid, "invalid ip-range 10.6.0.0/28"},
+		"driver":     {func(q *network.CreateRequest) { q.Driver = "weird" }, api.NotFound, `driver "weird"`},
+		"macvlan":    {func(q *network.CreateRequest) { q.Driver = "macvlan" }, api.Invalid, "--config-from"},
+		"two configurations": {func(q *network.CreateRequest) {
+			q.Driver, q.ConfigFrom = "macvlan", &network.ConfigReference{Network: "c"}
+		}, api.PermissionDenied, "user supplied configurations"},
+		"configuration only": {func(q *network.CreateRequest) { q.ConfigOnly = true }, api.Invalid, "a node's own"},
+		"route":              {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.200.0.0/16") }, api.Conflict, "overlaps the route to 10.200.7.0/24"},
+		"scope":              {func(q *network.CreateRequest) { q.Scope = "local" }, api.Invalid, "scope is swarm"},
+		"host bits":          {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.5.0.1/24") }, api.Invalid, "invalid subnet 10.5.0.1/24: it should be 10.5.0.0/24"},
+		"gateway":            {func(q *network.CreateRequest) { q.IPAM.Config[0].Gateway = a("10.6.0.1") }, api.Invalid, "invalid gateway 10.6.0.1"},
+		"range":              {func(q *network.CreateRequest) { q.IPAM.Config[0].IPRange = p("10.6.0.0/28") }, api.Invalid, "invalid ip-range 10.6.0.0/28"},
 		"aux": {func(q *network.CreateRequest) {
 			q.IPAM.Config[0].AuxAddress = map[string]netip.Addr{"x": a("10.6.0.2")}
 		}, api.Invalid, "invalid auxiliary address x=10.6.0.2"},
@@ -54,6 +61,62 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		_, err := f.NetworkCreate(t.Context(), q)
 		if !api.Is(err, c.class) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v (%v), want %v: %q", name, err, api.ClassOf(err), c.class, c.says)
+		}
+	}
+}
+
+// A network that each node has for itself has nothing of the swarm but its name.
+func TestNetworksOfNodes(t *testing.T) {
+	f := setUp(t)
+	made, err := f.NetworkCreate(t.Context(), &network.CreateRequest{Name: "lan", Driver: "macvlan", Scope: "swarm", Attachable: true, ConfigFrom: &network.ConfigReference{Network: "conf"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := f.NetworkInspect(t.Context(), "lan", true)
+	if err != nil || in.ID != made.ID || in.Driver != "macvlan" || in.Scope != "swarm" || in.ConfigFrom.Network != "conf" || len(in.IPAM.Config) != 0 || len(in.Options) != 0 {
+		t.Fatalf("%+v, %v", in, err)
+	}
+	s := spec("s")
+	s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "lan"}}
+	f.create(s)
+	refused(t, f.NetworkRemove(t.Context(), "lan"), api.Conflict, "in use by service s")
+}
+
+// Containers that users run on nodes are users of a network like others.
+func TestContainersInNetworks(t *testing.T) {
+	f := setUp(t)
+	made, err := f.NetworkCreate(t.Context(), &network.CreateRequest{Name: "web", Attachable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	task := &api.Task{
+		ID: "t", NodeID: "node", Spec: &api.TaskSpec{Container: &api.AttachedContainer{Name: "db"}, TaskSpec: swarm.TaskSpec{
+			NetworkAttachmentSpec: &swarm.NetworkAttachmentSpec{ContainerID: "c"}, Networks: []swarm.NetworkAttachmentConfig{{Target: made.ID}},
+		}},
+		Status: swarm.TaskStatus{State: swarm.TaskStateRunning}, DesiredState: swarm.TaskStateRunning,
+		Networks: []api.NetworkAttachment{{NetworkID: made.ID, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.1.9/24")}}},
+	}
+	if _, err := f.cfg.Store.Update(t.Context(), func(tx *store.Tx) error { return store.Create(tx, task) }); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, f.NetworkRemove(t.Context(), "web"), api.Conflict, "network web is in use by container db on node node")
+	if removed, err := f.NetworkPrune(t.Context(), nil); err != nil || len(removed) != 0 {
+		t.Error(removed, err)
+	}
+	if l, err := f.NetworkList(t.Context(), api.Filters{"dangling": {"true"}}); err != nil || len(l) != 0 {
+		t.Error(l, err)
+	}
+	in, err := f.NetworkInspect(t.Context(), "web", true)
+	if err != nil || len(in.Peers) != 1 || len(in.Services[""].Tasks) != 1 || in.Services[""].Tasks[0].Name != "db" || in.Services[""].Tasks[0].EndpointIP.String() != "10.0.1.9" {
+		t.Errorf("%+v, %v", in, err)
+	}
+	for filter, want := range map[string]int{"": 0, "attachment": 1} {
+		q := api.Filters{}
+		if filter != "" {
+			q = api.Filters{"runtime": {filter}, "name": {"db"}}
+		}
+		if l, err := f.TaskList(t.Context(), q); err != nil || len(l) != want {
+			t.Errorf("runtime %q: %d tasks, %v; want %d", filter, len(l), err, want)
 		}
 	}
 }

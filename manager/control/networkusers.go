@@ -45,9 +45,18 @@ func attached(r store.Reader, n *api.Network, fn func(t *api.Task, a netip.Addr)
 const shortID = 12
 
 // peers are the nodes that run a task in the network.
+// Every node is in the ingress network.
 func peers(r store.Reader, n *api.Network) []network.PeerInfo {
 	seen := map[string]bool{}
 	var all []network.PeerInfo
+	if n.Spec.Ingress {
+		for o := range store.List[*api.Node](r) {
+			if len(o.IngressAddresses(n.ID)) > 0 {
+				all = append(all, network.PeerInfo{Name: o.ID[:min(shortID, len(o.ID))], IP: nodeAddr(r, o.ID)})
+			}
+		}
+		return all
+	}
 	attached(r, n, func(t *api.Task, _ netip.Addr) {
 		if seen[t.NodeID] {
 			return

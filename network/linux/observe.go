@@ -173,6 +173,13 @@ func (p *Plane) observeSandboxes(links map[string]netlink.Link, ends map[string]
 				s.Interfaces = append(s.Interfaces, network.Interface{HostName: name, Overlay: ends[id][name]})
 			}
 		}
+		var before *network.Sandbox
+		if was != nil {
+			before = was.Sandboxes[id]
+		}
+		if err := p.observeMacvlans(s, before, w); err != nil {
+			return nil, err
+		}
 		if s.Equal(w) {
 			s = w
 		} else if len(s.Interfaces) < len(w.Interfaces) {
@@ -263,6 +270,19 @@ func (p *Plane) hostEnd(h *netlink.Handle, f *network.Interface) (netlink.Link, 
 	return o.LinkByName(f.HostName)
 }
 
+// counted finds the device that has counted what an interface has carried.
+func (p *Plane) counted(h *netlink.Handle, sandbox string, f *network.Interface) (netlink.Link, error) {
+	if f.Parent == "" {
+		return p.hostEnd(h, f)
+	}
+	in, err := p.sandboxHandle(sandbox)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	return in.LinkByName(f.Name)
+}
+
 // Counters implements network.Dataplane. They are read at the host's ends of
 // the pairs: what those have sent, the sandbox has received.
 func (p *Plane) Counters(_ context.Context, sandbox string) ([]network.Counters, error) {
@@ -277,11 +297,15 @@ func (p *Plane) Counters(_ context.Context, sandbox string) ([]network.Counters,
 	defer p.put(h)
 	var r []network.Counters
 	for _, f := range have.Sandboxes[sandbox].Interfaces {
-		l, err := p.hostEnd(h, &f)
+		l, err := p.counted(h, sandbox, &f)
 		if err != nil {
 			return nil, fmt.Errorf("counters of %s: %w", f.Name, err)
 		}
 		if s := l.Attrs().Statistics; s != nil {
+			if f.Parent != "" { // it is the container's own
+				s.RxBytes, s.RxPackets, s.RxErrors, s.RxDropped, s.TxBytes, s.TxPackets, s.TxErrors, s.TxDropped =
+					s.TxBytes, s.TxPackets, s.TxErrors, s.TxDropped, s.RxBytes, s.RxPackets, s.RxErrors, s.RxDropped
+			}
 			r = append(r, network.Counters{
 				Interface: f.Name,
 				RxBytes:   s.TxBytes, RxPackets: s.TxPackets, RxErrors: s.TxErrors, RxDropped: s.TxDropped,

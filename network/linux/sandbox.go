@@ -160,6 +160,9 @@ func (n *inside) close() {
 // addInterface makes a veth pair with one end in the sandbox. The alias, set
 // last, marks it as complete.
 func (n *inside) addInterface(id string, f *network.Interface) error {
+	if f.Parent != "" {
+		return n.addMacvlan(f)
+	}
 	side, done, err := n.side(f)
 	if err != nil {
 		return err
@@ -304,6 +307,9 @@ func (n *inside) setGateways(have, want *network.Sandbox) error {
 // dropInterface deletes a pair. It takes some 30 ms of waiting in the kernel,
 // so it's only for interfaces of sandboxes that go on.
 func (n *inside) dropInterface(f *network.Interface) error {
+	if f.Parent != "" {
+		return n.dropMacvlan(f)
+	}
 	if f.Overlay != "" && !bound(n.p.overlayPath(f.Overlay)) {
 		return nil // it went with the overlay
 	}
