@@ -147,7 +147,7 @@ func TestNetworksOfNodes(t *testing.T) {
 	if status, out := one.api(t, "DELETE", "/networks/ingress", ""); status != 204 {
 		t.Fatalf("%d %s", status, out)
 	}
-	contains(t, one.dockerFails(t, "service", "create", "--name", "p", "-p", "8080:8080", "app:1").stderr, "no ingress network is present")
+	contains(t, one.dockerFails(t, "service", "create", "--no-resolve-image", "--name", "p", "-p", "8080:8080", "app:1").stderr, "no ingress network is present")
 	one.docker(t, "network", "create", "-d", "overlay", "--ingress", "--subnet", "10.11.0.0/16", "--gateway", "10.11.0.2", "-o", "com.docker.network.driver.mtu=1200", "mesh")
 	contains(t, one.dockerFails(t, "network", "create", "-d", "overlay", "--ingress", "mesh2").stderr, "ingress network (mesh) already present")
 	one.docker(t, "service", "create", "-q", "--no-resolve-image", "--name", "p", "-p", "8080:8080", "--entrypoint", "/web", "app:1")
