@@ -23,6 +23,12 @@ const (
 	// complete set of assignments.
 	MaxResponse = 128 << 20
 
+	// streamWindow and connWindow are how much may be under way that the receiver
+	// has not read. They are fixed: where gRPC is to find them out by itself, it
+	// answers each message with a ping, and three packets are sent in place of one.
+	streamWindow = 2 << 20
+	connWindow   = 8 << 20
+
 	maxStreams       = 1024
 	maxHeaders       = 64 << 10
 	keepaliveIdle    = 10 * time.Second
@@ -61,6 +67,8 @@ func NewServer(cfg ServerConfig) *grpc.Server {
 		grpc.MaxSendMsgSize(MaxResponse),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: silenceTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
