@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime/debug"
 	"time"
 
@@ -57,12 +58,16 @@ type server struct {
 	methods map[string]access
 }
 
-// NewServer returns a gRPC server on which the services of the table can be
+// NewServer returns a server on which the services of the table can be
 // registered. The caller serves a listener with it, and stops it.
-func NewServer(cfg ServerConfig) *grpc.Server {
+func NewServer(cfg ServerConfig) *Server {
 	s := &server{ServerConfig: cfg, methods: methods()}
-	return grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(cfg.Credentials.ServerConfig())),
+	raft := &raftConns{
+		TransportCredentials: credentials.NewTLS(cfg.Credentials.ServerConfig()), conns: map[net.Conn]struct{}{}, log: cfg.Log,
+		admit: func(ctx context.Context) (context.Context, error) { return s.admit(ctx, raftProtocol) },
+	}
+	return &Server{raft: raft, Server: grpc.NewServer(
+		grpc.Creds(raft),
 		grpc.MaxRecvMsgSize(MaxRequest),
 		grpc.MaxSendMsgSize(MaxResponse),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -74,7 +79,7 @@ func NewServer(cfg ServerConfig) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-	)
+	)}
 }
 
 func (s *server) admit(ctx context.Context, method string) (context.Context, error) {
