@@ -151,6 +151,7 @@ func (s *session) noteTask(was, is *api.Task) {
 		delete(s.ran, was.ID)
 		delete(s.evict, was.ID)
 		s.touch(was)
+	case was != nil && goesWell(was, is) && s.settled(is):
 	case was == nil || goesWell(was, is):
 		s.soon(is)
 	case s.matters(was, is):
@@ -164,6 +165,29 @@ func (s *session) noteTask(was, is *api.Task) {
 // goesWell reports whether a task does what it should: it runs.
 func goesWell(was, is *api.Task) bool {
 	return is.Status.State == swarm.TaskStateRunning && was.Status.State != is.Status.State && was.DesiredState == is.DesiredState && was.Evicted == is.Evicted
+}
+
+// settled reports whether there is nothing to plan for a task that runs now: its
+// service needed nothing, and nobody else was ever in its slot. So the first
+// tasks of a service come up without a plan for each.
+func (s *session) settled(t *api.Task) bool {
+	version := s.quiet[t.ServiceID]
+	if version == 0 || t.DesiredState != swarm.TaskStateRunning || t.JobIteration != nil || t.Spec.Global || t.Evicted != "" {
+		return false
+	}
+	view := s.Store.View()
+	if o := store.Get[*api.Service](view, t.ServiceID); o == nil || o.Version.Index != version {
+		return false
+	}
+	if s.shrunk[t.NodeID] || s.evict[t.ID] != "" {
+		return false
+	}
+	for other := range store.List[*api.Task](view, store.BySlot(t.ServiceID, t.Slot)) {
+		if other.ID != t.ID {
+			return false
+		}
+	}
+	return true
 }
 
 // soon adds a task of which nothing but good news came. When a million tasks
