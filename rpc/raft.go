@@ -19,7 +19,7 @@ const (
 	// maxSnapshots bounds the snapshots that are received at once.
 	maxSnapshots = 4
 	// receiptGap is how long frames may wait for a receipt.
-	receiptGap = 50 * time.Millisecond
+	receiptGap = 500 * time.Millisecond
 	maxAddr    = 300
 )
 
