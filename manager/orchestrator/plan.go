@@ -63,6 +63,7 @@ type plan struct {
 	out         Output
 	spec        *api.TaskSpec // of new tasks
 	slots       []*slot
+	removing    bool                  // there are tasks to be removed
 	differences map[uint64]difference // of older spec versions
 	constraints map[*api.TaskSpec][]api.Constraint
 	moved       map[string]bool // tasks that others were made for elsewhere
@@ -86,6 +87,7 @@ func Plan(in Input) Output {
 	p := newPlan(in)
 	if in.Service == nil {
 		p.removeAll(in.Tasks)
+		p.removing = true
 		p.reapRemoved()
 		return p.out
 	}
@@ -197,7 +199,7 @@ func (p *plan) newTask(s *slot) *api.Task {
 // release lets tasks start that waited for their delay or for those before them.
 func (p *plan) release() {
 	for _, s := range p.slots {
-		for _, t := range s.tasks {
+		for _, t := range s.present() {
 			switch {
 			case p.desired(t) != swarm.TaskStateReady:
 			case t.NotBefore.After(p.Now):
