@@ -23,9 +23,6 @@ type Input struct {
 	NewID func() string
 	// History is how many tasks are kept in a slot; negative: all.
 	History int64
-	// RanSince tells when a task that has ended began to run; zero if that is not
-	// known. May be nil.
-	RanSince func(taskID string) time.Time
 	// MaxChanges bounds the plan; what is left is for the next one. 0: no bound.
 	MaxChanges int
 	// Evict says why a task has to leave its node, which has no room for it any
