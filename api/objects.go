@@ -172,6 +172,22 @@ type Task struct {
 	// MovedFrom is the node that the one before it in its slot was on, if the task
 	// was made to balance the service. Written by the orchestrator.
 	MovedFrom string `json:",omitzero"`
+	// Ran is how long a task was running before it failed; 0 if it did not run, or
+	// nobody heard of it. Written with the status.
+	Ran time.Duration `json:",omitzero"`
+}
+
+// Since is when the task came to be in its state, as far as a node's clock is to be
+// believed.
+func (t *Task) Since() time.Time {
+	at := t.Status.Timestamp
+	if at.After(t.UpdatedAt) {
+		at = t.UpdatedAt
+	}
+	if at.Before(t.CreatedAt) {
+		at = t.CreatedAt
+	}
+	return at
 }
 
 // TaskSpec is all that tasks of one version of a service have in common.

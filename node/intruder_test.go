@@ -1,12 +1,20 @@
 package node
 
 import (
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/rpc"
 	"github.com/legion-swarm/legion/swarmpb"
 )
@@ -54,6 +62,28 @@ func TestPowerLoss(t *testing.T) {
 	nodes[2].create(spec("after", 1))
 }
 
+// intrude sends something over a connection for raft's messages, and returns when
+// the manager has ended it.
+func intrude(t *testing.T, addr string, creds *rpc.Credentials, b []byte) {
+	t.Helper()
+	config := creds.ClientConfig(ca.ManagerOU)
+	config.NextProtos = []string{"legion-raft/1"}
+	conn, err := tls.Dial("tcp", addr, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // it is of no use any more
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d bytes of garbage: the connection goes on", len(b))
+	}
+}
+
 // TestGarbage sends what no manager would, with a manager's certificate.
 func TestGarbage(t *testing.T) {
 	nodes := managers(t, 3)
@@ -70,16 +100,14 @@ func TestGarbage(t *testing.T) {
 		{From: 7, Part: []byte("x"), Last: true},
 		{From: 7, Addr: strings.Repeat("a", 1<<20), Messages: [][]byte{{0xff}}},
 	} {
-		s, err := client.Messages(t.Context())
+		b, err := proto.Marshal(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Send(f); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Recv(); !api.Is(err, api.Invalid) {
-			t.Errorf("garbage: %v", err)
-		}
+		intrude(t, nodes[0].addr(), cur.creds, append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	}
+	for _, b := range [][]byte{{0xff, 0xff, 0xff, 0xff}, {0, 0, 0, 2, 0xff, 0xff}, {0, 0x20, 0, 1}} {
+		intrude(t, nodes[0].addr(), cur.creds, b)
 	}
 	snap, err := client.Snapshot(t.Context())
 	if err != nil {
@@ -118,6 +146,10 @@ func TestWorkerMayNotProposeOrJoin(t *testing.T) {
 	defer conn.Close() //nolint:errcheck // the test ends
 	if _, err := rpc.Join(t.Context(), conn, rpc.Member{RaftID: 5, NodeID: w.id(), Addr: w.addr()}); !api.Is(err, api.PermissionDenied) {
 		t.Errorf("a worker joins: %v", err)
+	}
+	intrude(t, nodes[0].addr(), cur.creds, []byte{0, 0, 0, 0}) // a manager's connection would go on
+	if _, err := swarmpb.NewRaftClient(conn).Members(t.Context(), &swarmpb.RaftMembersRequest{}); !api.Is(err, api.PermissionDenied) {
+		t.Errorf("a worker asks for the members: %v", err)
 	}
 	if _, err := rpc.Members(t.Context(), conn); !api.Is(err, api.PermissionDenied) {
 		t.Errorf("a worker asks for the members: %v", err)

@@ -52,7 +52,7 @@ type managerPart struct {
 	keeper   *roles.Keeper
 	manager  *manager.Manager
 	listen   net.Listener
-	server   *grpc.Server
+	server   *rpc.Server
 	genesis  *genesis // of a swarm that begins here
 	forced   bool     // this manager goes on without those that it had beside it
 	stranger chan *grpc.ClientConn

@@ -53,14 +53,14 @@ func (n *Node) mayChange(cc *raftpb.ConfChange) error {
 		return nil
 	}
 	voters, active, voter := 0, 0, false
-	n.raw.WithProgress(func(id uint64, t raft.ProgressType, p tracker.Progress) {
+	n.raw.WithProgress(func(id uint64, t raft.ProgressType, _ tracker.Progress) {
 		switch {
 		case t == raft.ProgressTypeLearner:
 		case id == cc.NodeID:
 			voter = true
 		default:
 			voters++
-			if p.RecentActive || id == n.cfg.ID {
+			if id == n.cfg.ID || n.answers(id) {
 				active++
 			}
 		}
@@ -83,6 +83,7 @@ func (n *Node) changeMembers(e *raftpb.Entry) error {
 	n.conf, n.renew = *n.raw.ApplyConfChange(cc), true
 	if cc.Type == raftpb.ConfChangeRemoveNode {
 		delete(n.addresses, cc.NodeID)
+		delete(n.heard, cc.NodeID)
 	} else if len(cc.Context) > 0 {
 		n.addresses[cc.NodeID] = string(cc.Context)
 	}
@@ -107,11 +108,18 @@ func (n *Node) TransferLeadership(ctx context.Context, id uint64) error {
 	})
 }
 
+// answers reports whether something came from a member within an election timeout.
+// Raft's own RecentActive begins anew each time that it has asked for the same.
+func (n *Node) answers(id uint64) bool {
+	at, ok := n.heard[id]
+	return ok && n.ticks-at <= uint64(n.cfg.ElectionTicks)
+}
+
 // farthest is the reachable voter that has most of the log.
 func (n *Node) farthest() (best uint64) {
 	match := uint64(0)
 	n.raw.WithProgress(func(id uint64, t raft.ProgressType, p tracker.Progress) {
-		if t == raft.ProgressTypePeer && id != n.cfg.ID && p.RecentActive && p.Match >= match {
+		if t == raft.ProgressTypePeer && id != n.cfg.ID && n.answers(id) && p.Match >= match {
 			best, match = id, p.Match
 		}
 	})
@@ -129,7 +137,7 @@ func (n *Node) CaughtUp(ctx context.Context, id uint64) (bool, error) {
 		last, err := n.storage.LastIndex()
 		n.raw.WithProgress(func(other uint64, _ raft.ProgressType, p tracker.Progress) {
 			if other == id {
-				caughtUp = p.RecentActive && p.State == tracker.StateReplicate && p.Match+nearly >= last
+				caughtUp = n.answers(id) && p.State == tracker.StateReplicate && p.Match+nearly >= last
 			}
 		})
 		return err

@@ -49,7 +49,9 @@ type Node struct {
 	running   bool
 	recent    recent // entries of other members' proposals
 	held      held
-	renew     bool // members have changed since the last publish
+	ticks     uint64
+	heard     map[uint64]uint64 // at which tick a member last sent something
+	renew     bool              // members have changed since the last publish
 
 	apply    applySide
 	tasks    sync.WaitGroup // goroutines that Run waits for
@@ -86,7 +88,7 @@ func Open(cfg Config) (_ *Node, err error) {
 		cfg: cfg, storage: raft.NewMemoryStorage(), done: make(chan struct{}), poke: make(chan struct{}, 1),
 		requests: make(chan request, maxPending), messages: make(chan raftpb.Message, maxMessages),
 		waiting: map[uint64]waiter{}, addresses: map[uint64]string{},
-		snapEnd: make(chan snapDone, 1), failures: make(chan error, 1),
+		heard: map[uint64]uint64{}, snapEnd: make(chan snapDone, 1), failures: make(chan error, 1),
 	}
 	n.keys.sealer = cfg.Sealer
 	n.apply.every.Store(cfg.SnapshotInterval)

@@ -71,6 +71,9 @@ func (n *Node) step(m raftpb.Message) {
 		n.cfg.Log.Warn("raft: a message for another member was dropped", "from", m.From, "to", m.To)
 		return
 	}
+	if _, known := n.addresses[m.From]; known {
+		n.heard[m.From] = n.ticks
+	}
 	if err := n.raw.Step(m); err != nil {
 		n.cfg.Log.Debug("raft: a message was dropped", "from", m.From, "type", m.Type.String(), "err", err)
 	}

@@ -60,6 +60,7 @@ func (n *Node) wait(ctx context.Context, tick <-chan time.Time) error {
 	case <-ctx.Done():
 		return errEnd
 	case <-tick:
+		n.ticks++
 		n.raw.Tick()
 		n.reads.tick(n)
 	case <-n.held.due:

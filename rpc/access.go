@@ -45,7 +45,7 @@ func methods() map[string]access {
 		swarmpb.LogBroker_PublishLogs_FullMethodName:         nodes,
 		swarmpb.Logs_SubscribeLogs_FullMethodName:            managers,
 		swarmpb.Health_Check_FullMethodName:                  managers,
-		swarmpb.Raft_Messages_FullMethodName:                 managers,
+		raftProtocol:                                         managers,
 		swarmpb.Raft_Snapshot_FullMethodName:                 managers,
 		swarmpb.Raft_Propose_FullMethodName:                  managers,
 		swarmpb.Raft_Join_FullMethodName:                     managers,

@@ -54,7 +54,7 @@ func (c *Credentials) Certificate() (*tls.Certificate, error) {
 func (c *Credentials) ServerConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"h2"},
+		NextProtos: []string{"h2", raftProtocol},
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			id := c.current.Load()
 			if id == nil {
@@ -62,7 +62,7 @@ func (c *Credentials) ServerConfig() *tls.Config {
 			}
 			return &tls.Config{
 				MinVersion:   tls.VersionTLS12,
-				NextProtos:   []string{"h2"},
+				NextProtos:   []string{"h2", raftProtocol},
 				Certificates: []tls.Certificate{id.cert},
 				ClientAuth:   tls.VerifyClientCertIfGiven,
 				ClientCAs:    id.keys.Root.Pool(),

@@ -35,6 +35,8 @@ func Dial(addr string, config *tls.Config) (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: redialDelay, MaxDelay: redialLimit, Multiplier: redialFactor, Jitter: redialJitter},
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveIdle, Timeout: keepaliveTimeout}),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithUnaryInterceptor(classify),
 		grpc.WithStreamInterceptor(classifyStream),

@@ -24,7 +24,7 @@ type manager struct {
 	id     uint64
 	creds  *Credentials
 	listen net.Listener
-	server *grpc.Server
+	server *Server
 	mesh   *Mesh
 	got    chan []byte
 
@@ -90,7 +90,7 @@ func (m *manager) serve(addr string) {
 	}
 	m.server = NewServer(ServerConfig{Credentials: m.creds, Log: slog.New(slog.DiscardHandler)})
 	RegisterRaft(m.server, m)
-	go func(s *grpc.Server, l net.Listener) { _ = s.Serve(l) }(m.server, m.listen) // ends with Stop
+	go func(s *Server, l net.Listener) { _ = s.Serve(l) }(m.server, m.listen) // ends with Stop
 }
 
 func (m *manager) addr() string { return m.listen.Addr().String() }

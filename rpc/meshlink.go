@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/connectivity"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/swarmpb"
@@ -67,25 +66,28 @@ func (p *peerLink) reachable() bool {
 	return p.up && !p.heard.IsZero() && (p.owed.IsZero() || time.Since(p.owed) < silence)
 }
 
-// run keeps a stream until ctx ends.
+// run keeps a connection until ctx ends.
 func (p *peerLink) run(ctx context.Context) {
-	pause, lost := redialDelay, time.Time{}
+	pause, lost := redialDelay, false
 	for ctx.Err() == nil {
-		stood, err := p.stream(ctx)
+		stood := false
+		w, err := p.dial(ctx, lost)
+		if err == nil {
+			stood, err = p.carry(ctx, w)
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		if stood {
-			p.mesh.cfg.Log.Warn("the connection to another manager broke", "raft", p.id, "address", p.addr, "err", err)
-			pause, lost = redialDelay, time.Now()
-			p.mesh.tell()
-		}
 		p.mesh.cfg.Unreachable(ctx, p.id)
-		if !lost.IsZero() && p.gone(ctx) {
+		switch {
+		case stood:
+			p.mesh.cfg.Log.Warn("the connection to another manager broke", "raft", p.id, "address", p.addr, "err", err)
+			pause, lost = redialDelay, true
+			p.mesh.tell()
+		case lost:
 			p.mesh.cfg.Suspect(ctx, p.id)
-			lost = time.Time{}
-		}
-		if !stood {
+			lost = false
+		default:
 			t := time.NewTimer(pause)
 			select {
 			case <-t.C:
@@ -95,45 +97,34 @@ func (p *peerLink) run(ctx context.Context) {
 			}
 			pause = min(time.Duration(float64(pause)*redialFactor), redialLimit)
 		}
-		p.conn.ResetConnectBackoff()
 	}
 }
 
-// gone reports whether the manager takes no new connection.
-func (p *peerLink) gone(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, suspectAfter)
+// dial connects. After a connection was lost the other manager has little time:
+// if it takes no new one, its process has died.
+func (p *peerLink) dial(ctx context.Context, lost bool) (*wire, error) {
+	timeout := dialTimeout
+	if lost {
+		timeout = suspectAfter
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	for {
-		p.conn.Connect()
-		state := p.conn.GetState()
-		switch state {
-		case connectivity.Ready:
-			return false
-		case connectivity.TransientFailure, connectivity.Shutdown:
-			return true
-		case connectivity.Idle, connectivity.Connecting:
-		}
-		if !p.conn.WaitForStateChange(ctx, state) {
-			return true
-		}
-	}
+	return dialRaft(ctx, p.addr, p.mesh.cfg.Credentials)
 }
 
-// stream opens a stream and sends what is queued until it breaks. stood reports
-// whether the other manager has answered on it.
-func (p *peerLink) stream(ctx context.Context) (stood bool, err error) {
+// carry sends what is queued until the connection breaks. stood reports whether
+// the other manager has answered on it.
+func (p *peerLink) carry(ctx context.Context, w *wire) (stood bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s, err := swarmpb.NewRaftClient(p.conn).Messages(ctx)
-	if err != nil {
-		return false, err
-	}
+	defer context.AfterFunc(ctx, func() { _ = w.Close() })() // that ends what reads and writes
+	defer w.Close()                                          //nolint:errcheck // it may be closed already
 	p.mu.Lock()
 	p.up, p.heard, p.owed = true, time.Time{}, time.Time{}
 	p.mu.Unlock()
 	received := make(chan error, 1)
-	go func() { received <- p.receive(ctx, s) }()
-	failed, ended := p.send(ctx, s, received)
+	go func() { received <- p.receive(ctx, w) }()
+	failed, ended := p.send(ctx, w, received)
 	cancel()
 	if !ended {
 		err = <-received
@@ -144,7 +135,7 @@ func (p *peerLink) stream(ctx context.Context) (stood bool, err error) {
 	defer p.mu.Unlock()
 	stood = !p.heard.IsZero()
 	p.up, p.queue, p.size = false, nil, 0
-	return stood, first(err, failed)
+	return stood, first(failed, err)
 }
 
 func first(errs ...error) error {
@@ -157,10 +148,10 @@ func first(errs ...error) error {
 }
 
 // send sends until something fails; ended: the receiver did, with the error.
-func (p *peerLink) send(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.RaftFrame, swarmpb.RaftReceipt], received <-chan error) (err error, ended bool) {
+func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (err error, ended bool) {
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
-	if err := s.Send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Addr: p.mesh.cfg.Addr}); err != nil {
+	if err := w.send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Addr: p.mesh.cfg.Addr}); err != nil {
 		return err, false
 	}
 	p.mu.Lock()
@@ -172,7 +163,7 @@ func (p *peerLink) send(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.
 			p.mesh.cfg.Unreachable(ctx, p.id)
 		}
 		if len(messages) > 0 {
-			if err := p.frame(s, messages); err != nil {
+			if err := p.frame(w, messages); err != nil {
 				return err, false
 			}
 			continue
@@ -187,7 +178,7 @@ func (p *peerLink) send(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.
 				return api.Errorf(api.DeadlineExceeded, "no answer for %s", silence), false
 			}
 			if owed.IsZero() {
-				if err := p.frame(s, nil); err != nil {
+				if err := p.frame(w, nil); err != nil {
 					return err, false
 				}
 			}
@@ -200,37 +191,39 @@ func (p *peerLink) send(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.
 }
 
 // frame sends messages: one that is larger than a frame in parts.
-func (p *peerLink) frame(s grpc.BidiStreamingClient[swarmpb.RaftFrame, swarmpb.RaftReceipt], messages [][]byte) error {
+func (p *peerLink) frame(w *wire, messages [][]byte) error {
 	p.mu.Lock()
 	if p.owed.IsZero() {
 		p.owed = time.Now()
 	}
 	p.mu.Unlock()
 	if len(messages) != 1 || len(messages[0]) <= frameSize {
-		return s.Send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Messages: messages})
+		return w.send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Messages: messages})
 	}
 	for rest := messages[0]; len(rest) > 0; {
 		part := rest[:min(len(rest), frameSize)]
 		rest = rest[len(part):]
-		if err := s.Send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Part: part, Last: len(rest) == 0}); err != nil {
+		if err := w.send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Part: part, Last: len(rest) == 0}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// receive takes receipts until the stream breaks.
-func (p *peerLink) receive(ctx context.Context, s grpc.BidiStreamingClient[swarmpb.RaftFrame, swarmpb.RaftReceipt]) error {
+// receive takes receipts until the connection breaks.
+func (p *peerLink) receive(ctx context.Context, w *wire) error {
+	var r swarmpb.RaftReceipt
 	for {
-		r, err := s.Recv()
-		if err != nil {
-			return Error(err)
+		if err := w.receive(&r, maxReceipt); err != nil {
+			return err
 		}
 		p.mu.Lock()
 		first := p.heard.IsZero()
 		p.heard, p.owed = time.Now(), time.Time{}
 		p.mu.Unlock()
 		if first {
+			p.conn.Connect() // for calls; it may be waiting to try again
+			p.conn.ResetConnectBackoff()
 			p.mesh.tell()
 		}
 		if r.GetStranger() {

@@ -19,7 +19,7 @@ const (
 	// maxSnapshots bounds the snapshots that are received at once.
 	maxSnapshots = 4
 	// receiptGap is how long frames may wait for a receipt.
-	receiptGap = 50 * time.Millisecond
+	receiptGap = 500 * time.Millisecond
 	maxAddr    = 300
 )
 
@@ -54,9 +54,14 @@ type RaftHandler interface {
 	NodeID() string
 }
 
-// RegisterRaft registers the service Raft.
-func RegisterRaft(s grpc.ServiceRegistrar, h RaftHandler) {
-	swarmpb.RegisterRaftServer(s, &raftServer{h: h, snapshots: make(chan struct{}, maxSnapshots)})
+// RegisterRaft registers the service Raft, and serves raft's connections. Before
+// the server serves only.
+func RegisterRaft(s *Server, h RaftHandler) {
+	r := &raftServer{h: h, snapshots: make(chan struct{}, maxSnapshots)}
+	swarmpb.RegisterRaftServer(s, r)
+	s.raft.mu.Lock()
+	defer s.raft.mu.Unlock()
+	s.raft.handle = r.messages
 }
 
 type raftServer struct {
@@ -66,23 +71,25 @@ type raftServer struct {
 	snapshots chan struct{}
 }
 
-// Messages implements the Raft service.
-func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt]) error {
-	ctx, cancel := context.WithCancel(s.Context())
+// messages takes another manager's until the connection breaks (nil), or it sends
+// what it must not.
+func (r *raftServer) messages(ctx context.Context, w *wire) error {
+	ctx, cancel := context.WithCancel(ctx)
 	from, _ := PeerFrom(ctx)
 	came := make(chan uint64, 1)
 	var receipts sync.WaitGroup
-	receipts.Go(func() { r.receipts(ctx, s, from, came) })
+	receipts.Go(func() { r.receipts(ctx, w, from, came) })
 	defer receipts.Wait()
+	defer w.conn.Close() //nolint:errcheck // it ends the receipts, too
 	defer cancel()
 	var large []byte
+	var f swarmpb.RaftFrame
 	for {
-		f, err := s.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
+		switch err := w.receive(&f, maxFrame); {
+		case api.ClassOf(err) == api.Invalid, api.ClassOf(err) == api.ResourceExhausted:
 			return err
+		case err != nil:
+			return nil
 		}
 		if addr := f.GetAddr(); addr != "" && len(addr) <= maxAddr {
 			r.h.Heard(f.GetFrom(), addr)
@@ -114,13 +121,13 @@ func (r *raftServer) Messages(s grpc.BidiStreamingServer[swarmpb.RaftFrame, swar
 
 // receipts tells that frames have come: of the first at once, then of all that
 // came in a while. A receipt for each frame would double the packets of a write.
-func (r *raftServer) receipts(ctx context.Context, s grpc.BidiStreamingServer[swarmpb.RaftFrame, swarmpb.RaftReceipt], peer Peer, came <-chan uint64) {
+func (r *raftServer) receipts(ctx context.Context, w *wire, peer Peer, came <-chan uint64) {
 	gap := time.NewTimer(0)
 	defer gap.Stop()
 	for {
 		select {
 		case from := <-came:
-			if s.Send(&swarmpb.RaftReceipt{Stranger: r.h.Former(peer) || !r.h.Knows(from)}) != nil {
+			if w.send(&swarmpb.RaftReceipt{Stranger: r.h.Former(peer) || !r.h.Knows(from)}) != nil {
 				return // who receives sees it, too
 			}
 		case <-ctx.Done():

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime/debug"
 	"time"
 
@@ -22,6 +23,12 @@ const (
 	// MaxResponse bounds what a manager may send a node in one message: a node's
 	// complete set of assignments.
 	MaxResponse = 128 << 20
+
+	// streamWindow and connWindow are how much may be under way that the receiver
+	// has not read. They are fixed: where gRPC is to find them out by itself, it
+	// answers each message with a ping, and three packets are sent in place of one.
+	streamWindow = 2 << 20
+	connWindow   = 8 << 20
 
 	maxStreams       = 1024
 	maxHeaders       = 64 << 10
@@ -51,22 +58,28 @@ type server struct {
 	methods map[string]access
 }
 
-// NewServer returns a gRPC server on which the services of the table can be
+// NewServer returns a server on which the services of the table can be
 // registered. The caller serves a listener with it, and stops it.
-func NewServer(cfg ServerConfig) *grpc.Server {
+func NewServer(cfg ServerConfig) *Server {
 	s := &server{ServerConfig: cfg, methods: methods()}
-	return grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(cfg.Credentials.ServerConfig())),
+	raft := &raftConns{
+		TransportCredentials: credentials.NewTLS(cfg.Credentials.ServerConfig()), conns: map[net.Conn]struct{}{}, log: cfg.Log,
+		admit: func(ctx context.Context) (context.Context, error) { return s.admit(ctx, raftProtocol) },
+	}
+	return &Server{raft: raft, Server: grpc.NewServer(
+		grpc.Creds(raft),
 		grpc.MaxRecvMsgSize(MaxRequest),
 		grpc.MaxSendMsgSize(MaxResponse),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: silenceTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-	)
+	)}
 }
 
 func (s *server) admit(ctx context.Context, method string) (context.Context, error) {

@@ -29,6 +29,7 @@ type taskRest struct {
 	Volumes          []swarm.VolumeAttachment `json:",omitempty"`
 	Evicted          string                   `json:",omitempty"`
 	MovedFrom        string                   `json:",omitempty"`
+	Ran              time.Duration            `json:",omitempty"`
 }
 
 func appendTask(b []byte, t *api.Task) ([]byte, error) {
@@ -61,8 +62,8 @@ func appendTask(b []byte, t *api.Task) ([]byte, error) {
 			return nil, err
 		}
 	}
-	rest := taskRest{t.Ports, t.Status.PortStatus.Ports, t.GenericResources, t.JobIteration, t.Volumes, t.Evicted, t.MovedFrom}
-	if len(rest.Ports)+len(rest.PortStatus)+len(rest.GenericResources)+len(rest.Volumes)+len(rest.Evicted)+len(rest.MovedFrom) == 0 && rest.JobIteration == nil {
+	rest := taskRest{t.Ports, t.Status.PortStatus.Ports, t.GenericResources, t.JobIteration, t.Volumes, t.Evicted, t.MovedFrom, t.Ran}
+	if len(rest.Ports)+len(rest.PortStatus)+len(rest.GenericResources)+len(rest.Volumes)+len(rest.Evicted)+len(rest.MovedFrom) == 0 && rest.JobIteration == nil && rest.Ran == 0 {
 		return append(b, 0), nil
 	}
 	j, err := json.Marshal(rest)
@@ -138,7 +139,7 @@ func decodeTask(body []byte, in *intern) (*api.Task, error) {
 		}
 		t.Ports, t.Status.PortStatus.Ports, t.GenericResources = rest.Ports, rest.PortStatus, rest.GenericResources
 		t.JobIteration, t.Volumes = rest.JobIteration, rest.Volumes
-		t.Evicted, t.MovedFrom = rest.Evicted, rest.MovedFrom
+		t.Evicted, t.MovedFrom, t.Ran = rest.Evicted, rest.MovedFrom, rest.Ran
 	}
 	return t, d.end()
 }

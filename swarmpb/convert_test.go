@@ -165,7 +165,7 @@ func TestTaskRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		task := &api.Task{Spec: &api.TaskSpec{}}
 		fill(t, reflect.ValueOf(task).Elem())
-		task.NotBefore, task.Evicted, task.MovedFrom = time.Time{}, "", "" // for managers only
+		task.NotBefore, task.Evicted, task.MovedFrom, task.Ran = time.Time{}, "", "", 0 // for managers only
 		if task.Spec == nil {
 			task.Spec = &api.TaskSpec{}
 		}

@@ -675,9 +675,8 @@ const file_legion_v1_raft_proto_rawDesc = "" +
 	"\amembers\x18\x01 \x03(\v2\x15.legion.v1.RaftMemberR\amembers\"\x12\n" +
 	"\x10RaftHelloRequest\",\n" +
 	"\x11RaftHelloResponse\x12\x17\n" +
-	"\anode_id\x18\x01 \x01(\tR\x06nodeId2\x97\x03\n" +
-	"\x04Raft\x12<\n" +
-	"\bMessages\x12\x14.legion.v1.RaftFrame\x1a\x16.legion.v1.RaftReceipt(\x010\x01\x12C\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId2\xd9\x02\n" +
+	"\x04Raft\x12C\n" +
 	"\bSnapshot\x12\x17.legion.v1.RaftSnapshot\x1a\x1c.legion.v1.RaftSnapshotTaken(\x01\x12=\n" +
 	"\aPropose\x12\x17.legion.v1.RaftProposal\x1a\x17.legion.v1.RaftProposed(\x01\x12?\n" +
 	"\x04Join\x12\x1a.legion.v1.RaftJoinRequest\x1a\x1b.legion.v1.RaftJoinResponse\x12H\n" +
@@ -716,20 +715,18 @@ var file_legion_v1_raft_proto_depIdxs = []int32{
 	6,  // 0: legion.v1.RaftJoinRequest.member:type_name -> legion.v1.RaftMember
 	6,  // 1: legion.v1.RaftJoinResponse.members:type_name -> legion.v1.RaftMember
 	6,  // 2: legion.v1.RaftMembersResponse.members:type_name -> legion.v1.RaftMember
-	0,  // 3: legion.v1.Raft.Messages:input_type -> legion.v1.RaftFrame
-	2,  // 4: legion.v1.Raft.Snapshot:input_type -> legion.v1.RaftSnapshot
-	4,  // 5: legion.v1.Raft.Propose:input_type -> legion.v1.RaftProposal
-	7,  // 6: legion.v1.Raft.Join:input_type -> legion.v1.RaftJoinRequest
-	9,  // 7: legion.v1.Raft.Members:input_type -> legion.v1.RaftMembersRequest
-	11, // 8: legion.v1.Raft.Hello:input_type -> legion.v1.RaftHelloRequest
-	1,  // 9: legion.v1.Raft.Messages:output_type -> legion.v1.RaftReceipt
-	3,  // 10: legion.v1.Raft.Snapshot:output_type -> legion.v1.RaftSnapshotTaken
-	5,  // 11: legion.v1.Raft.Propose:output_type -> legion.v1.RaftProposed
-	8,  // 12: legion.v1.Raft.Join:output_type -> legion.v1.RaftJoinResponse
-	10, // 13: legion.v1.Raft.Members:output_type -> legion.v1.RaftMembersResponse
-	12, // 14: legion.v1.Raft.Hello:output_type -> legion.v1.RaftHelloResponse
-	9,  // [9:15] is the sub-list for method output_type
-	3,  // [3:9] is the sub-list for method input_type
+	2,  // 3: legion.v1.Raft.Snapshot:input_type -> legion.v1.RaftSnapshot
+	4,  // 4: legion.v1.Raft.Propose:input_type -> legion.v1.RaftProposal
+	7,  // 5: legion.v1.Raft.Join:input_type -> legion.v1.RaftJoinRequest
+	9,  // 6: legion.v1.Raft.Members:input_type -> legion.v1.RaftMembersRequest
+	11, // 7: legion.v1.Raft.Hello:input_type -> legion.v1.RaftHelloRequest
+	3,  // 8: legion.v1.Raft.Snapshot:output_type -> legion.v1.RaftSnapshotTaken
+	5,  // 9: legion.v1.Raft.Propose:output_type -> legion.v1.RaftProposed
+	8,  // 10: legion.v1.Raft.Join:output_type -> legion.v1.RaftJoinResponse
+	10, // 11: legion.v1.Raft.Members:output_type -> legion.v1.RaftMembersResponse
+	12, // 12: legion.v1.Raft.Hello:output_type -> legion.v1.RaftHelloResponse
+	8,  // [8:13] is the sub-list for method output_type
+	3,  // [3:8] is the sub-list for method input_type
 	3,  // [3:3] is the sub-list for extension type_name
 	3,  // [3:3] is the sub-list for extension extendee
 	0,  // [0:3] is the sub-list for field type_name

@@ -21,7 +21,6 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Raft_Messages_FullMethodName = "/legion.v1.Raft/Messages"
 	Raft_Snapshot_FullMethodName = "/legion.v1.Raft/Snapshot"
 	Raft_Propose_FullMethodName  = "/legion.v1.Raft/Propose"
 	Raft_Join_FullMethodName     = "/legion.v1.Raft/Join"
@@ -34,10 +33,13 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // Raft carries the log between managers, and the changes of who they are.
+//
+// Raft's messages go beside it: to one member, in order, over a TLS connection
+// of their own to the same port. Its application protocol (ALPN) is
+// legion-raft/1. The caller sends RaftFrames, the other side RaftReceipts, each
+// after its length in four bytes, big endian. Frames are answered, so that the
+// sender knows that the other one lives.
 type RaftClient interface {
-	// Messages carries raft's messages to one member, in order. Each frame is
-	// answered by a receipt, so that the sender knows that the other one lives.
-	Messages(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RaftFrame, RaftReceipt], error)
 	// Snapshot carries one snapshot. It is answered when the receiver has it on
 	// disk, or refuses it.
 	Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RaftSnapshot, RaftSnapshotTaken], error)
@@ -60,22 +62,9 @@ func NewRaftClient(cc grpc.ClientConnInterface) RaftClient {
 	return &raftClient{cc}
 }
 
-func (c *raftClient) Messages(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RaftFrame, RaftReceipt], error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Raft_ServiceDesc.Streams[0], Raft_Messages_FullMethodName, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &grpc.GenericClientStream[RaftFrame, RaftReceipt]{ClientStream: stream}
-	return x, nil
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Raft_MessagesClient = grpc.BidiStreamingClient[RaftFrame, RaftReceipt]
-
 func (c *raftClient) Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RaftSnapshot, RaftSnapshotTaken], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Raft_ServiceDesc.Streams[1], Raft_Snapshot_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Raft_ServiceDesc.Streams[0], Raft_Snapshot_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +77,7 @@ type Raft_SnapshotClient = grpc.ClientStreamingClient[RaftSnapshot, RaftSnapshot
 
 func (c *raftClient) Propose(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RaftProposal, RaftProposed], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Raft_ServiceDesc.Streams[2], Raft_Propose_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Raft_ServiceDesc.Streams[1], Raft_Propose_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -134,10 +123,13 @@ func (c *raftClient) Hello(ctx context.Context, in *RaftHelloRequest, opts ...gr
 // for forward compatibility.
 //
 // Raft carries the log between managers, and the changes of who they are.
+//
+// Raft's messages go beside it: to one member, in order, over a TLS connection
+// of their own to the same port. Its application protocol (ALPN) is
+// legion-raft/1. The caller sends RaftFrames, the other side RaftReceipts, each
+// after its length in four bytes, big endian. Frames are answered, so that the
+// sender knows that the other one lives.
 type RaftServer interface {
-	// Messages carries raft's messages to one member, in order. Each frame is
-	// answered by a receipt, so that the sender knows that the other one lives.
-	Messages(grpc.BidiStreamingServer[RaftFrame, RaftReceipt]) error
 	// Snapshot carries one snapshot. It is answered when the receiver has it on
 	// disk, or refuses it.
 	Snapshot(grpc.ClientStreamingServer[RaftSnapshot, RaftSnapshotTaken]) error
@@ -160,9 +152,6 @@ type RaftServer interface {
 // pointer dereference when methods are called.
 type UnimplementedRaftServer struct{}
 
-func (UnimplementedRaftServer) Messages(grpc.BidiStreamingServer[RaftFrame, RaftReceipt]) error {
-	return status.Error(codes.Unimplemented, "method Messages not implemented")
-}
 func (UnimplementedRaftServer) Snapshot(grpc.ClientStreamingServer[RaftSnapshot, RaftSnapshotTaken]) error {
 	return status.Error(codes.Unimplemented, "method Snapshot not implemented")
 }
@@ -198,13 +187,6 @@ func RegisterRaftServer(s grpc.ServiceRegistrar, srv RaftServer) {
 	}
 	s.RegisterService(&Raft_ServiceDesc, srv)
 }
-
-func _Raft_Messages_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(RaftServer).Messages(&grpc.GenericServerStream[RaftFrame, RaftReceipt]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Raft_MessagesServer = grpc.BidiStreamingServer[RaftFrame, RaftReceipt]
 
 func _Raft_Snapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(RaftServer).Snapshot(&grpc.GenericServerStream[RaftSnapshot, RaftSnapshotTaken]{ServerStream: stream})
@@ -295,12 +277,6 @@ var Raft_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
-		{
-			StreamName:    "Messages",
-			Handler:       _Raft_Messages_Handler,
-			ServerStreams: true,
-			ClientStreams: true,
-		},
 		{
 			StreamName:    "Snapshot",
 			Handler:       _Raft_Snapshot_Handler,

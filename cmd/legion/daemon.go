@@ -8,12 +8,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
+	"sync"
 
 	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
 
+	"github.com/legion-swarm/legion/collector"
 	"github.com/legion-swarm/legion/settings"
 )
 
@@ -88,6 +89,14 @@ func (d *daemonCommand) run(ctx context.Context) error {
 		}
 		defer remove()
 	}
+	if os.Getenv("GOGC") != "" {
+		return runNode(ctx, conf, level, log, d.load)
+	}
+	paced, end := context.WithCancel(ctx)
+	var pacer sync.WaitGroup
+	pacer.Go(func() { _ = collector.Run(paced) }) // ends with its context
+	defer pacer.Wait()
+	defer end()
 	return runNode(ctx, conf, level, log, d.load)
 }
 
@@ -110,10 +119,6 @@ func (d *daemonCommand) load() (*settings.Daemon, []string, error) {
 	return conf, notes, nil
 }
 
-// gcPercent makes the collector run when the heap has grown by half, not by as
-// much again: after a burst of 50 containers the daemon keeps 54 MB instead of 62.
-const gcPercent = 50
-
 // prepare sets what belongs to the process and not to the node.
 func prepare(conf *settings.Daemon, log *slog.Logger) error {
 	for name, value := range map[string]string{"HTTP_PROXY": conf.HTTPProxy, "HTTPS_PROXY": conf.HTTPSProxy, "NO_PROXY": conf.NoProxy} {
@@ -123,9 +128,6 @@ func prepare(conf *settings.Daemon, log *slog.Logger) error {
 		if err := errors.Join(os.Setenv(name, value), os.Setenv(strings.ToLower(name), value)); err != nil {
 			return err
 		}
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
 	}
 	if conf.OOMScoreAdjust != 0 {
 		if err := os.WriteFile("/proc/self/oom_score_adj", fmt.Appendf(nil, "%d", conf.OOMScoreAdjust), 0); err != nil {

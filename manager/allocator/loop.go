@@ -206,14 +206,14 @@ func (s *session) allocateServices(ctx context.Context) error {
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
 		revert(&undo)
 		clear(refused)
-		ports := api.Ports{}
-		for o := range store.List[*api.Service](tx) {
-			ports.Add(o)
-		}
+		var ports api.Ports // read when the first service needs some
 		for id := range s.services {
 			o := store.Get[*api.Service](tx, id)
 			if o == nil {
 				continue
+			}
+			if ports == nil && o.Spec.EndpointSpec != nil && len(o.Spec.EndpointSpec.Ports) > 0 {
+				ports = portsOf(tx)
 			}
 			c, err := Service(o, ports, s.addresses)
 			if err != nil {
@@ -237,6 +237,15 @@ func (s *session) allocateServices(ctx context.Context) error {
 		s.settle(ctx, id, refused[id])
 	}
 	return err
+}
+
+// portsOf are the published ports in use.
+func portsOf(tx *store.Tx) api.Ports {
+	ports := api.Ports{}
+	for o := range store.List[*api.Service](tx) {
+		ports.Add(o)
+	}
+	return ports
 }
 
 // revert gives back what an attempt that was not written had taken.

@@ -1,9 +1,9 @@
 package control
 
 import (
-	"regexp"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/container"
@@ -63,10 +63,15 @@ func validateName(name string) error {
 		return invalid("name must be provided")
 	case len(name) > maxNameLength:
 		return invalid("name must be %d characters or fewer, not %d: %s…", maxNameLength, len(name), name[:maxNameLength])
-	case !regexp.MustCompile(`^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`).MatchString(name):
+	case !alnum(name[0]) || !alnum(name[len(name)-1]) || strings.ContainsFunc(name, func(r rune) bool { return r > unicode.MaxASCII || !alnum(byte(r)) && r != '-' && r != '_' }):
 		return invalid("name must be valid as a DNS name component: %q has other characters than letters, digits, - and _, or begins or ends with one of these", name)
 	}
 	return nil
+}
+
+// alnum reports whether c is a letter or digit of ASCII.
+func alnum(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
 func validateLabels(labels map[string]string) error {

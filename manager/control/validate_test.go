@@ -1,6 +1,7 @@
 package control
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
+	"pgregory.net/rapid"
 
 	"github.com/legion-swarm/legion/api"
 )
@@ -113,4 +115,15 @@ func TestValidateService(t *testing.T) {
 
 func secret(name, file string) *swarm.SecretReference {
 	return &swarm.SecretReference{SecretID: name, SecretName: name, File: &swarm.SecretReferenceFileTarget{Name: file}}
+}
+
+// TestValidateName holds it against the rule as Docker has it.
+func TestValidateName(t *testing.T) {
+	rule := regexp.MustCompile(`^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`)
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.StringOfN(rapid.RuneFrom([]rune("aZ09-_.\n é/")), 1, 8, -1).Draw(t, "name")
+		if err := validateName(name); (err == nil) != rule.MatchString(name) {
+			t.Errorf("%q: %v", name, err)
+		}
+	})
 }

@@ -9,10 +9,6 @@ import (
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
-// sendGap is how long a session gathers changes after it sent some: the first
-// change goes at once, those that come fast go together.
-const sendGap = 5 * time.Millisecond
-
 // Assignments implements the Dispatcher service.
 func (d *Dispatcher) Assignments(req *swarmpb.AssignmentsRequest, stream swarmpb.Dispatcher_AssignmentsServer) error {
 	ctx := stream.Context()
@@ -43,7 +39,7 @@ func (d *Dispatcher) Assignments(req *swarmpb.AssignmentsRequest, stream swarmpb
 				return err
 			}
 			sequence++
-			timer.Reset(sendGap)
+			timer.Reset(d.gap())
 			select {
 			case <-timer.C:
 			case <-s.ended:
@@ -60,6 +56,14 @@ func (d *Dispatcher) Assignments(req *swarmpb.AssignmentsRequest, stream swarmpb
 			return ctx.Err()
 		}
 	}
+}
+
+// gap is how long a session gathers after a message.
+func (d *Dispatcher) gap() time.Duration {
+	d.mu.Lock()
+	nodes := len(d.nodes)
+	d.mu.Unlock()
+	return d.pace.sent(time.Now(), nodes)
 }
 
 // message makes the message of this place in the stream: the first is complete.

@@ -58,6 +58,8 @@ type Dispatcher struct {
 	specs  *specCache
 	logs   *LogBroker
 
+	pace pace
+
 	mu       sync.Mutex
 	running  context.Context //nolint:containedctx // Run's; nil when it is not running
 	work     *sync.WaitGroup // what is done in the background for Run
@@ -210,7 +212,7 @@ func (d *Dispatcher) changed(c store.Change) {
 		d.overlays.taskChanged(c.ID, was, is)
 		for i, t := range [...]*api.Task{was, is} {
 			if t != nil && t.NodeID != "" && (i == 0 || was == nil || was.NodeID != t.NodeID) {
-				d.at(t.NodeID, func(s *session) { s.markTask(c.ID) })
+				d.at(t.NodeID, func(s *session) { s.markTask(c.ID, tells(was, is)) })
 			}
 		}
 	case store.KindNode:
@@ -225,6 +227,14 @@ func (d *Dispatcher) changed(c store.Change) {
 		}
 		d.every((*session).markNode)
 	}
+}
+
+// tells reports whether a node that has a task must hear of its change: it need not
+// of what it said itself.
+func tells(was, is *api.Task) bool {
+	assigned := api.Rank(swarm.TaskStateAssigned)
+	return was == nil || is == nil || was.NodeID != is.NodeID || api.Rank(was.Status.State) < assigned ||
+		api.Final(was.Status.State) != api.Final(is.Status.State) || !sameForNode(was, is)
 }
 
 func object[T any](o any) *T {

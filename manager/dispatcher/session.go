@@ -105,14 +105,18 @@ func poke(c chan struct{}) {
 	}
 }
 
-func (s *session) markTask(id string) {
+// markTask has a task compared: at once if there is news for the node, else with
+// what comes next.
+func (s *session) markTask(id string, now bool) {
 	s.mu.Lock()
 	if s.dirty == nil {
 		s.dirty = map[string]struct{}{}
 	}
 	s.dirty[id] = struct{}{}
 	s.mu.Unlock()
-	poke(s.taskWake)
+	if now {
+		poke(s.taskWake)
+	}
 }
 
 func (s *session) markNode() { poke(s.nodeWake) }

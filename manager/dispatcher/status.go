@@ -4,6 +4,7 @@ import (
 	"context"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -31,11 +32,12 @@ func (d *Dispatcher) UpdateTaskStatus(ctx context.Context, req *swarmpb.UpdateTa
 		return &swarmpb.UpdateTaskStatusResponse{}, err
 	}
 	for chunk := range slices.Chunk(updates, maxChunk) {
+		now := time.Now()
 		err := d.writer.do(ctx, func(tx *store.Tx) error {
 			if !s.live() {
 				return s.cause
 			}
-			return apply(tx, s.node, chunk)
+			return apply(tx, s.node, chunk, now)
 		})
 		if err != nil {
 			return nil, err
@@ -103,7 +105,7 @@ func advances(from, to *swarm.TaskStatus) bool {
 }
 
 // apply writes the statuses. Of several for a task the last one stays.
-func apply(tx *store.Tx, node string, updates []statusUpdate) error {
+func apply(tx *store.Tx, node string, updates []statusUpdate, now time.Time) error {
 	var changed []*api.Task
 	for _, u := range updates {
 		old := store.Get[*api.Task](tx, u.task)
@@ -115,6 +117,10 @@ func apply(tx *store.Tx, node string, updates []statusUpdate) error {
 		}
 		t := *old
 		t.Status = *u.status
+		if old.Status.State == swarm.TaskStateRunning && t.Status.State == swarm.TaskStateFailed {
+			t.UpdatedAt = now
+			t.Ran = max(t.Since().Sub(old.Since()), 0)
+		}
 		changed = append(changed, &t)
 	}
 	for _, t := range changed {

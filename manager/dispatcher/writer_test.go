@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -75,7 +76,7 @@ func BenchmarkStatuses(b *testing.B) {
 			for n := range b.N/nodes + 1 {
 				err := w.do(context.Background(), func(tx *store.Tx) error {
 					status := &swarm.TaskStatus{State: swarm.TaskStateRunning, Message: fmt.Sprint(n)}
-					return apply(tx, "node", []statusUpdate{{fmt.Sprint("t", i), status}})
+					return apply(tx, "node", []statusUpdate{{fmt.Sprint("t", i), status}}, time.Now())
 				})
 				if err != nil {
 					b.Error(err)
@@ -84,4 +85,32 @@ func BenchmarkStatuses(b *testing.B) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestRan: a task that fails keeps how long it ran, whatever its node's clock says.
+func TestRan(t *testing.T) {
+	now := time.Now().Add(time.Hour)
+	for name, c := range map[string]struct {
+		from, to swarm.TaskState
+		at       time.Duration // by the node's clock, since it was RUNNING
+		want     time.Duration
+	}{
+		"it ran":                         {swarm.TaskStateRunning, swarm.TaskStateFailed, time.Minute, time.Minute},
+		"it never did":                   {swarm.TaskStateStarting, swarm.TaskStateFailed, time.Minute, 0},
+		"it was told to end":             {swarm.TaskStateRunning, swarm.TaskStateShutdown, time.Minute, 0},
+		"the node's clock went back":     {swarm.TaskStateRunning, swarm.TaskStateFailed, -time.Minute, 0},
+		"the node's clock jumped a year": {swarm.TaskStateRunning, swarm.TaskStateFailed, 365 * 24 * time.Hour, time.Hour},
+	} {
+		s := newStore(t)
+		task := newTask("t", "node")
+		task.Status = swarm.TaskStatus{State: c.from, Timestamp: time.Now()}
+		update(t, s, func(tx *store.Tx) error { return store.Create(tx, task) })
+		was := store.Get[*api.Task](s.View(), "t")
+		update(t, s, func(tx *store.Tx) error {
+			return apply(tx, "node", []statusUpdate{{"t", &swarm.TaskStatus{State: c.to, Timestamp: was.Since().Add(c.at)}}}, now)
+		})
+		if got := store.Get[*api.Task](s.View(), "t").Ran; (got - c.want).Abs() > time.Minute/2 {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }

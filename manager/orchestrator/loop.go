@@ -56,20 +56,19 @@ type session struct {
 	*Loop
 	agenda *agenda
 	nodes  map[string]*api.Node
-	ran    map[string]time.Time // since when tasks that have failed were running
-	evict  map[string]string    // tasks that their nodes have no room for, and why
-	shrunk map[string]bool      // nodes whose resources have changed
-	quiet  map[string]uint64    // services that were last found to be as they should, at this version
-	only   map[string][]place   // of services that are being planned, where it is not all of them
-	waits  map[string]bool      // services whose plans wait for tasks that can't be placed
-	rest   time.Time            // until when what can wait is gathered, see soon
+	evict  map[string]string  // tasks that their nodes have no room for, and why
+	shrunk map[string]bool    // nodes whose resources have changed
+	quiet  map[string]uint64  // services that were last found to be as they should, at this version
+	only   map[string][]place // of services that are being planned, where it is not all of them
+	waits  map[string]bool    // services whose plans wait for tasks that can't be placed
+	rest   time.Time          // until when what can wait is gathered, see soon
 }
 
 func (l *Loop) follow(ctx context.Context) error {
 	view, w := l.Store.Watch(store.KindService, store.KindTask, store.KindNode, store.KindCluster)
 	defer w.Close()
 	s := &session{
-		Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{}, ran: map[string]time.Time{},
+		Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{},
 		evict: map[string]string{}, shrunk: map[string]bool{}, waits: map[string]bool{}, quiet: map[string]uint64{},
 	}
 	for n := range store.List[*api.Node](view) {
@@ -148,22 +147,42 @@ func (s *session) note(c *store.Change) {
 func (s *session) noteTask(was, is *api.Task) {
 	switch {
 	case is == nil:
-		delete(s.ran, was.ID)
 		delete(s.evict, was.ID)
 		s.touch(was)
+	case was != nil && goesWell(was, is) && s.settled(is):
 	case was == nil || goesWell(was, is):
 		s.soon(is)
 	case s.matters(was, is):
 		s.touch(is)
-	}
-	if was != nil && is != nil && was.Status.State == swarm.TaskStateRunning && api.Final(is.Status.State) {
-		s.ran[is.ID] = since(was)
 	}
 }
 
 // goesWell reports whether a task does what it should: it runs.
 func goesWell(was, is *api.Task) bool {
 	return is.Status.State == swarm.TaskStateRunning && was.Status.State != is.Status.State && was.DesiredState == is.DesiredState && was.Evicted == is.Evicted
+}
+
+// settled reports whether there is nothing to plan for a task that runs now: its
+// service needed nothing, and nobody else was ever in its slot. So the first
+// tasks of a service come up without a plan for each.
+func (s *session) settled(t *api.Task) bool {
+	version := s.quiet[t.ServiceID]
+	if version == 0 || t.DesiredState != swarm.TaskStateRunning || t.JobIteration != nil || t.Spec.Global || t.Evicted != "" {
+		return false
+	}
+	view := s.Store.View()
+	if o := store.Get[*api.Service](view, t.ServiceID); o == nil || o.Version.Index != version {
+		return false
+	}
+	if s.shrunk[t.NodeID] || s.evict[t.ID] != "" {
+		return false
+	}
+	for other := range store.List[*api.Task](view, store.BySlot(t.ServiceID, t.Slot)) {
+		if other.ID != t.ID {
+			return false
+		}
+	}
+	return true
 }
 
 // soon adds a task of which nothing but good news came. When a million tasks
@@ -317,8 +336,7 @@ func (s *session) remember(id string, o outcome) {
 func (s *session) input(tx *store.Tx, service string, now time.Time) Input {
 	in := Input{
 		Service: store.Get[*api.Service](tx, service), Nodes: s.nodes, Now: now, NewID: api.NewID, History: defaultHistory,
-		RanSince: func(id string) time.Time { return s.ran[id] },
-		Evict:    func(id string) string { return s.evict[id] },
+		Evict: func(id string) string { return s.evict[id] },
 	}
 	if s.Fits != nil {
 		in.Fits = func(t *api.Task, node string) bool { return s.Fits(s.Store.View(), t, node) == "" }

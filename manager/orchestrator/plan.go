@@ -23,9 +23,6 @@ type Input struct {
 	NewID func() string
 	// History is how many tasks are kept in a slot; negative: all.
 	History int64
-	// RanSince tells when a task that has ended began to run; zero if that is not
-	// known. May be nil.
-	RanSince func(taskID string) time.Time
 	// MaxChanges bounds the plan; what is left is for the next one. 0: no bound.
 	MaxChanges int
 	// Evict says why a task has to leave its node, which has no room for it any
@@ -63,6 +60,7 @@ type plan struct {
 	out         Output
 	spec        *api.TaskSpec // of new tasks
 	slots       []*slot
+	removing    bool                  // there are tasks to be removed
 	differences map[uint64]difference // of older spec versions
 	constraints map[*api.TaskSpec][]api.Constraint
 	moved       map[string]bool // tasks that others were made for elsewhere
@@ -86,6 +84,7 @@ func Plan(in Input) Output {
 	p := newPlan(in)
 	if in.Service == nil {
 		p.removeAll(in.Tasks)
+		p.removing = true
 		p.reapRemoved()
 		return p.out
 	}
@@ -197,7 +196,7 @@ func (p *plan) newTask(s *slot) *api.Task {
 // release lets tasks start that waited for their delay or for those before them.
 func (p *plan) release() {
 	for _, s := range p.slots {
-		for _, t := range s.tasks {
+		for _, t := range s.present() {
 			switch {
 			case p.desired(t) != swarm.TaskStateReady:
 			case t.NotBefore.After(p.Now):

@@ -10,6 +10,9 @@ const maxHistory = 1000
 // reapRemoved deletes the tasks that were to be removed and have ended, or whose
 // node is gone.
 func (p *plan) reapRemoved() {
+	if !p.removing {
+		return
+	}
 	for _, t := range p.Tasks {
 		if t.DesiredState == swarm.TaskStateRemove && (ended(t) || t.NodeID != "" && p.Nodes[t.NodeID] == nil) {
 			if p.full() {
@@ -35,11 +38,14 @@ func (p *plan) reapHistory() {
 		keep = max(keep, 2)
 	}
 	for _, s := range p.slots {
-		keep := keep
-		if len(s.tasks) > 1 && quick(s.tasks[1]) {
+		keep, last := keep, len(s.tasks)-1
+		if s.history && len(s.tasks) <= keep {
+			last = min(last, 0) // all others were on a node, and it is not their turn
+		}
+		if last > 0 && quick(s.tasks[1]) {
 			keep = max(keep, p.forgiven()+1) // to know a row of failures by
 		}
-		for i := len(s.tasks) - 1; i >= 0; i-- {
+		for i := last; i >= 0; i-- {
 			t := s.tasks[i]
 			if t.DesiredState != swarm.TaskStateShutdown || !ended(t) || mayHaveRun(t) && (i == 0 || i < keep) {
 				continue

@@ -21,6 +21,17 @@ type slot struct {
 	leaving []*api.Task
 	// created is set when the plan has a new task for the slot.
 	created bool
+	// history says that all tasks but the newest were told to end, and have ended.
+	history bool
+}
+
+// present are the tasks that may still be meant to run, or be deleted before it is
+// their turn in the history.
+func (s *slot) present() []*api.Task {
+	if s.history {
+		return s.tasks[:min(1, len(s.tasks))]
+	}
+	return s.tasks
 }
 
 // place names a slot.
@@ -29,65 +40,107 @@ type place struct {
 	node   string
 }
 
-// group sorts the tasks into slots. It takes two allocations whatever their
+// group sorts the tasks into slots. It takes a few allocations whatever their
 // number: a slot's tasks are a part of one sorted list.
 func (p *plan) group() {
 	if len(p.Tasks) == 0 {
 		return
 	}
-	all := slices.Clone(p.Tasks)
-	slices.SortFunc(all, func(a, b *api.Task) int {
-		if c := p.byPlace(a, b); c != 0 {
-			return c
-		}
-		return cmp.Or(cmp.Compare(role(a), role(b)), newestFirst(a, b))
-	})
+	keys := p.keys()
+	all := make([]*api.Task, len(keys))
 	n := 1
-	for i := 1; i < len(all); i++ {
-		if p.byPlace(all[i-1], all[i]) != 0 {
+	for i := range keys {
+		all[i] = keys[i].task
+		if i > 0 && keys[i-1].place != keys[i].place {
 			n++
 		}
 	}
 	slab := make([]slot, n)
 	p.slots = make([]*slot, 0, n)
-	for first := 0; first < len(all); {
+	for first := 0; first < len(keys); {
 		s := &slab[len(p.slots)]
-		end, leaving := first, -1
-		for ; end < len(all) && p.byPlace(all[first], all[end]) == 0 && role(all[end]) < gone; end++ {
-			if leaving < 0 && role(all[end]) == leaves {
-				leaving = end
+		s.number, s.node, s.history = keys[first].number, keys[first].node, true
+		stay, may, end := first, first, first // where those that stay, and may run, end
+		for ; end < len(keys) && keys[end].place == keys[first].place; end++ {
+			switch k := &keys[end]; k.role {
+			case stays:
+				s.history = s.history && (end == first || k.history)
+				stay, may = end+1, end+1
+			case leaves:
+				may = end + 1
 			}
 		}
-		if leaving < 0 {
-			leaving = end
-		}
-		s.tasks, s.leaving = all[first:leaving:leaving], all[leaving:end:end]
-		if s.number = all[first].Slot; p.spec.Global {
-			s.number, s.node = 0, all[first].NodeID
-		}
-		for at := all[first]; end < len(all) && p.byPlace(at, all[end]) == 0; end++ {
-		}
+		s.tasks, s.leaving = all[first:stay:stay], all[stay:may:may]
 		first = end
 		p.slots = append(p.slots, s)
 	}
 }
 
-// byPlace orders tasks by the slots that they are in.
-func (p *plan) byPlace(a, b *api.Task) int {
-	if p.spec.Global {
-		return strings.Compare(a.NodeID, b.NodeID)
+// key is what a task is sorted by, side by side: tasks are all over the memory.
+type key struct {
+	place
+	role    int8
+	history bool // told to end, and ended
+	created int64
+	task    *api.Task
+}
+
+// keys are those of all tasks, by slots. The store has them in that order, so that
+// mostly each slot is sorted for itself.
+func (p *plan) keys() []key {
+	keys := make([]key, len(p.Tasks))
+	sorted := true
+	for i, t := range p.Tasks {
+		k := &keys[i]
+		*k = key{
+			place: place{number: t.Slot}, role: role(t), created: t.CreatedAt.UnixNano(), task: t,
+			history: t.DesiredState == swarm.TaskStateShutdown && api.Final(t.Status.State),
+		}
+		if p.spec.Global {
+			k.place = place{node: t.NodeID}
+		}
+		p.removing = p.removing || k.role != stays
+		sorted = sorted && (i == 0 || byPlace(&keys[i-1], k) <= 0)
 	}
-	return cmp.Compare(a.Slot, b.Slot)
+	if !sorted {
+		slices.SortFunc(keys, byAge)
+		return keys
+	}
+	for first := 0; first < len(keys); {
+		end := first + 1
+		for end < len(keys) && keys[end].place == keys[first].place {
+			end++
+		}
+		if end-first > 1 {
+			slices.SortFunc(keys[first:end], byAge)
+		}
+		first = end
+	}
+	return keys
+}
+
+func byPlace(a, b *key) int {
+	return cmp.Or(cmp.Compare(a.number, b.number), strings.Compare(a.node, b.node))
+}
+
+func byAge(a, b key) int {
+	if c := byPlace(&a, &b); c != 0 {
+		return c
+	}
+	if c := cmp.Or(cmp.Compare(a.role, b.role), cmp.Compare(b.created, a.created)); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(b.task.Version.Index, a.task.Version.Index), cmp.Compare(a.task.ID, b.task.ID))
 }
 
 // What a task is to its slot, in the order of group.
 const (
-	stays  = iota
-	leaves // it is to be removed and may still run
+	stays  int8 = iota
+	leaves      // it is to be removed and may still run
 	gone
 )
 
-func role(t *api.Task) int {
+func role(t *api.Task) int8 {
 	switch {
 	case t.DesiredState != swarm.TaskStateRemove:
 		return stays
@@ -95,10 +148,6 @@ func role(t *api.Task) int {
 		return leaves
 	}
 	return gone
-}
-
-func newestFirst(a, b *api.Task) int {
-	return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.Version.Index, a.Version.Index), cmp.Compare(a.ID, b.ID))
 }
 
 // live returns the slot's task that is meant to run: the newest of the present
@@ -130,7 +179,7 @@ func (p *plan) blocked(s *slot, t *api.Task) bool {
 func (p *plan) tidy() {
 	for _, s := range p.slots {
 		live := p.live(s)
-		for _, t := range s.tasks {
+		for _, t := range s.present() {
 			if t == live || !p.wanted(t) || p.standIn(live, t) || p.staying[t.ID] || live != nil && p.covers(s, live, t) {
 				continue
 			}

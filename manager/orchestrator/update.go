@@ -111,16 +111,7 @@ func (p *plan) replaced(s *slot) bool { return slices.ContainsFunc(s.tasks, p.st
 
 // since is when the task came to its present state, as far as the manager's
 // clock can tell: the node's own may be off.
-func since(t *api.Task) time.Time {
-	at := t.Status.Timestamp
-	if at.After(t.UpdatedAt) {
-		at = t.UpdatedAt
-	}
-	if at.Before(t.CreatedAt) {
-		at = t.CreatedAt
-	}
-	return at
-}
+func since(t *api.Task) time.Time { return t.Since() }
 
 // failed returns the id of a task whose failure, with others, is more than the
 // service allows; "" if all is well. A slot's failures count once, and only
@@ -152,10 +143,8 @@ func (u *updater) failure(s *slot) *api.Task {
 			t.Status.State != swarm.TaskStateFailed && t.Status.State != swarm.TaskStateRejected {
 			continue
 		}
-		if u.RanSince != nil && !u.canaries() {
-			if ran := u.RanSince(t.ID); !ran.IsZero() && since(t).Sub(ran) > u.config.Monitor {
-				continue
-			}
+		if t.Ran > u.config.Monitor && !u.canaries() {
+			continue
 		}
 		return t
 	}

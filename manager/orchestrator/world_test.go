@@ -27,7 +27,6 @@ type world struct {
 	services map[string]*api.Service
 	nodes    map[string]*api.Node
 	tasks    map[string]*api.Task
-	ran      map[string]time.Time
 	again    map[string]time.Time
 	history  int64
 	// held are nodes whose tasks stay as they are, broken ones' can't start.
@@ -40,7 +39,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	return &world{
 		t: t, now: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), names: map[string]int{}, services: map[string]*api.Service{},
-		nodes: map[string]*api.Node{}, tasks: map[string]*api.Task{}, ran: map[string]time.Time{}, again: map[string]time.Time{},
+		nodes: map[string]*api.Node{}, tasks: map[string]*api.Task{}, again: map[string]time.Time{},
 		history: 5, held: map[string]bool{}, broken: map[string]string{}, log: func(string, ...any) {},
 	}
 }
@@ -149,7 +148,7 @@ func (w *world) plan() (changed bool) {
 func (w *world) input(service string) orchestrator.Input {
 	in := orchestrator.Input{
 		Service: w.services[service], Nodes: w.nodes, Now: w.now, History: w.history,
-		RanSince: func(id string) time.Time { return w.ran[id] }, Evict: w.evict(), Fits: w.fits,
+		Evict: w.evict(), Fits: w.fits,
 	}
 	n := 0
 	in.NewID = func() string { n++; return fmt.Sprintf("new%d", n) }
@@ -216,8 +215,8 @@ func (w *world) change(id string, fn func(t *api.Task)) {
 	}
 	w.index++
 	c.UpdatedAt, c.Version.Index = w.now, w.index
-	if old.Status.State == swarm.TaskStateRunning && api.Final(c.Status.State) {
-		w.ran[id] = old.Status.Timestamp
+	if old.Status.State == swarm.TaskStateRunning && c.Status.State == swarm.TaskStateFailed {
+		c.Ran = c.Since().Sub(old.Since())
 	}
 	w.tasks[id] = &c
 }

@@ -32,6 +32,7 @@ const (
 	settleTime   = 2 * time.Second
 	replicas     = 50
 	createCount  = 1000
+	eventCount   = 50
 	listServices = 200
 	listTasks    = 300
 	listRequests = 50

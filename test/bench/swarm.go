@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -41,7 +42,7 @@ func measureSwarm(ctx context.Context, dockerd string, add adder) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, adder) error{f.form, f.idle, f.requests, f.workerDies, f.partition, f.leaderDies} {
+	for _, part := range []func(context.Context, adder) error{f.form, f.idle, f.requests, f.events, f.workerDies, f.partition, f.leaderDies} {
 		if err := part(ctx, add); err != nil {
 			return err
 		}
@@ -129,6 +130,36 @@ func (f *fleet) requests(ctx context.Context, add adder) error {
 		}
 	}
 	return nil
+}
+
+// events is from the request for a service at the leader until another manager's
+// users see the event.
+func (f *fleet) events(ctx context.Context, add adder) error {
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream := f.boxes[second].client.Events(watching, client.EventsListOptions{Filters: client.Filters{}.Add("type", "service").Add("event", "create")})
+	if err := pause(ctx, settleTime/4); err != nil {
+		return err
+	}
+	p := &peer{client: f.boxes[lead].client}
+	var all []float64
+	for i := range eventCount {
+		start := time.Now()
+		if err := p.create(ctx, fmt.Sprint("told", i), 1, 1); err != nil {
+			return err
+		}
+		select {
+		case <-stream.Messages:
+			all = append(all, time.Since(start).Seconds())
+		case err := <-stream.Err:
+			return err
+		case <-time.After(most):
+			return errors.New("no event of a service that was created")
+		}
+	}
+	add("service create to its event at a follower, ms", 1e3*median(all))
+	add("the same, the slowest, ms", 1e3*slices.Max(all))
+	return p.removeServices(ctx)
 }
 
 // service runs one task on each worker, and returns when both do.

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"runtime/pprof"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/collector"
 	"github.com/legion-swarm/legion/manager"
 	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/dispatcher"
@@ -33,8 +33,6 @@ import (
 )
 
 const (
-	// gcPercent is the daemon's, see cmd/legion.
-	gcPercent = 50
 	// agentsID is in the certificate that all agents share; nodeKey names the
 	// metadata in which they say which node they are.
 	agentsID = "agents"
@@ -83,7 +81,6 @@ type process struct {
 
 // serve runs a manager until it is told to end.
 func serve(ctx context.Context, in io.Reader, out io.Writer) error {
-	debug.SetGCPercent(gcPercent)
 	orders, answers := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
 	p := &process{log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if err := orders.Decode(&p.setup); err != nil {
@@ -103,6 +100,7 @@ func serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	go func() { _ = collector.Run(ctx) }() // as the daemon does; it ends with its context
 	ended := make(chan error, 1)
 	go func() { ended <- p.run(ctx) }()
 	for {
