@@ -32,6 +32,7 @@ func (o *overlays) resync(view *store.View) {
 	o.mu.Lock()
 	o.ingress = ingress
 	o.mu.Unlock()
+	o.once.Do(func() { close(o.synced) })
 	o.every(func(m *marks) { m.all = true })
 }
 
@@ -67,17 +68,24 @@ func (o *overlays) taskChanged(id string, was, is *api.Task) {
 	if was == nil && is == nil || same && named(was) == named(is) && serving(was) == serving(is) {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	networks, nodes := map[string]struct{}{}, map[string]struct{}{}
 	for _, t := range []*api.Task{was, is} {
 		if t == nil {
 			continue
 		}
 		for i := range t.Networks {
-			o.inNetwork(t.Networks[i].NetworkID, func(m *networkMarks) { m.endpoints[id] = struct{}{} })
+			networks[t.Networks[i].NetworkID] = struct{}{}
 		}
+		nodes[t.NodeID] = struct{}{}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for n := range networks { // each once, so that nobody is told twice
+		o.inNetwork(n, func(m *networkMarks) { m.endpoints[id] = struct{}{} })
+	}
+	for n := range nodes {
 		if !same {
-			o.atNode(t.NodeID, func(m *marks) { m.own = true })
+			o.atNode(n, func(m *marks) { m.own = true })
 		}
 	}
 }

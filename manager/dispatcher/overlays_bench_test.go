@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -148,6 +149,40 @@ func TestOneChangeIsToldAsOne(t *testing.T) {
 			t.Errorf("node %d is told %v", i, m)
 		}
 	}
+}
+
+// A manager that has just started tells nothing before it knows which network is
+// that of the routing mesh: what it tells first is taken for all there is.
+func TestFirstIsAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		d, err := New(Config{Store: newStore(t), Node: "m", Log: slog.New(slog.DiscardHandler), Peer: func(context.Context) (ca.Identity, string, bool) { return ca.Identity{NodeID: "n0"}, "", true }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		update(t, d.cfg.Store, func(tx *store.Tx) error {
+			o := &api.Network{}
+			o.ID, o.Spec.Name, o.Spec.Ingress = "ing", "ingress", true
+			if err := store.Create(tx, o); err != nil {
+				return err
+			}
+			return populate(tx, 1, 0)
+		})
+		e := &ear{ctx: ctx, heard: make(chan *swarmpb.EndpointsUpdate, 9)}
+		done := make(chan struct{})
+		go func() { defer close(done); _ = d.Endpoints(&swarmpb.EndpointsRequest{}, e) }()
+		synctest.Wait()
+		if len(e.heard) > 0 {
+			t.Errorf("told %v", <-e.heard)
+		}
+		d.resync(d.cfg.Store.View())
+		synctest.Wait()
+		if m := <-e.heard; !m.GetComplete() || len(m.GetNetworks()) != 1 || m.GetNetworks()[0].GetNetwork().GetId() != "ing" {
+			t.Errorf("told %v", m)
+		}
+		cancel()
+		<-done
+	})
 }
 
 // BenchmarkEndpointChange is from the write of one task's change until the last of
