@@ -108,8 +108,8 @@ func named(t *api.Task) bool {
 	return api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateStarting) && !api.ToldToEnd(t.DesiredState)
 }
 
-// serving reports whether a live task is to be given new work, if its node is
-// there.
+// serving reports whether a live task is to be given new work, if its node has
+// joined.
 func serving(t *api.Task) bool {
 	return t.ServiceID != "" && t.JobIteration == nil && api.Ready(t) && !api.ToldToEnd(t.DesiredState)
 }
@@ -153,7 +153,7 @@ func (o *overlays) networkChanged(id string, was, is *api.Network) {
 // nodeChanged marks what the change of a node means to those that have tasks in
 // networks with its own, and to the routing mesh.
 func (o *overlays) nodeChanged(view *store.View, id string, was, is *api.Node) {
-	if is != nil && was != nil && (dataAddr(was) != dataAddr(is) || down(was) != down(is)) {
+	if is != nil && was != nil && (dataAddr(was) != dataAddr(is) || joined(was) != joined(is)) {
 		o.mu.Lock()
 		for t := range store.List[*api.Task](view, store.ByNode(id)) {
 			for i := range t.Networks {

@@ -220,7 +220,10 @@ func (d *Dispatcher) noteDataAddr(ctx context.Context, id, addr string) error {
 	switch {
 	case n == nil:
 		return errNotInSwarm(id)
-	case n.DataAddr == addr:
+	case addr == "":
+		addr = n.Status.Addr
+	}
+	if n.DataAddr == addr {
 		return nil
 	}
 	return d.writer.do(ctx, func(tx *store.Tx) error {

@@ -29,6 +29,7 @@ type ear struct {
 	ctx   context.Context //nolint:containedctx // a stream's
 	heard chan *swarmpb.EndpointsUpdate
 	bytes int // of the last message
+	addr  string
 }
 
 func (e *ear) Context() context.Context { return e.ctx }
@@ -75,9 +76,9 @@ func newAudience(t testing.TB, nodes, tasks int) *audience {
 	wg.Go(func() { _ = d.follow(ctx, w) })
 	a := &audience{d: d}
 	for i := range nodes {
-		e := &ear{ctx: context.WithValue(ctx, nodeKey{}, fmt.Sprint("n", i)), heard: make(chan *swarmpb.EndpointsUpdate, 1)}
+		e := &ear{ctx: context.WithValue(ctx, nodeKey{}, fmt.Sprint("n", i)), addr: fmt.Sprintf("192.0.2.%d", i), heard: make(chan *swarmpb.EndpointsUpdate, 1)}
 		a.ears = append(a.ears, e)
-		wg.Go(func() { _ = d.Endpoints(&swarmpb.EndpointsRequest{}, e) })
+		wg.Go(func() { _ = d.Endpoints(&swarmpb.EndpointsRequest{DataAddr: e.addr}, e) })
 	}
 	for _, e := range a.ears {
 		for (<-e.heard).GetMore() { //nolint:revive // until all is told
@@ -89,7 +90,7 @@ func newAudience(t testing.TB, nodes, tasks int) *audience {
 func populate(tx *store.Tx, nodes, tasks int) error {
 	for i := range nodes {
 		n := &api.Node{}
-		n.ID, n.Status.Addr = fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", i)
+		n.ID, n.DataAddr = fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", i)
 		if err := store.Create(tx, n); err != nil {
 			return err
 		}
@@ -168,9 +169,12 @@ func TestFirstIsAll(t *testing.T) {
 			}
 			return populate(tx, 1, 0)
 		})
-		e := &ear{ctx: ctx, heard: make(chan *swarmpb.EndpointsUpdate, 9)}
+		if err := d.noteDataAddr(ctx, "n0", "nonsense"); !api.Is(err, api.Invalid) {
+			t.Error(err)
+		}
+		e := &ear{ctx: ctx, addr: "192.0.2.0", heard: make(chan *swarmpb.EndpointsUpdate, 9)}
 		done := make(chan struct{})
-		go func() { defer close(done); _ = d.Endpoints(&swarmpb.EndpointsRequest{}, e) }()
+		go func() { defer close(done); _ = d.Endpoints(&swarmpb.EndpointsRequest{DataAddr: e.addr}, e) }()
 		synctest.Wait()
 		if len(e.heard) > 0 {
 			t.Errorf("told %v", <-e.heard)
