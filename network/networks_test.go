@@ -23,13 +23,13 @@ import (
 
 type node struct {
 	*network.Networks
-	t    *testing.T
+	t    testing.TB
 	fake *networktest.Fake
 	o    network.Options
 }
 
 // newNode returns a node's networks on a fake data plane.
-func newNode(t *testing.T, change ...func(*network.Options)) *node {
+func newNode(t testing.TB, change ...func(*network.Options)) *node {
 	t.Helper()
 	dir := t.TempDir()
 	n := &node{t: t, fake: networktest.NewFake()}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	dnet "github.com/moby/moby/api/types/network"
+
 	"github.com/legion-swarm/legion/api"
 )
 
@@ -23,7 +25,8 @@ type services struct {
 type place struct {
 	addrs   []netip.Addr
 	service string
-	names   []string // the first is its own
+	name    string   // its own
+	aliases []string // its further names
 	serving bool
 }
 
@@ -52,22 +55,25 @@ func (n *Networks) makeServices(w *netw) *services {
 			s.overlay.Addresses = append(s.overlay.Addresses, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
 		}
 	}
-	places := n.placesHere(w)
+	if heard == nil {
+		heard = &told{}
+	}
+	places := n.placesHere(w, heard)
 	here := map[netip.Addr]bool{}
 	for _, p := range places {
 		for _, a := range p.addrs {
 			here[a] = true
 		}
 	}
-	if s.overlay.Unknown = heard == nil || !heard.fresh; heard == nil {
-		heard = &told{}
-	}
+	s.overlay.Unknown = !heard.fresh
+	s.overlay.Peers = make([]Peer, 0, len(heard.endpoints))
+	places = slices.Grow(places, len(heard.endpoints))
 	for _, e := range heard.endpoints {
-		if !e.Node.IsValid() || slices.ContainsFunc(e.Addresses, func(a netip.Addr) bool { return here[a] }) {
+		if !e.Node.IsValid() || len(here) > 0 && slices.ContainsFunc(e.Addresses, func(a netip.Addr) bool { return here[a] }) {
 			continue // this node knows better
 		}
 		s.overlay.Peers = append(s.overlay.Peers, peerOf(e))
-		places = append(places, place{addrs: e.Addresses, service: e.Service, names: append([]string{e.Name}, e.Aliases...), serving: e.Serving})
+		places = append(places, place{addrs: e.Addresses, service: e.Service, name: e.Name, aliases: e.Aliases, serving: e.Serving})
 	}
 	slices.SortFunc(s.overlay.Peers, Peer.Compare)
 	s.overlay.Peers = slices.Compact(s.overlay.Peers)
@@ -105,20 +111,18 @@ func peerOf(e *api.OverlayEndpoint) Peer {
 }
 
 // placesHere are those of the containers on this node. Callers hold mu.
-func (n *Networks) placesHere(w *netw) []place {
+func (n *Networks) placesHere(w *netw, heard *told) []place {
 	// What managers say of this node's own counts only for containers of which
 	// nothing is known here, as after an upgrade.
 	own := map[netip.Addr]*api.OverlayEndpoint{}
-	if t := n.told[w.Network.ID]; t != nil {
-		for _, e := range t.endpoints {
-			for _, a := range e.Addresses {
-				if !e.Node.IsValid() {
-					own[a] = e
-				}
+	for _, e := range heard.endpoints {
+		for _, a := range e.Addresses {
+			if !e.Node.IsValid() {
+				own[a] = e
 			}
 		}
 	}
-	var places []place
+	places := make([]place, 0, len(w.users))
 	for container := range w.users {
 		b := n.boxes[container]
 		i := slices.IndexFunc(b.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID })
@@ -126,7 +130,7 @@ func (n *Networks) placesHere(w *netw) []place {
 			continue
 		}
 		s := b.Endpoints[i].Settings
-		p := place{names: s.DNSNames}
+		p := place{}
 		for _, a := range []netip.Addr{s.IPAddress, s.GlobalIPv6Address} {
 			if a.IsValid() {
 				p.addrs = append(p.addrs, a)
@@ -138,29 +142,38 @@ func (n *Networks) placesHere(w *netw) []place {
 				said = e
 			}
 		}
-		stage := -1
-		if t := n.tasks[container]; t != nil {
-			p.service, p.serving, stage = t.Service, t.Stage == taskServing, t.Stage
-		} else {
-			p.service, p.serving = said.Service, said.Serving
+		t := n.tasks[container]
+		if p.service, p.serving = said.Service, said.Serving; t != nil {
+			p.service, p.serving = t.Service, t.Stage == taskServing
 		}
-		if p.service != "" {
-			// A service's aliases are not its tasks'.
-			p.names = slices.DeleteFunc(slices.Clone(p.names), func(name string) bool { return slices.Contains(s.Aliases, name) })
-			p.names = append(p.names, said.Aliases...)
-		}
-		if stage == taskDraining {
-			p.names = nil
+		if t == nil || t.Stage != taskDraining {
+			p.name, p.aliases = namesOf(s, p.service != "", said)
 		}
 		places = append(places, p)
 	}
 	return places
 }
 
+// namesOf are those of a container on this node, its own first. A service's aliases
+// are not its tasks'.
+func namesOf(s *dnet.EndpointSettings, task bool, said *api.OverlayEndpoint) (own string, more []string) {
+	names := s.DNSNames
+	if task {
+		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(s.Aliases, name) })
+	}
+	if len(names) > 0 {
+		own, more = names[0], names[1:]
+	}
+	if task {
+		more = slices.Concat(more, said.Aliases)
+	}
+	return own, more
+}
+
 // zoneOf makes an overlay's names. A name that a service has is the service's
 // alone: a task may have it as its host name.
 func zoneOf(w *netw, heard *told, places []place, serving map[string][]netip.Addr) *Zone {
-	z := &Zone{ID: w.Network.ID, Name: w.Network.Name, Names: map[string][]netip.Addr{}, Owners: map[netip.Addr]string{}}
+	z := &Zone{ID: w.Network.ID, Name: w.Network.Name, Names: make(map[string][]netip.Addr, len(places)+4*len(heard.services)), Owners: make(map[netip.Addr]string, len(places)+len(heard.services))}
 	for id, s := range heard.services {
 		addrs := s.VirtualAddresses
 		if len(addrs) == 0 {
@@ -175,21 +188,25 @@ func zoneOf(w *netw, heard *told, places []place, serving map[string][]netip.Add
 			}
 		}
 	}
-	services := maps.Clone(z.Names)
-	for _, p := range places {
-		for i, name := range p.names {
-			if _, taken := services[foldName(name)]; !taken {
-				z.add(name, p.addrs)
-			}
-			if i == 0 && name != "" {
-				z.own(name, p.addrs)
-			}
+	services := make(map[string]bool, len(z.Names))
+	for name := range z.Names {
+		services[name] = true
+	}
+	for i := range places {
+		p := &places[i]
+		if z.addUnless(services, p.name, p.addrs); p.name != "" {
+			z.own(p.name, p.addrs)
+		}
+		for _, name := range p.aliases {
+			z.addUnless(services, name, p.addrs)
 		}
 	}
 	for name, addrs := range z.Names {
-		addrs = slices.Clone(addrs)
-		slices.SortFunc(addrs, netip.Addr.Compare)
-		z.Names[name] = slices.Compact(addrs)
+		if len(addrs) > 1 {
+			addrs = slices.Clone(addrs)
+			slices.SortFunc(addrs, netip.Addr.Compare)
+			z.Names[name] = slices.Compact(addrs)
+		}
 	}
 	return z
 }
@@ -199,9 +216,18 @@ func foldName(name string) string { return strings.ToLower(strings.TrimRight(nam
 // add has a name stand for addresses, besides those that it stands for already.
 // Only for zones that are being made.
 func (z *Zone) add(name string, addrs []netip.Addr) {
-	if name = foldName(name); name != "" {
-		z.Names[name] = append(slices.Clip(z.Names[name]), addrs...)
+	z.addUnless(nil, name, addrs)
+}
+
+// addUnless is add for a name that is not taken.
+func (z *Zone) addUnless(taken map[string]bool, name string, addrs []netip.Addr) {
+	if name = foldName(name); name == "" || taken[name] {
+		return
 	}
+	if had := z.Names[name]; len(had) > 0 {
+		addrs = slices.Concat(had, addrs)
+	}
+	z.Names[name] = addrs
 }
 
 // own names the owner of addresses. Only for zones that are being made.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	dnet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/network"
@@ -20,6 +21,7 @@ import (
 type swarmNode struct {
 	*node
 	stop func()
+	jobs bool // its tasks are jobs'
 }
 
 func newSwarmNode(t *testing.T) *swarmNode {
@@ -91,6 +93,9 @@ func (n *swarmNode) runTask(id, service, addr string, aliases ...string) {
 	defer release()
 	t := &api.Task{ID: "task-" + id, ServiceID: service, Spec: &api.TaskSpec{}}
 	t.Networks = []api.NetworkAttachment{{NetworkID: "net1", Addresses: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}}}
+	if n.jobs {
+		t.JobIteration = &swarm.Version{}
+	}
 	n.Announce(id, t)
 	e := given(addr)
 	e.Aliases, e.DNSNames = aliases, append([]string{"Web." + id}, append(aliases, id+"-short", "host-"+id)...)
@@ -187,6 +192,21 @@ func TestCrashedTaskIsInNoList(t *testing.T) {
 		n.killed("c5")
 		if b := n.fake.There().Balancers[network.BalancerKey{Network: "net1", Address: netip.MustParseAddr("10.0.9.100")}]; len(b.Backends) != 2 {
 			t.Error(b)
+		}
+	})
+}
+
+// Nobody is sent to a job's task, so it is not drained either; it is found by name.
+func TestJobIsInNoList(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newSwarmNode(t)
+		n.jobs = true
+		n.told(api.NetworkUpdate{ID: "net1", Whole: true, Put: endpoints("task-c1 10.0.9.4 - s1 Web.c1")})
+		n.runTask("c1", "s1", "10.0.9.4", "www")
+		n.Serve("c1", true)
+		n.is("it runs", "web.c1 10.0.9.4")
+		if was, err := n.Drain(t.Context(), "c1"); was || err != nil {
+			t.Error(was, err)
 		}
 	})
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +22,8 @@ type setter struct {
 	running bool
 	next    *round
 	wg      sync.WaitGroup
+
+	made map[string]bool // sandboxes that the last Set had; nil: there was none. Only drain's
 
 	building sync.Mutex  // held while a config is built and its names are told
 	awaited  atomic.Bool // somebody is about to take building
@@ -66,14 +70,52 @@ func (s *setter) drain(ctx context.Context, config func() *Config) {
 			return
 		}
 		s.mu.Unlock()
-		bounded, cancel := context.WithTimeout(ctx, s.timeout)
-		r.err = s.plane.Set(bounded, s.build(config))
-		cancel()
+		for portions, whole := 1, false; !whole; portions++ {
+			var c *Config
+			c, whole = s.portion(s.build(config), portions)
+			bounded, cancel := context.WithTimeout(ctx, s.timeout)
+			r.err = s.plane.Set(bounded, c)
+			cancel()
+		}
 		if r.err != nil {
 			s.log.Debug("network: set", "error", r.err)
 		}
 		close(r.done)
 	}
+}
+
+const (
+	// maxNew is how many sandboxes are made by one Set if there are more, so that
+	// names and backends that change meanwhile need not wait for all.
+	maxNew = 8
+	// maxPortions bounds how often somebody waits for others' sandboxes.
+	maxPortions = 16
+)
+
+// portion returns as much of a config as the next Set is to make, and whether that
+// is all.
+func (s *setter) portion(c *Config, portions int) (_ *Config, whole bool) {
+	var fresh []string
+	for id := range c.Sandboxes {
+		if s.made != nil && !s.made[id] {
+			fresh = append(fresh, id)
+		}
+	}
+	if whole = len(fresh) <= maxNew || portions >= maxPortions; !whole {
+		slices.Sort(fresh)
+		c = c.Clone()
+		for _, id := range fresh[maxNew:] {
+			delete(c.Sandboxes, id)
+		}
+		maps.DeleteFunc(c.Ports, func(_ PortKey, p *Port) bool {
+			return c.Sandboxes[p.Sandbox] == nil && slices.Contains(fresh, p.Sandbox)
+		})
+	}
+	s.made = make(map[string]bool, len(c.Sandboxes))
+	for id := range c.Sandboxes {
+		s.made[id] = true
+	}
+	return c, whole
 }
 
 // build returns the config of a moment after the call. Names that it lacks are

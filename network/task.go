@@ -31,10 +31,10 @@ func (n *Networks) tasksDir() string { return filepath.Join(n.o.RuntimeDir, task
 
 // Announce says that a container, which is about to join its networks, is a task.
 // It is among those that serve its service once Serve says so. Nothing is noted of
-// tasks that are in no overlay.
+// tasks that are in no overlay, and of those of jobs: nobody is sent to them.
 func (n *Networks) Announce(container string, t *api.Task) {
 	inOverlay := slices.ContainsFunc(t.Networks, func(a api.NetworkAttachment) bool { return len(a.Addresses) > 0 })
-	if t.ServiceID == "" || !inOverlay || !validContainerID(container) {
+	if t.ServiceID == "" || t.JobIteration != nil || !inOverlay || !validContainerID(container) {
 		return
 	}
 	n.mu.Lock()

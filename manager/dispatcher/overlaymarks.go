@@ -32,6 +32,7 @@ func (o *overlays) resync(view *store.View) {
 	o.mu.Lock()
 	o.ingress = ingress
 	o.mu.Unlock()
+	o.once.Do(func() { close(o.synced) })
 	o.every(func(m *marks) { m.all = true })
 }
 
@@ -67,17 +68,24 @@ func (o *overlays) taskChanged(id string, was, is *api.Task) {
 	if was == nil && is == nil || same && named(was) == named(is) && serving(was) == serving(is) {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	networks, nodes := map[string]struct{}{}, map[string]struct{}{}
 	for _, t := range []*api.Task{was, is} {
 		if t == nil {
 			continue
 		}
 		for i := range t.Networks {
-			o.inNetwork(t.Networks[i].NetworkID, func(m *networkMarks) { m.endpoints[id] = struct{}{} })
+			networks[t.Networks[i].NetworkID] = struct{}{}
 		}
+		nodes[t.NodeID] = struct{}{}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for n := range networks { // each once, so that nobody is told twice
+		o.inNetwork(n, func(m *networkMarks) { m.endpoints[id] = struct{}{} })
+	}
+	for n := range nodes {
 		if !same {
-			o.atNode(t.NodeID, func(m *marks) { m.own = true })
+			o.atNode(n, func(m *marks) { m.own = true })
 		}
 	}
 }
@@ -100,8 +108,8 @@ func named(t *api.Task) bool {
 	return api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateStarting) && !api.ToldToEnd(t.DesiredState)
 }
 
-// serving reports whether a live task is to be given new work, if its node is
-// there.
+// serving reports whether a live task is to be given new work, if its node has
+// joined.
 func serving(t *api.Task) bool {
 	return t.ServiceID != "" && t.JobIteration == nil && api.Ready(t) && !api.ToldToEnd(t.DesiredState)
 }
@@ -145,7 +153,7 @@ func (o *overlays) networkChanged(id string, was, is *api.Network) {
 // nodeChanged marks what the change of a node means to those that have tasks in
 // networks with its own, and to the routing mesh.
 func (o *overlays) nodeChanged(view *store.View, id string, was, is *api.Node) {
-	if is != nil && was != nil && (dataAddr(was) != dataAddr(is) || down(was) != down(is)) {
+	if is != nil && was != nil && (dataAddr(was) != dataAddr(is) || joined(was) != joined(is)) {
 		o.mu.Lock()
 		for t := range store.List[*api.Task](view, store.ByNode(id)) {
 			for i := range t.Networks {

@@ -33,6 +33,9 @@ type overlays struct {
 	byNode    map[string]map[*endpointStream]struct{}
 	byNetwork map[string]map[*endpointStream]struct{}
 	ingress   string // the id of the network that every node is in; empty: there is none
+
+	once   sync.Once
+	synced chan struct{} // closed once ingress is known
 }
 
 // endpointStream is one node's.
@@ -92,7 +95,7 @@ func (s *endpointStream) marked() marks {
 }
 
 func newOverlays() *overlays {
-	return &overlays{byNode: map[string]map[*endpointStream]struct{}{}, byNetwork: map[string]map[*endpointStream]struct{}{}}
+	return &overlays{synced: make(chan struct{}), byNode: map[string]map[*endpointStream]struct{}{}, byNetwork: map[string]map[*endpointStream]struct{}{}}
 }
 
 func (o *overlays) add(node string) (*endpointStream, error) {
@@ -165,6 +168,12 @@ func (d *Dispatcher) Endpoints(req *swarmpb.EndpointsRequest, stream swarmpb.Ove
 	if err := d.noteDataAddr(ctx, node, req.GetDataAddr()); err != nil {
 		return err
 	}
+	// Else all that there is would not have the ingress network at first.
+	select {
+	case <-d.overlays.synced:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	s, err := d.overlays.add(node)
 	if err != nil {
 		return err
@@ -211,7 +220,10 @@ func (d *Dispatcher) noteDataAddr(ctx context.Context, id, addr string) error {
 	switch {
 	case n == nil:
 		return errNotInSwarm(id)
-	case n.DataAddr == addr:
+	case addr == "":
+		addr = n.Status.Addr
+	}
+	if n.DataAddr == addr {
 		return nil
 	}
 	return d.writer.do(ctx, func(tx *store.Tx) error {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -28,6 +29,7 @@ type ear struct {
 	ctx   context.Context //nolint:containedctx // a stream's
 	heard chan *swarmpb.EndpointsUpdate
 	bytes int // of the last message
+	addr  string
 }
 
 func (e *ear) Context() context.Context { return e.ctx }
@@ -74,9 +76,9 @@ func newAudience(t testing.TB, nodes, tasks int) *audience {
 	wg.Go(func() { _ = d.follow(ctx, w) })
 	a := &audience{d: d}
 	for i := range nodes {
-		e := &ear{ctx: context.WithValue(ctx, nodeKey{}, fmt.Sprint("n", i)), heard: make(chan *swarmpb.EndpointsUpdate, 1)}
+		e := &ear{ctx: context.WithValue(ctx, nodeKey{}, fmt.Sprint("n", i)), addr: fmt.Sprintf("192.0.2.%d", i), heard: make(chan *swarmpb.EndpointsUpdate, 1)}
 		a.ears = append(a.ears, e)
-		wg.Go(func() { _ = d.Endpoints(&swarmpb.EndpointsRequest{}, e) })
+		wg.Go(func() { _ = d.Endpoints(&swarmpb.EndpointsRequest{DataAddr: e.addr}, e) })
 	}
 	for _, e := range a.ears {
 		for (<-e.heard).GetMore() { //nolint:revive // until all is told
@@ -88,7 +90,7 @@ func newAudience(t testing.TB, nodes, tasks int) *audience {
 func populate(tx *store.Tx, nodes, tasks int) error {
 	for i := range nodes {
 		n := &api.Node{}
-		n.ID, n.Status.Addr = fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", i)
+		n.ID, n.DataAddr = fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", i)
 		if err := store.Create(tx, n); err != nil {
 			return err
 		}
@@ -148,6 +150,43 @@ func TestOneChangeIsToldAsOne(t *testing.T) {
 			t.Errorf("node %d is told %v", i, m)
 		}
 	}
+}
+
+// A manager that has just started tells nothing before it knows which network is
+// that of the routing mesh: what it tells first is taken for all there is.
+func TestFirstIsAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		d, err := New(Config{Store: newStore(t), Node: "m", Log: slog.New(slog.DiscardHandler), Peer: func(context.Context) (ca.Identity, string, bool) { return ca.Identity{NodeID: "n0"}, "", true }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		update(t, d.cfg.Store, func(tx *store.Tx) error {
+			o := &api.Network{}
+			o.ID, o.Spec.Name, o.Spec.Ingress = "ing", "ingress", true
+			if err := store.Create(tx, o); err != nil {
+				return err
+			}
+			return populate(tx, 1, 0)
+		})
+		if err := d.noteDataAddr(ctx, "n0", "nonsense"); !api.Is(err, api.Invalid) {
+			t.Error(err)
+		}
+		e := &ear{ctx: ctx, addr: "192.0.2.0", heard: make(chan *swarmpb.EndpointsUpdate, 9)}
+		done := make(chan struct{})
+		go func() { defer close(done); _ = d.Endpoints(&swarmpb.EndpointsRequest{DataAddr: e.addr}, e) }()
+		synctest.Wait()
+		if len(e.heard) > 0 {
+			t.Errorf("told %v", <-e.heard)
+		}
+		d.resync(d.cfg.Store.View())
+		synctest.Wait()
+		if m := <-e.heard; !m.GetComplete() || len(m.GetNetworks()) != 1 || m.GetNetworks()[0].GetNetwork().GetId() != "ing" {
+			t.Errorf("told %v", m)
+		}
+		cancel()
+		<-done
+	})
 }
 
 // BenchmarkEndpointChange is from the write of one task's change until the last of

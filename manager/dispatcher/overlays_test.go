@@ -108,7 +108,7 @@ func expected(view *store.View, node string) told {
 			if !end && (t.Status.State == swarm.TaskStateStarting || t.Status.State == swarm.TaskStateRunning) {
 				name = t.Name()
 			}
-			serves := !end && t.Status.State == swarm.TaskStateRunning && t.Status.Err == "" && n.Status.State != swarm.NodeStateDown
+			serves := !end && t.Status.State == swarm.TaskStateRunning && t.Status.Err == "" && n.Status.State != swarm.NodeStateDown && n.DataAddr != ""
 			k[a.NetworkID][t.ID] = fmt.Sprint([]netip.Addr{a.Addresses[0].Addr()}, " at ", at, " of ", t.ServiceID, " as ", name, " serving ", serves)
 		}
 	}
@@ -238,7 +238,7 @@ func (c *crowd) step() {
 	case "node":
 		edit(c, "node", func(tx *store.Tx, o *api.Node) error {
 			u := *o
-			u.DataAddr = fmt.Sprintf("198.51.100.%d", c.n)
+			u.DataAddr = pick(fmt.Sprintf("198.51.100.%d", c.n), u.Status.Addr)
 			return store.Put(tx, &u)
 		})
 	case "down":
@@ -273,7 +273,9 @@ func TestEndpointsAddUp(t *testing.T) {
 		c.set(func(tx *store.Tx) error {
 			for i := range 3 {
 				n := &api.Node{}
-				n.ID, n.Status.Addr = fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", i)
+				if n.ID, n.Status.Addr = fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", i); i > 0 {
+					n.DataAddr = n.Status.Addr // or else it has not opened a stream yet
+				}
 				if err := store.Create(tx, n); err != nil {
 					return err
 				}

@@ -201,7 +201,7 @@ func (t *telling) endpointOf(task *api.Task, network string) *swarmpb.OverlayEnd
 	}
 	i := slices.IndexFunc(task.Networks, func(a api.NetworkAttachment) bool { return a.NetworkID == network })
 	node := store.Get[*api.Node](t.view, task.NodeID)
-	e := &swarmpb.OverlayEndpoint{Id: task.ID, ServiceId: task.ServiceID, Serving: serving(task) && !down(node)}
+	e := &swarmpb.OverlayEndpoint{Id: task.ID, ServiceId: task.ServiceID, Serving: serving(task) && joined(node)}
 	if task.NodeID != t.node {
 		e.NodeAddr = dataAddr(node)
 	}
@@ -333,7 +333,11 @@ func meshAddresses(n *api.Node, ingress string) []netip.Prefix {
 	return n.IngressAddresses(ingress)
 }
 
-func down(n *api.Node) bool { return n != nil && n.Status.State == swarm.NodeStateDown }
+// joined reports whether a node's tasks can be reached by overlays: it is there, and
+// has asked where the others are. A node that is a Docker Engine never does.
+func joined(n *api.Node) bool {
+	return n != nil && n.DataAddr != "" && n.Status.State != swarm.NodeStateDown
+}
 
 // dataAddr is where other nodes send what is for a node's endpoints; empty if it
 // is not known.

@@ -1,0 +1,68 @@
+package network_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	dnet "github.com/moby/moby/api/types/network"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/networktest"
+)
+
+// steppedPlane notes what each Set makes, and waits to be told to go on.
+type steppedPlane struct {
+	*networktest.Fake
+	step  chan struct{}
+	fresh []int // sandboxes that each Set makes
+}
+
+func (p *steppedPlane) Set(ctx context.Context, c *network.Config) error {
+	if p.step != nil {
+		<-p.step
+	}
+	p.fresh = append(p.fresh, len(network.Diff(p.There(), c).PutSandboxes))
+	return p.Fake.Set(ctx, c)
+}
+
+// However many containers start at once, what changes meanwhile in names and
+// backends waits for a few of them at most.
+func TestManySandboxesAreMadeInPortions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &steppedPlane{Fake: networktest.NewFake()}
+		n := newNode(t, func(o *network.Options) { o.Dataplane = p })
+		n.fake = p.Fake
+		n.create(dnet.CreateRequest{Name: "b1"})
+		p.step, p.fresh = make(chan struct{}), nil
+		var all errgroup.Group
+		for i := range 50 {
+			all.Go(func() error {
+				_, err := n.Join(t.Context(), fmt.Sprintf("c%02d", i), in("b1"), ports("80/tcp", "", fmt.Sprint(8000+i)))
+				return err
+			})
+		}
+		synctest.Wait()
+		for range 3 {
+			p.step <- struct{}{}
+			synctest.Wait()
+		}
+		if c := p.There(); len(c.Sandboxes) > 3*8 || len(c.Ports) != 2*len(c.Sandboxes) {
+			t.Errorf("%d sandboxes, %d ports", len(c.Sandboxes), len(c.Ports))
+		}
+		close(p.step)
+		if err := all.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		for _, many := range p.fresh {
+			if many > 8 {
+				t.Errorf("made at once: %v", p.fresh)
+			}
+		}
+		if c := p.There(); len(c.Sandboxes) != 50 || len(c.Ports) != 100 {
+			t.Errorf("%d sandboxes, %d ports", len(c.Sandboxes), len(c.Ports))
+		}
+	})
+}
