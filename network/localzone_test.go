@@ -203,8 +203,8 @@ func TestHostResolvConfChanges(t *testing.T) {
 		n.SetDNS("c2", []netip.Addr{netip.MustParseAddr("10.1.1.1")})
 		n.namedJoin("c2", []string{"db"}, "own")
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- n.Run(ctx) }()
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = n.Run(ctx) }) // ends with ctx
 		time.Sleep(10 * time.Second)
 		writeResolv(t, n.o.ResolvConf, "10.9.9.10", "10.9.9.11")
 		time.Sleep(10 * time.Second)
@@ -228,7 +228,7 @@ func TestHostResolvConfChanges(t *testing.T) {
 			t.Error(got)
 		}
 		cancel()
-		<-done
+		wg.Wait()
 	})
 }
 
