@@ -149,6 +149,38 @@ func TestLocalZoneConnect(t *testing.T) {
 	}
 }
 
+// TestLinks: names that one container gives to others are its own.
+func TestLinks(t *testing.T) {
+	n := newNode(t, resolvConf(t))
+	n.create(dnet.CreateRequest{Name: "own", IPAM: &dnet.IPAM{Config: []dnet.IPAMConfig{{Subnet: netip.MustParsePrefix("10.77.0.0/24")}}}})
+	const whole = "0123456789abcdef"
+	n.namedJoin(whole, []string{"db", whole[:12]}, "own")
+	links := []string{"db:Database", "/db:/other", whole + ":byid", "nobody:x", "db"}
+	_, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"own": {DNSNames: []string{"web"}, Links: links}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := n.fake.There()
+	zones := c.Sandboxes["c1"].Resolver.Zones
+	if len(zones) != 2 || len(c.Sandboxes[whole].Resolver.Zones) != 1 {
+		t.Fatal(zones)
+	}
+	_, got, _ := strings.Cut(c.Zones[zones[0]].String(), "\n")
+	if want := "  byid 10.77.0.2\n  database 10.77.0.2\n  db 10.77.0.2\n  other 10.77.0.2\n"; got != want {
+		t.Errorf("%s, want\n%s", got, want)
+	}
+	if err := n.Leave(t.Context(), whole); err != nil {
+		t.Fatal(err)
+	}
+	if c := n.fake.There(); len(c.Zones[zones[0]].Names) != 0 {
+		t.Error(c.Zones[zones[0]])
+	}
+	if err := n.Leave(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	n.expectZone("")
+}
+
 // TestResolverServers: who is asked for other names.
 func TestResolverServers(t *testing.T) {
 	internal := dnet.CreateRequest{Name: "internal", Internal: true}
