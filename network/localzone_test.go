@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	dnet "github.com/moby/moby/api/types/network"
+	"pgregory.net/rapid"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/network"
@@ -320,6 +322,46 @@ func TestNamesAreTakenBackAtOnce(t *testing.T) {
 		wg.Wait()
 		if z := n.zone(); strings.Contains(z, "web") {
 			t.Error(z)
+		}
+	})
+}
+
+// TestNarrowed: random zones; what is left is what both have, and what is left
+// of all is the zone itself.
+func TestNarrowed(t *testing.T) {
+	draw := func(r *rapid.T) *network.Zone {
+		z := &network.Zone{ID: "n", Name: "net", Names: map[string][]netip.Addr{}, Owners: map[netip.Addr]string{}}
+		addr := rapid.Custom(func(r *rapid.T) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(r, "a") % 4}) })
+		for _, name := range rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3).Draw(r, "names") {
+			z.Names[name] = rapid.SliceOfNDistinct(addr, 0, 4, rapid.ID).Draw(r, "addresses")
+		}
+		for _, a := range rapid.SliceOfN(addr, 0, 3).Draw(r, "owned") {
+			z.Owners[a] = rapid.SampledFrom([]string{"a", "b"}).Draw(r, "owner")
+		}
+		return z
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		a, b := draw(r), draw(r)
+		before := a.String() + b.String()
+		n := a.Narrowed(b)
+		for name, l := range a.Names {
+			both, ok := b.Names[name]
+			got, left := n.Names[name]
+			want := slices.DeleteFunc(slices.Clone(l), func(x netip.Addr) bool { return !slices.Contains(both, x) })
+			if left != ok || ok && !slices.Equal(got, want) {
+				r.Fatalf("%s: %v %v, want %v %v", name, got, left, want, ok)
+			}
+		}
+		for x, owner := range a.Owners {
+			if got, left := n.Owners[x]; left != (b.Owners[x] == owner) || left && got != owner {
+				r.Fatalf("%s is %s", x, got)
+			}
+		}
+		if len(n.Names) > len(a.Names) || len(n.Owners) > len(a.Owners) || before != a.String()+b.String() {
+			r.Fatal("more than there was, or a zone was changed")
+		}
+		if same := a.Narrowed(draw(r)); same.Equal(a) && same != a {
+			r.Fatal("a copy without a difference")
 		}
 	})
 }
