@@ -84,6 +84,9 @@ func (n *Networks) resolverOf(a *attachment) *Resolver {
 		return nil
 	}
 	r, internal := &Resolver{}, true
+	if a.linked() {
+		r.Zones = append(r.Zones, linkPrefix+a.ID)
+	}
 	for _, e := range a.Endpoints {
 		w := n.nets[e.NetworkID]
 		internal = internal && w.Network.Internal
@@ -128,7 +131,53 @@ func (n *Networks) putLocalZones(c *Config) {
 			c.Zones[id] = w.zone
 		}
 	}
+	for _, b := range n.boxes {
+		if z := b.linkZone(n.nets, c.Zones); z != nil {
+			c.Zones[z.ID] = z
+		}
+	}
 }
+
+// linkPrefix is before the id of a container in that of a zone of its own, with
+// the names that it gives to others (--link).
+const linkPrefix = "links-of-"
+
+// linked reports whether a container gives others names.
+func (a *attachment) linked() bool {
+	return slices.ContainsFunc(a.Endpoints, func(e endpoint) bool { return len(e.Settings.Links) > 0 })
+}
+
+// linkZone returns the names that a container gives to others of its networks,
+// whose zones are given; nil if there are none.
+func (a *attachment) linkZone(nets map[string]*netw, zones map[string]*Zone) *Zone {
+	if !a.linked() {
+		return nil
+	}
+	own := &Zone{ID: linkPrefix + a.ID, Names: map[string][]netip.Addr{}}
+	for _, e := range a.Endpoints {
+		w, z := nets[e.NetworkID], zones[e.NetworkID]
+		if z == nil || !w.named() {
+			continue
+		}
+		for _, link := range e.Settings.Links {
+			target, alias, ok := strings.Cut(link, ":")
+			if !ok {
+				alias = target
+			}
+			target = strings.ToLower(strings.TrimPrefix(target, "/"))
+			if _, whole := w.users[target]; whole {
+				target = target[:min(shortID, len(target))]
+			}
+			if l, there := z.Names[target]; there {
+				own.add(strings.TrimPrefix(alias, "/"), l)
+			}
+		}
+	}
+	return own
+}
+
+// shortID is how many characters of its id a container is also called by.
+const shortID = 12
 
 // localZone returns the names of a network's containers.
 func (n *Networks) localZone(w *netw) *Zone {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	dnet "github.com/moby/moby/api/types/network"
+	"pgregory.net/rapid"
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/network"
@@ -149,6 +151,38 @@ func TestLocalZoneConnect(t *testing.T) {
 	}
 }
 
+// TestLinks: names that one container gives to others are its own.
+func TestLinks(t *testing.T) {
+	n := newNode(t, resolvConf(t))
+	n.create(dnet.CreateRequest{Name: "own", IPAM: &dnet.IPAM{Config: []dnet.IPAMConfig{{Subnet: netip.MustParsePrefix("10.77.0.0/24")}}}})
+	const whole = "0123456789abcdef"
+	n.namedJoin(whole, []string{"db", whole[:12]}, "own")
+	links := []string{"db:Database", "/db:/other", whole + ":byid", "nobody:x", "db"}
+	_, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"own": {DNSNames: []string{"web"}, Links: links}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := n.fake.There()
+	zones := c.Sandboxes["c1"].Resolver.Zones
+	if len(zones) != 2 || len(c.Sandboxes[whole].Resolver.Zones) != 1 {
+		t.Fatal(zones)
+	}
+	_, got, _ := strings.Cut(c.Zones[zones[0]].String(), "\n")
+	if want := "  byid 10.77.0.2\n  database 10.77.0.2\n  db 10.77.0.2\n  other 10.77.0.2\n"; got != want {
+		t.Errorf("%s, want\n%s", got, want)
+	}
+	if err := n.Leave(t.Context(), whole); err != nil {
+		t.Fatal(err)
+	}
+	if c := n.fake.There(); len(c.Zones[zones[0]].Names) != 0 {
+		t.Error(c.Zones[zones[0]])
+	}
+	if err := n.Leave(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	n.expectZone("")
+}
+
 // TestResolverServers: who is asked for other names.
 func TestResolverServers(t *testing.T) {
 	internal := dnet.CreateRequest{Name: "internal", Internal: true}
@@ -203,8 +237,8 @@ func TestHostResolvConfChanges(t *testing.T) {
 		n.SetDNS("c2", []netip.Addr{netip.MustParseAddr("10.1.1.1")})
 		n.namedJoin("c2", []string{"db"}, "own")
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- n.Run(ctx) }()
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = n.Run(ctx) }) // ends with ctx
 		time.Sleep(10 * time.Second)
 		writeResolv(t, n.o.ResolvConf, "10.9.9.10", "10.9.9.11")
 		time.Sleep(10 * time.Second)
@@ -228,7 +262,7 @@ func TestHostResolvConfChanges(t *testing.T) {
 			t.Error(got)
 		}
 		cancel()
-		<-done
+		wg.Wait()
 	})
 }
 
@@ -288,6 +322,46 @@ func TestNamesAreTakenBackAtOnce(t *testing.T) {
 		wg.Wait()
 		if z := n.zone(); strings.Contains(z, "web") {
 			t.Error(z)
+		}
+	})
+}
+
+// TestNarrowed: random zones; what is left is what both have, and what is left
+// of all is the zone itself.
+func TestNarrowed(t *testing.T) {
+	draw := func(r *rapid.T) *network.Zone {
+		z := &network.Zone{ID: "n", Name: "net", Names: map[string][]netip.Addr{}, Owners: map[netip.Addr]string{}}
+		addr := rapid.Custom(func(r *rapid.T) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(r, "a") % 4}) })
+		for _, name := range rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3).Draw(r, "names") {
+			z.Names[name] = rapid.SliceOfNDistinct(addr, 0, 4, rapid.ID).Draw(r, "addresses")
+		}
+		for _, a := range rapid.SliceOfN(addr, 0, 3).Draw(r, "owned") {
+			z.Owners[a] = rapid.SampledFrom([]string{"a", "b"}).Draw(r, "owner")
+		}
+		return z
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		a, b := draw(r), draw(r)
+		before := a.String() + b.String()
+		n := a.Narrowed(b)
+		for name, l := range a.Names {
+			both, ok := b.Names[name]
+			got, left := n.Names[name]
+			want := slices.DeleteFunc(slices.Clone(l), func(x netip.Addr) bool { return !slices.Contains(both, x) })
+			if left != ok || ok && !slices.Equal(got, want) {
+				r.Fatalf("%s: %v %v, want %v %v", name, got, left, want, ok)
+			}
+		}
+		for x, owner := range a.Owners {
+			if got, left := n.Owners[x]; left != (b.Owners[x] == owner) || left && got != owner {
+				r.Fatalf("%s is %s", x, got)
+			}
+		}
+		if len(n.Names) > len(a.Names) || len(n.Owners) > len(a.Owners) || before != a.String()+b.String() {
+			r.Fatal("more than there was, or a zone was changed")
+		}
+		if same := a.Narrowed(draw(r)); same.Equal(a) && same != a {
+			r.Fatal("a copy without a difference")
 		}
 	})
 }

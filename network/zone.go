@@ -46,26 +46,38 @@ func (r *Resolver) Equal(o *Resolver) bool {
 }
 
 // Narrowed returns the zone with only those names, addresses and owners that
-// are also in o.
+// are also in o; z itself if it has no others.
 func (z *Zone) Narrowed(o *Zone) *Zone {
 	if z == o {
 		return z
 	}
-	n := &Zone{ID: z.ID, Name: z.Name, Names: make(map[string][]netip.Addr, len(z.Names)), Owners: make(map[netip.Addr]string, len(z.Owners))}
+	var fewer *Zone
+	change := func() *Zone {
+		if fewer == nil {
+			fewer = &Zone{ID: z.ID, Name: z.Name, Names: maps.Clone(z.Names), Owners: maps.Clone(z.Owners)}
+		}
+		return fewer
+	}
 	for name, l := range z.Names {
-		if also, ok := o.Names[name]; ok {
-			n.Names[name] = narrowed(l, also)
+		if also, ok := o.Names[name]; !ok {
+			delete(change().Names, name)
+		} else if rest := narrowed(l, also); len(rest) < len(l) {
+			change().Names[name] = rest
 		}
 	}
 	for a, owner := range z.Owners {
-		if o.Owners[a] == owner {
-			n.Owners[a] = owner
+		if o.Owners[a] != owner {
+			delete(change().Owners, a)
 		}
 	}
-	return n
+	if fewer == nil {
+		return z
+	}
+	return fewer
 }
 
-// narrowed returns those of l that are also in o, in l's order.
+// narrowed returns those of l that are also in o, in l's order; l itself if all
+// are.
 func narrowed(l, o []netip.Addr) []netip.Addr {
 	if slices.Equal(l, o) {
 		return l
@@ -74,10 +86,14 @@ func narrowed(l, o []netip.Addr) []netip.Addr {
 	for _, a := range o {
 		in[a] = struct{}{}
 	}
-	return slices.DeleteFunc(slices.Clone(l), func(a netip.Addr) bool {
+	out := func(a netip.Addr) bool {
 		_, ok := in[a]
 		return !ok
-	})
+	}
+	if !slices.ContainsFunc(l, out) {
+		return l
+	}
+	return slices.DeleteFunc(slices.Clone(l), out)
 }
 
 func (z *Zone) String() string {

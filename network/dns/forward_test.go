@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"testing"
@@ -186,7 +187,7 @@ func TestForward(t *testing.T) {
 	} {
 		for _, proto := range []string{"udp", "tcp"} {
 			synctest.Test(t, func(t *testing.T) {
-				s := &Server{hub: NewHub(outside(t))}
+				s := &Server{hub: NewHub(outside(t), slog.New(slog.DiscardHandler))}
 				if got, took := resolved(t, s, proto, 0, c.servers...); got != c.want || took != c.took {
 					t.Errorf("%s by %v: %s after %v, want %s after %v", proto, c.servers, got, took, c.want, c.took)
 				}
@@ -201,7 +202,7 @@ func TestForward(t *testing.T) {
 // nobody else can write to, they end it.
 func TestForwardLies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &Server{hub: NewHub(outside(t))}
+		s := &Server{hub: NewHub(outside(t), slog.New(slog.DiscardHandler))}
 		if got, _ := resolved(t, s, "udp", 0, lies); got != "Success 203.0.113.8" {
 			t.Error(got)
 		}
@@ -215,7 +216,7 @@ func TestForwardLies(t *testing.T) {
 // TestForwardLarge: what is larger than the client takes is cut.
 func TestForwardLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &Server{hub: NewHub(outside(t))}
+		s := &Server{hub: NewHub(outside(t), slog.New(slog.DiscardHandler))}
 		if got, _ := resolved(t, s, "udp", 1232, large); got != "Success truncated" {
 			t.Error(got)
 		}
@@ -230,7 +231,7 @@ func TestForwardLarge(t *testing.T) {
 // but one now and then; one that comes back is asked first again.
 func TestForwardAvoids(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &Server{hub: NewHub(outside(t))}
+		s := &Server{hub: NewHub(outside(t), slog.New(slog.DiscardHandler))}
 		waits := 0
 		for range 20 {
 			if _, took := resolved(t, s, "udp", 0, dead, second); took > 0 {
@@ -254,7 +255,7 @@ func TestForwardAvoids(t *testing.T) {
 
 // TestForwardBounds: of too many queries, the last are told so at once.
 func TestForwardBounds(t *testing.T) {
-	h := NewHub(nil)
+	h := NewHub(nil, slog.New(slog.DiscardHandler))
 	var taken []*Server
 	for range maxForwards / maxOwnForwards {
 		s := &Server{hub: h}
@@ -285,7 +286,7 @@ func TestForwardBounds(t *testing.T) {
 }
 
 func TestHealthIsBounded(t *testing.T) {
-	var h health
+	h := health{log: slog.New(slog.DiscardHandler)}
 	for i := range 3 * maxAiling {
 		h.missed(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 53), time.Time{})
 	}

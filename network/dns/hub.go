@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -50,8 +51,8 @@ type Hub struct {
 }
 
 // NewHub returns a hub that knows no names. dial reaches servers from the host.
-func NewHub(dial Dial) *Hub {
-	h := &Hub{dial: dial, slots: make(chan struct{}, maxForwards)}
+func NewHub(dial Dial, log *slog.Logger) *Hub {
+	h := &Hub{dial: dial, slots: make(chan struct{}, maxForwards), health: health{log: log}}
 	h.names.Store(NewNames(nil, nil))
 	return h
 }
@@ -90,6 +91,8 @@ func (h *Hub) publish() {
 
 // health remembers which servers do not answer. A nil one remembers nothing.
 type health struct {
+	log *slog.Logger
+
 	mu      sync.Mutex
 	servers map[netip.AddrPort]*ailing
 }
@@ -142,6 +145,9 @@ func (h *health) answered(s netip.AddrPort) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if a := h.servers[s]; a != nil && a.missed >= missesToAvoid {
+		h.log.Info("a name server answers again", "server", s)
+	}
 	delete(h.servers, s)
 }
 
@@ -161,5 +167,6 @@ func (h *health) missed(s netip.AddrPort, now time.Time) {
 	}
 	if a.missed++; a.missed == missesToAvoid {
 		a.retry = now.Add(avoidance)
+		h.log.Warn("a name server does not answer containers' queries; where there are others they are asked first", "server", s)
 	}
 }

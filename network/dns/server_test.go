@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -35,7 +36,7 @@ func serve(t testing.TB, zones map[string]*network.Zone, r *network.Resolver, di
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &served{hub: NewHub(dial), udp: u.LocalAddr().String(), tcp: l.Addr().String()}
+	v := &served{hub: NewHub(dial, slog.New(slog.DiscardHandler)), udp: u.LocalAddr().String(), tcp: l.Addr().String()}
 	v.hub.SetZones(zones)
 	v.server = v.hub.NewServer(u, l, r, dial)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -285,7 +286,7 @@ func BenchmarkServer(b *testing.B) {
 // TestHubNarrow: what the newest zones lack is not answered, whatever is set;
 // what is new in them waits until it is set.
 func TestHubNarrow(t *testing.T) {
-	h := NewHub(nil)
+	h := NewHub(nil, slog.New(slog.DiscardHandler))
 	zones := func(names map[string][]netip.Addr, owner string) map[string]*network.Zone {
 		return map[string]*network.Zone{"n": {ID: "n", Name: "net", Names: names, Owners: map[netip.Addr]string{netip.MustParseAddr("10.0.0.1"): owner}}}
 	}

@@ -18,7 +18,11 @@ import (
 // resolverAddr is where sandboxes have their resolver.
 func resolverAddr() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 11}) }
 
-const dnsPort = 53
+const (
+	dnsPort = 53
+	// resolverBuffer holds what comes in a burst: some thousand queries.
+	resolverBuffer = 2 << 20
+)
 
 // resolvers answer at 127.0.0.11 in sandboxes: a datagram socket and a listener
 // in each, on high ports, which rules in the sandbox lead to. Owned by Set.
@@ -44,7 +48,7 @@ func newResolvers(p *Plane) *resolvers {
 			return err
 		})
 		return c, err
-	})}
+	}, p.log)}
 }
 
 func (s *resolver) close() {
@@ -188,6 +192,11 @@ func listenDNS(port uint16) (*net.UDPConn, *net.TCPListener, error) {
 	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, nil, err
+	}
+	if raw, err := udp.SyscallConn(); err == nil { // a smaller one will do
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, resolverBuffer)
+		})
 	}
 	tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
 	if err != nil {

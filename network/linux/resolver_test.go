@@ -90,6 +90,19 @@ func TestResolver(t *testing.T) {
 			w.expectNames(p, sandbox, proto, "ptr", "172.17.0.2", "web.backend.")
 		}
 	}
+	// Also in a sandbox without any address of IPv4, and without any at all.
+	bare := c.Clone()
+	six := *bare.Sandboxes["s1-0"]
+	f := six.Interfaces[0]
+	f.Addresses, f.HostName = f.Addresses[1:], "veth6"
+	six.Interfaces, six.Gateway4 = []network.Interface{f}, netip.Addr{}
+	bare.Sandboxes["s1-0"] = &six
+	bare.Sandboxes["alone"] = &network.Sandbox{ID: "alone", Resolver: six.Resolver}
+	w.ok(p.Set(t.Context(), bare))
+	for _, sandbox := range []string{"s1-0", "alone"} {
+		w.expectNames(p, sandbox, "udp", "ip", "both.", "172.17.0.2", "fd17::2")
+		w.expectNames(p, sandbox, "tcp", "ip", "both.", "172.17.0.2", "fd17::2")
+	}
 	// A change is there when Set has returned.
 	for i := range 20 {
 		n := c.Clone()
