@@ -103,7 +103,7 @@ func (p *Plane) setMesh(ctx context.Context, want, now *network.Config, f *failu
 	now.Mesh = m
 	have := p.mesh.rules
 	if err = p.setMeshRules(rules); err == nil {
-		err = p.forgetMeshFlows(have, rules, now)
+		p.forgetMeshFlows(have, rules, now)
 	}
 	f.add(network.MeshItem, err)
 }

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync/atomic"
@@ -135,7 +136,12 @@ func (w *meshWorld) connect(to netip.AddrPort) int {
 	w.ok(err)
 	w.ok(unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
 	w.ok(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}))
-	w.ok(unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}))
+	err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+	if errors.Is(err, unix.EINTR) { // by the runtime's own signals
+		w.ok(unix.Close(fd))
+		return w.connect(to)
+	}
+	w.ok(err)
 	return fd
 }
 
@@ -166,8 +172,18 @@ func (w *meshWorld) connections(to string) (rate, perCPU float64) {
 func (w *meshWorld) ask1(c int, buf []byte) {
 	_, err := unix.Write(c, buf)
 	w.ok(err)
-	_, err = unix.Read(c, buf)
-	w.ok(err)
+	w.read(c, buf)
+}
+
+func (w *meshWorld) read(c int, buf []byte) int {
+	for {
+		n, err := unix.Read(c, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		w.ok(err)
+		return n
+	}
 }
 
 // questions on one connection.
@@ -189,8 +205,6 @@ func (w *meshWorld) throughput(to string) (rate, perCPU float64) {
 	_, err := unix.Write(c, []byte("d"))
 	w.ok(err)
 	return w.measure(func() float64 {
-		n, err := unix.Read(c, buf)
-		w.ok(err)
-		return float64(n) / 1e6
+		return float64(w.read(c, buf)) / 1e6
 	})
 }

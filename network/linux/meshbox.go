@@ -174,6 +174,9 @@ func (p *Plane) dropMeshBox(b meshBox) error {
 				}
 			}
 		}
+		if err := writeSysctl("/proc/sys/net/ipv4/tcp_fwmark_accept", "0"); err != nil {
+			return err
+		}
 		c, err := nftables.New()
 		if err != nil {
 			return err

@@ -189,6 +189,7 @@ func TestMeshGone(t *testing.T) {
 	n = n.Clone()
 	n.Overlays["ing"] = &o
 	w.ok(w.planes[3].Set(t.Context(), n))
+	w.planes[3].forgetting.wg.Wait()
 	if _, name := say(u); name == first || name != fmt.Sprint(stays-20) {
 		t.Errorf("datagrams go to %s, which is gone", name)
 	}

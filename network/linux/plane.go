@@ -84,6 +84,7 @@ type Plane struct {
 	resolvers   *resolvers // owned by Set
 	mesh        meshState  // owned by Set
 	meshSockets *sockets   // owned by Set
+	forgetting  forgetter
 
 	cryptNode  *crypt.Node
 	crypt      *cryptor                            // owned by Set; nil without encrypted overlays
@@ -177,6 +178,7 @@ func (p *Plane) Close() error {
 	p.meshSockets.close()
 	p.closeWatches()
 	p.closeCrypt()
+	p.forgetting.wg.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
