@@ -2,6 +2,7 @@ package linux
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"testing"
@@ -48,7 +49,9 @@ func TestMeshDamage(t *testing.T) {
 	defer func() {
 		cancel()
 		for range 3 {
-			<-done
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				t.Errorf("Watch returned %v", err)
+			}
 		}
 	}()
 	host := func(f func()) func() { return func() { w.in(w.hosts["h1"], f) } }

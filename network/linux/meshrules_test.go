@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -19,7 +20,7 @@ func TestSpread(t *testing.T) {
 			all = append(all, netip.AddrFrom4([4]byte{10, 0, byte(i >> 4), byte(rapid.IntRange(16*(i&15), 16*(i&15)+15).Draw(r, "last"))}))
 		}
 		slices.SortFunc(all, netip.Addr.Compare)
-		before := spread(all, network.BalanceClient)
+		before := spread(nil, all, network.BalanceClient)
 		share := map[netip.Addr]int{}
 		for _, a := range before {
 			share[a]++
@@ -31,7 +32,7 @@ func TestSpread(t *testing.T) {
 		}
 		i := rapid.IntRange(0, n-1).Draw(r, "gone")
 		gone := all[i]
-		after := spread(slices.Delete(slices.Clone(all), i, i+1), network.BalanceClient)
+		after := spread(nil, slices.Delete(slices.Clone(all), i, i+1), network.BalanceClient)
 		if n == 2 {
 			return // one needs no table
 		}
@@ -42,13 +43,34 @@ func TestSpread(t *testing.T) {
 		}
 	})
 	one := []netip.Addr{netip.MustParseAddr("10.0.0.1")}
-	if !slices.Equal(spread(one, network.BalanceClient), one) || len(spread(nil, network.BalanceClient)) != 0 {
+	if !slices.Equal(spread(nil, one, network.BalanceClient), one) || len(spread(nil, nil, network.BalanceClient)) != 0 {
 		t.Error("one task, or none")
 	}
-	many := slices.Repeat(one, 3)
-	if !slices.Equal(spread(many, network.BalanceRandom), many) {
-		t.Error("random numbers choose among the tasks themselves")
-	}
+}
+
+// With random numbers each task has one, and keeps it where it can.
+func TestKeepPlaces(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		draw := func(what string) []netip.Addr {
+			m := map[netip.Addr]bool{}
+			for _, n := range rapid.SliceOfN(rapid.ByteRange(1, 30), 0, 20).Draw(r, what) {
+				m[netip.AddrFrom4([4]byte{10, 0, 0, n})] = true
+			}
+			return slices.SortedFunc(maps.Keys(m), netip.Addr.Compare)
+		}
+		have := keepPlaces(nil, draw("first"))
+		want := draw("then")
+		got := keepPlaces(have, want)
+		sorted := slices.SortedFunc(slices.Values(got), netip.Addr.Compare)
+		if !slices.Equal(sorted, want) {
+			r.Fatalf("%v is not made of %v", got, want)
+		}
+		for i, a := range have {
+			if i < len(got) && got[i] != a && slices.Contains(want, a) {
+				r.Fatalf("%s has left %d: %v, then %v", a, i, have, got)
+			}
+		}
+	})
 }
 
 // BenchmarkSpread makes the table for affinity with 1,000 tasks.
@@ -58,7 +80,7 @@ func BenchmarkSpread(b *testing.B) {
 		all = append(all, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
 	}
 	for b.Loop() {
-		spread(all, network.BalanceClient)
+		spread(nil, all, network.BalanceClient)
 	}
 }
 

@@ -89,6 +89,7 @@ type Plane struct {
 	cryptNode  *crypt.Node
 	crypt      *cryptor                            // owned by Set; nil without encrypted overlays
 	cryptNodes map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
+	addrsChanged atomic.Bool // of the host, since Set last asked
 
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
