@@ -82,17 +82,8 @@ func TestMeshDamage(t *testing.T) {
 		})},
 		{"the port down", inside(func() { w.ok(netlink.LinkSetDown(w.link(meshPort))) })},
 		{"the other end removed", inside(func() { w.ok(netlink.LinkDel(w.link(meshPort))) })},
-		// Inside that namespace nobody listens: what is looked at once a minute.
-		{"the port off its bridge", func() {
-			inside(func() { w.ok(netlink.LinkSetNoMaster(w.link(meshPort))) })()
-			w.planes[1].stale.Store(true)
-			w.ok(w.planes[1].Set(t.Context(), w.config[1]))
-		}},
-		{"the bridge removed", func() {
-			inside(func() { w.ok(netlink.LinkDel(w.link(overlayBridge))) })()
-			w.planes[1].stale.Store(true)
-			w.ok(w.planes[1].Set(t.Context(), w.config[1]))
-		}},
+		{"the port off its bridge", inside(func() { w.ok(netlink.LinkSetNoMaster(w.link(meshPort))) })},
+		{"the bridge removed", inside(func() { w.ok(netlink.LinkDel(w.link(overlayBridge))) })},
 	} {
 		start := time.Now()
 		d.do()

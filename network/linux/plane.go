@@ -86,10 +86,10 @@ type Plane struct {
 	meshSockets *sockets   // owned by Set
 	forgetting  forgetter
 
-	cryptNode  *crypt.Node
-	crypt      *cryptor                            // owned by Set; nil without encrypted overlays
-	cryptNodes map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
-	addrsChanged atomic.Bool // of the host, since Set last asked
+	cryptNode    *crypt.Node
+	crypt        *cryptor                            // owned by Set; nil without encrypted overlays
+	cryptNodes   map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
+	addrsChanged atomic.Bool                         // of the host, since Set last asked
 
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
