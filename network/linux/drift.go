@@ -129,6 +129,7 @@ func (p *Plane) overlayDrift(w *overlayWatch, m syscall.NetlinkMessage) bool {
 	w.mu.Unlock()
 	gone := m.Header.Type == unix.RTM_DELLINK || !up
 	_, veth := p.knows(name)
+	veth = veth || name == meshPort && p.meshWanted()
 	return name == overlayBridge && gone || (veth || tunnel) && (gone || !master)
 }
 

@@ -51,10 +51,11 @@ func (p *Plane) meshDevice() string {
 
 // meshState is what is believed to be there of the mesh. Owned by Set.
 type meshState struct {
-	looked bool          // what is there was looked at since the start
-	device *network.Mesh // what the device, its routes and settings were made for
-	mtu    int           // of the device
-	rules  *meshRules    // contents of the table; nil: none
+	looked bool                    // what is there was looked at since the start
+	device *network.Mesh           // what the device, its routes and settings were made for
+	mtu    int                     // of the device
+	rules  *meshRules              // contents of the table; nil: none
+	host   map[string][]netip.Addr // the host's addresses by device; nil: not known
 	boxes  map[string]meshBox
 	// led has the addresses that connections may lead to, those of the past
 	// included until they are forgotten.
@@ -63,7 +64,7 @@ type meshState struct {
 
 // check forgets what is believed of what others may have changed.
 func (m *meshState) check(p *Plane, changed bool) {
-	m.device = nil
+	m.device, m.host = nil, nil
 	if changed && m.rules != nil && !p.meshIntact(m.rules) {
 		m.rules = nil
 		m.looked = false
@@ -93,17 +94,20 @@ func (p *Plane) setMesh(ctx context.Context, want, now *network.Config, f *failu
 		return
 	}
 	p.putMeshBoxes(ctx, m.Overlay, now, f)
-	host, err := p.hostAddresses()
-	if err != nil {
-		f.add(network.MeshItem, err)
-		return
+	if p.addrsChanged.Swap(false) || p.mesh.host == nil {
+		var err error
+		if p.mesh.host, err = p.hostAddresses(); err != nil {
+			f.add(network.MeshItem, err)
+			return
+		}
 	}
-	rules := newMeshRules(p, want, host)
+	rules := newMeshRules(p, want, p.mesh.host)
 	p.holdMeshPorts(want, rules, now, f)
 	now.Mesh = m
 	have := p.mesh.rules
-	if err = p.setMeshRules(rules); err == nil {
-		err = p.forgetMeshFlows(have, rules, now)
+	err := p.setMeshRules(rules)
+	if err == nil {
+		p.forgetMeshFlows(have, rules, now)
 	}
 	f.add(network.MeshItem, err)
 }

@@ -135,6 +135,11 @@ func (p *Plane) putMeshBox(b meshBox) error {
 		if err := writeSysctl("/proc/sys/net/ipv4/conf/"+b.device+"/rp_filter", "2"); err != nil {
 			return err
 		}
+		// A connection's socket takes up the mark of its first packet: its answers
+		// are then routed right at once, not anew one by one.
+		if err := writeSysctl("/proc/sys/net/ipv4/tcp_fwmark_accept", "1"); err != nil {
+			return err
+		}
 		if err := p.boxRoutes(h, l, b); err != nil {
 			return err
 		}
@@ -168,6 +173,9 @@ func (p *Plane) dropMeshBox(b meshBox) error {
 					return err
 				}
 			}
+		}
+		if err := writeSysctl("/proc/sys/net/ipv4/tcp_fwmark_accept", "0"); err != nil {
+			return err
 		}
 		c, err := nftables.New()
 		if err != nil {
@@ -265,7 +273,8 @@ func sourceMAC() expr.Any {
 func (w *boxWriter) note() {
 	c := w.base("note", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -150)
 	w.rule(c, iif(expr.CmpOpEq, w.b.device), original(), masked(sourceMAC(), w.mask), []expr.Any{equals(w.value)},
-		[]expr.Any{sourceMAC(), &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true}})
+		[]expr.Any{sourceMAC(), &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})
 }
 
 // target: a datagram is given the address that a socket bound to none will

@@ -2,8 +2,9 @@ package linux
 
 import (
 	"errors"
-	"fmt"
+	"maps"
 	"net/netip"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -34,7 +35,7 @@ func (s *meshFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 // forgetMeshFlows has the kernel forget connections that lead nowhere any more.
 // Those to tasks that take no new ones, but are there, are left alone. have is
 // what there was before, nil if that is not known.
-func (p *Plane) forgetMeshFlows(have, want *meshRules, now *network.Config) error {
+func (p *Plane) forgetMeshFlows(have, want *meshRules, now *network.Config) {
 	s := &meshFlows{mark: want.mark, gone: p.meshGone(want, now), ports: map[uint16]bool{}, local: map[netip.Addr]bool{}}
 	if have != nil {
 		for k, r := range have.ports {
@@ -49,25 +50,82 @@ func (p *Plane) forgetMeshFlows(have, want *meshRules, now *network.Config) erro
 		}
 	}
 	if len(s.gone)+len(s.ports) == 0 {
-		return nil
+		return
 	}
 	for _, l := range want.hostAddrs {
 		for _, a := range l {
 			s.local[a] = true
 		}
 	}
+	for a := range s.gone {
+		delete(p.mesh.led, a)
+	}
+	p.forgetting.add(p, s)
+}
+
+// forgetter removes connections beside Set: a host may have hundreds of thousands
+// to look through. Safe for concurrent use.
+type forgetter struct {
+	mu      sync.Mutex
+	next    *meshFlows // to be forgotten, nil: none
+	running bool
+
+	wg sync.WaitGroup
+}
+
+func (f *forgetter) add(p *Plane, s *meshFlows) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.next == nil {
+		f.next = s
+	} else {
+		maps.Copy(f.next.gone, s.gone)
+		maps.Copy(f.next.ports, s.ports)
+		f.next.local = s.local
+	}
+	if !f.running {
+		f.running = true
+		f.wg.Go(func() { f.run(p) })
+	}
+}
+
+func (f *forgetter) run(p *Plane) {
+	for {
+		f.mu.Lock()
+		s := f.next
+		if f.next = nil; s == nil {
+			f.running = false
+			f.mu.Unlock()
+			return
+		}
+		f.mu.Unlock()
+		if err := p.forget(s); err != nil {
+			p.log.Warn("network: connections to tasks that are gone can't be forgotten: their clients wait until they give up", "error", err)
+		}
+	}
+}
+
+func (p *Plane) forget(s *meshFlows) error {
 	h, err := netlink.NewHandleAt(netns.NsHandle(p.host.Fd()), unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	for _, family := range []netlink.InetFamily{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, s); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return fmt.Errorf("forget connections to tasks that are gone: %w", err)
+	for _, v6 := range []bool{false, true} {
+		concerned := len(s.ports) > 0
+		for a := range s.gone {
+			concerned = concerned || a.Is6() == v6
 		}
-	}
-	for a := range s.gone {
-		delete(p.mesh.led, a)
+		family := netlink.InetFamily(netlink.FAMILY_V4)
+		if v6 {
+			family = netlink.FAMILY_V6
+		}
+		if !concerned {
+			continue
+		}
+		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, s); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return err
+		}
 	}
 	return nil
 }

@@ -32,6 +32,8 @@ type meshRule struct {
 	devices   []string
 	deviceOn  []netip.Addr // addresses of devices now
 	relayed   bool         // from IPv6 to IPv4, by the socket that holds it
+	// slots are the backends by number, as they are in the table; nil before.
+	slots4, slots6 []netip.Addr
 }
 
 // newMeshRules returns what the config asks for. host are the host's addresses
@@ -88,6 +90,30 @@ func (w *meshRule) equal(o *meshRule) bool {
 		slices.Equal(w.on, o.on) && slices.Equal(w.devices, o.devices) && slices.Equal(w.deviceOn, o.deviceOn)
 }
 
+// sameShape reports whether the two differ in backends alone, and by none that
+// one lacks.
+func (w *meshRule) sameShape(o *meshRule) bool {
+	a, b := *w, *o
+	a.four, b.four, a.six, b.six = nil, nil, nil, nil
+	return a.equal(&b) && (len(w.four) == 0) == (len(o.four) == 0) && (len(w.six) == 0) == (len(o.six) == 0)
+}
+
+// place gives each backend its numbers, as far as possible those that it has in
+// have, which may be nil.
+func (w *meshRule) place(have *meshRule) {
+	if have == nil {
+		have = &meshRule{}
+	}
+	w.slots4, w.slots6 = spread(have.slots4, w.four, w.balance), spread(have.slots6, w.six, w.balance)
+}
+
+func (w *meshRule) slots(v6 bool) []netip.Addr {
+	if v6 {
+		return w.slots6
+	}
+	return w.slots4
+}
+
 func (w *meshRule) restricted() bool { return len(w.on) > 0 || len(w.devices) > 0 }
 
 // held are the addresses of the host at which a port is to be held.
@@ -124,13 +150,14 @@ const (
 )
 
 // spread returns the backends by number: a random number, or the hash of a
-// client's address, chooses one. For hashes, each number is given to the backend
-// that scores highest with it, so that of all nodes each gives a client the same
-// one, and a change moves only the clients of what has gone, and a fair share to
-// what has come.
-func spread(backends []netip.Addr, b network.Balance) []netip.Addr {
+// client's address, chooses one. For random numbers each has one, which it keeps,
+// but for those that come to fill a gap. For hashes, each number is given to the
+// backend that scores highest with it, so that of all nodes each gives a client
+// the same one, and a change moves only the clients of what has gone, and a fair
+// share to what has come.
+func spread(have, backends []netip.Addr, b network.Balance) []netip.Addr {
 	if b != network.BalanceClient || len(backends) < 2 {
-		return backends
+		return keepPlaces(have, backends)
 	}
 	n := meshBuckets
 	if len(backends) > meshManyBackends {
@@ -150,6 +177,33 @@ func spread(backends []netip.Addr, b network.Balance) []netip.Addr {
 				best, l[i] = s, a
 			}
 		}
+	}
+	return l
+}
+
+// keepPlaces orders backends so that as few as possible are elsewhere than in
+// have.
+func keepPlaces(have, backends []netip.Addr) []netip.Addr {
+	l := make([]netip.Addr, len(backends))
+	free := make(map[netip.Addr]bool, len(backends))
+	for _, a := range backends {
+		free[a] = true
+	}
+	for i := range min(len(l), len(have)) {
+		if free[have[i]] {
+			l[i] = have[i]
+			delete(free, have[i])
+		}
+	}
+	i := 0
+	for _, a := range backends {
+		if !free[a] {
+			continue
+		}
+		for l[i].IsValid() {
+			i++
+		}
+		l[i] = a
 	}
 	return l
 }

@@ -11,33 +11,47 @@ import (
 )
 
 // setMeshRules makes the table what it should be, in one transaction: all of it,
-// or only the ports that differ.
+// or only what differs.
 func (p *Plane) setMeshRules(want *meshRules) error {
 	have := p.mesh.rules
-	var drop, put []network.MeshKey
-	if have != nil && have.sameFrame(want) {
-		for k, w := range have.ports {
-			if n := want.ports[k]; n == nil || !n.equal(w) {
-				drop = append(drop, k)
-			}
-		}
-		for k, w := range want.ports {
-			if h := have.ports[k]; h == nil || !h.equal(w) {
-				put = append(put, k)
-			}
-		}
-		if len(drop)+len(put) == 0 {
-			p.mesh.rules = want
-			return nil
-		}
-		slices.SortFunc(drop, compareMeshKeys)
-		slices.SortFunc(put, compareMeshKeys)
-	} else {
+	if have != nil && !have.sameFrame(want) {
 		have = nil
+	}
+	var drop, put, change []network.MeshKey
+	if have == nil {
+		have = &meshRules{}
+	}
+	for k, h := range have.ports {
+		switch w := want.ports[k]; {
+		case w == nil:
+			drop = append(drop, k)
+		case w.equal(h):
+			want.ports[k] = h
+		case w.sameShape(h):
+			change = append(change, k)
+		default:
+			drop = append(drop, k)
+		}
+	}
+	for k, w := range want.ports {
+		if h := have.ports[k]; h == nil || h != w && !w.sameShape(h) {
+			put = append(put, k)
+		}
+		if w.slots4 == nil && w.slots6 == nil {
+			w.place(have.ports[k])
+		}
+	}
+	whole := have.ports == nil
+	if !whole && len(drop)+len(put)+len(change) == 0 {
+		p.mesh.rules = want
+		return nil
+	}
+	for _, l := range [][]network.MeshKey{drop, put, change} {
+		slices.SortFunc(l, compareMeshKeys)
 	}
 	err := p.transact(func(c *nftables.Conn) error {
 		b := p.newMeshBuilder(c, want)
-		if have == nil {
+		if whole {
 			c.AddTable(b.t) // so that there is one to delete
 			c.DelTable(b.t)
 			c.AddTable(b.t)
@@ -50,6 +64,11 @@ func (p *Plane) setMeshRules(want *meshRules) error {
 		}
 		for _, k := range put {
 			if err := b.putPort(k, want.ports[k]); err != nil {
+				return err
+			}
+		}
+		for _, k := range change {
+			if err := b.changePort(k, have.ports[k], want.ports[k]); err != nil {
 				return err
 			}
 		}

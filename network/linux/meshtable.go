@@ -203,7 +203,7 @@ func (b *meshBuilder) putPort(k network.MeshKey, w *meshRule) error {
 		}
 		switch {
 		case served && len(backends) > 0:
-			if err := b.backends(k, v6, spread(backends, w.balance), w); err != nil {
+			if err := b.backends(k, v6, nil, w); err != nil {
 				return err
 			}
 			if err := b.entry(portsMap(v6), k, b.only(k, v6, w, chainOf(k, v6))); err != nil {
@@ -256,28 +256,25 @@ func (b *meshBuilder) only(k network.MeshKey, v6 bool, w *meshRule, chain string
 	return c.Name
 }
 
-// backends writes the chain that chooses one of a list.
-func (b *meshBuilder) backends(k network.MeshKey, v6 bool, list []netip.Addr, w *meshRule) error {
+// backends writes the chain that chooses a backend, and the map it chooses from,
+// which has the elements of have.
+func (b *meshBuilder) backends(k network.MeshKey, v6 bool, have []netip.Addr, w *meshRule) error {
 	addr := nftables.TypeIPAddr
 	if v6 {
 		addr = nftables.TypeIP6Addr
 	}
 	m := &nftables.Set{Table: b.t, Name: chainOf(k, v6), IsMap: true, KeyType: nftables.TypeInteger, DataType: addr}
-	if err := b.c.AddSet(m, nil); err != nil {
-		return err
-	}
-	n := uint32(0)
-	for part := range slices.Chunk(list, elementsAtOnce) {
-		var elements []nftables.SetElement
-		for _, a := range part {
-			elements = append(elements, nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, n), Val: a.AsSlice()})
-			n++
-		}
-		if err := b.c.SetAddElements(m, elements); err != nil {
+	if have == nil {
+		if err := b.c.AddSet(m, nil); err != nil {
 			return err
 		}
 	}
+	list := w.slots(v6)
 	b.maps[m.Name] = len(list)
+	if err := b.elements(m, have, list); err != nil {
+		return err
+	}
+	n := uint32(len(list))
 	var choose []expr.Any
 	if w.balance == network.BalanceClient {
 		offset, size := saddrAt(v6)
@@ -293,6 +290,52 @@ func (b *meshBuilder) backends(k network.MeshKey, v6 bool, list []netip.Addr, w 
 		&expr.Immediate{Register: reg32 + 4, Data: binary.BigEndian.AppendUint16(nil, w.target)},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: natFamily(v6), RegAddrMin: reg32, RegProtoMin: reg32 + 4},
 	})
+	return nil
+}
+
+// elements makes a map by number have what want has, where it had have.
+func (b *meshBuilder) elements(m *nftables.Set, have, want []netip.Addr) error {
+	var gone, come []nftables.SetElement
+	for i := range max(len(have), len(want)) {
+		key := binary.NativeEndian.AppendUint32(nil, uint32(i))
+		if i < len(have) && i < len(want) && have[i] == want[i] {
+			continue
+		}
+		if i < len(have) {
+			gone = append(gone, nftables.SetElement{Key: key})
+		}
+		if i < len(want) {
+			come = append(come, nftables.SetElement{Key: key, Val: want[i].AsSlice()})
+		}
+	}
+	for part := range slices.Chunk(gone, elementsAtOnce) {
+		if err := b.c.SetDeleteElements(m, part); err != nil {
+			return err
+		}
+	}
+	for part := range slices.Chunk(come, elementsAtOnce) {
+		if err := b.c.SetAddElements(m, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changePort changes a port's backends, which it has in the same families.
+func (b *meshBuilder) changePort(k network.MeshKey, have, want *meshRule) error {
+	for _, v6 := range []bool{false, true} {
+		served := b.w.four
+		if v6 {
+			served = b.w.six
+		}
+		if !served || slices.Equal(have.slots(v6), want.slots(v6)) {
+			continue
+		}
+		b.c.FlushChain(&nftables.Chain{Table: b.t, Name: chainOf(k, v6)})
+		if err := b.backends(k, v6, have.slots(v6), want); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

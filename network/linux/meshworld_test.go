@@ -178,7 +178,7 @@ func (w *meshWorld) answer(ns, name string) {
 						if err != nil || n == 0 {
 							return
 						}
-						fmt.Fprintf(c, "%s %s", seenAddr(c.RemoteAddr()), name)
+						_, _ = fmt.Fprintf(c, "%s %s", seenAddr(c.RemoteAddr()), name)
 					}
 				}()
 			}

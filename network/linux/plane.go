@@ -84,10 +84,12 @@ type Plane struct {
 	resolvers   *resolvers // owned by Set
 	mesh        meshState  // owned by Set
 	meshSockets *sockets   // owned by Set
+	forgetting  forgetter
 
-	cryptNode  *crypt.Node
-	crypt      *cryptor                            // owned by Set; nil without encrypted overlays
-	cryptNodes map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
+	cryptNode    *crypt.Node
+	crypt        *cryptor                            // owned by Set; nil without encrypted overlays
+	cryptNodes   map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
+	addrsChanged atomic.Bool                         // of the host, since Set last asked
 
 	mu      sync.Mutex
 	have    *network.Config            // what is believed to be there; nil: not known
@@ -177,6 +179,7 @@ func (p *Plane) Close() error {
 	p.meshSockets.close()
 	p.closeWatches()
 	p.closeCrypt()
+	p.forgetting.wg.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true

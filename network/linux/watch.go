@@ -110,12 +110,16 @@ func receive(f *os.File, alarm func(), drift func(syscall.NetlinkMessage) bool) 
 }
 
 // routeDrift reports whether a message tells of a device of ours that is gone,
-// down, off its bridge or without an address, or of a route or rule of ours that
-// is gone.
+// down, off its bridge or without an address, of a route or rule of ours that is
+// gone, or of an address that a published port is to be answered on.
 func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
 	switch m.Header.Type {
 	case unix.RTM_DELADDR:
+		p.addrsChanged.Store(true)
 		return true
+	case unix.RTM_NEWADDR:
+		p.addrsChanged.Store(true)
+		return p.meshRestricted()
 	case unix.RTM_DELROUTE, unix.RTM_DELRULE:
 		return p.meshRouteGone(m)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -147,6 +151,22 @@ func (p *Plane) meshWanted() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.have != nil && p.have.Mesh != nil
+}
+
+// meshRestricted reports whether a port of the mesh is published on some of the
+// host's addresses only, so that a new one matters.
+func (p *Plane) meshRestricted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.have == nil {
+		return false
+	}
+	for _, m := range p.have.MeshPorts {
+		if len(m.On)+len(m.Devices) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // meshRouteGone reports whether a message tells that a route in the routing
