@@ -9,15 +9,24 @@ import (
 	"github.com/legion-swarm/legion/test/traffic"
 )
 
+// How long a client waits for a step of a request.
+const (
+	// A daemon that is away answers no query for a name; clients ask again after
+	// five seconds, and patient ones do not fail.
+	patient   = 8 * time.Second
+	impatient = time.Second
+)
+
 // steady is a service on the workers, with a load of it by name on the first one
 // and from outside through it.
-func (s *netSwarm) steady(t *testing.T) (stop func(what string) []*traffic.Report) {
+func (s *netSwarm) steady(t *testing.T, patience time.Duration) (stop func(what string) []*traffic.Report) {
 	t.Helper()
 	s.service(t, "steady", "--replicas", "4", "--constraint", "node.role==worker", "--network", "inner", "-p", fmt.Sprint("8086:", webPort), "--label", readyTest, "--entrypoint", "/web", "net:1")
 	s.right(t, "steady", 8086, "w1")
 	const clients, kept, rate = 8, 4, 60
-	inside := s.drive(t, "drive", "w1", "http", "-rate", fmt.Sprint(rate), "-clients", fmt.Sprint(clients), "-kept", fmt.Sprint(kept), fmt.Sprintf("http://steady:%d/whoami", webPort))
-	outside := driveOutside(t, traffic.Web{Pace: traffic.Pace{Clients: clients, Rate: rate}, Kept: kept, URLs: []string{fmt.Sprintf("http://%s:8086/whoami", s.ip(t, "w1"))}})
+	inside := s.drive(t, "drive", "w1", "http", "-rate", fmt.Sprint(rate), "-clients", fmt.Sprint(clients), "-kept", fmt.Sprint(kept),
+		"-timeout", patience.String(), fmt.Sprintf("http://steady:%d/whoami", webPort))
+	outside := driveOutside(t, traffic.Web{Pace: traffic.Pace{Clients: clients, Rate: rate, Timeout: patience}, Kept: kept, URLs: []string{fmt.Sprintf("http://%s:8086/whoami", s.ip(t, "w1"))}})
 	return func(what string) []*traffic.Report {
 		t.Helper()
 		reports := []*traffic.Report{outside(), inside()}
@@ -42,7 +51,7 @@ func unharmed(t *testing.T, reports []*traffic.Report) {
 // testDaemonsCrash kills and restarts the daemons of the workers: traffic does
 // not notice.
 func (s *netSwarm) testDaemonsCrash(t *testing.T) {
-	stop := s.steady(t)
+	stop := s.steady(t, patient)
 	for _, m := range []string{"w1", "w2"} {
 		for _, signal := range []string{"KILL", "TERM"} {
 			s.run(t, "ssh", m, "kill -"+signal+" $(cat /run/legion/legion.pid)")
@@ -63,7 +72,7 @@ func (s *netSwarm) testDaemonsCrash(t *testing.T) {
 // testManagersLost takes the power of the leader, then of all managers, and kills
 // a worker's daemon meanwhile: traffic between workers does not notice.
 func (s *netSwarm) testManagersLost(t *testing.T) {
-	stop := s.steady(t)
+	stop := s.steady(t, patient)
 	leader, others := s.leader(t, "m1")
 	s.cut(t, leader)
 	s.writes(t, others[0])
@@ -89,7 +98,7 @@ func (s *netSwarm) testManagersLost(t *testing.T) {
 // without it as soon as it is down; when it is back, everything is right again,
 // there too.
 func (s *netSwarm) testCutOff(t *testing.T, length time.Duration) {
-	stop := s.steady(t)
+	stop := s.steady(t, impatient)
 	s.run(t, "disconnect", "w2")
 	began := time.Now()
 	s.shows(t, "m1", "w2", "Down Active")
@@ -106,7 +115,7 @@ func (s *netSwarm) testCutOff(t *testing.T, length time.Duration) {
 
 // testNodeLost takes a worker's power, and gives it back.
 func (s *netSwarm) testNodeLost(t *testing.T) {
-	stop := s.steady(t)
+	stop := s.steady(t, impatient)
 	s.cut(t, "w2")
 	began := time.Now()
 	await(t, "its tasks run elsewhere", func() error { return s.onAll("steady", "w1", 4) })
