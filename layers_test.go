@@ -13,7 +13,7 @@ func layers() [][]string {
 		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "network/bpf", "engine/logfile", "settings", "bundle", "collector"},
 		{"machine", "raftnode/disktest", "network/dns", "test/traffic"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
-			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence", "manager/rotator"},
+			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence", "manager/rotator", "manager/netkeys"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints
 		{"manager/control"}, // which refuses what the loops could not read
 		{"engine/containerd", "engine/executor", "dockerapi", "manager"},

@@ -24,6 +24,17 @@ func (n *Network) VNI() uint32 {
 	return uint32(v)
 }
 
+// Encrypted reports whether what nodes send each other is to be encrypted; if what
+// was asked for is not understood, it is.
+func (n *Network) Encrypted() bool {
+	v, ok := n.DriverState.Options[OptionEncrypted]
+	if d := n.Spec.DriverConfiguration; !ok && d != nil {
+		v, ok = d.Options[OptionEncrypted]
+	}
+	on, err := strconv.ParseBool(v)
+	return ok && (err != nil || on)
+}
+
 // Subnets returns the subnets that a network was given.
 func (n *Network) Subnets() []netip.Prefix {
 	if n.IPAMOptions == nil {

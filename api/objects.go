@@ -26,6 +26,20 @@ type Cluster struct {
 	// Removed lists the nodes that were removed from the cluster, by id, with
 	// the time at which their certificates expire: until then they are refused.
 	Removed map[string]time.Time
+	// NetworkKeys protect what nodes send each other in encrypted networks.
+	NetworkKeys NetworkKeys `json:",omitzero"`
+}
+
+// NetworkKeys are made and changed by the leader; see package manager/netkeys.
+type NetworkKeys struct {
+	OverlayKeys
+	// Last is the greatest id that a key has had.
+	Last uint32
+	// Since is when Send became the key to send with.
+	Since time.Time
+	// Replace is how many more times that is to be another key, soon: then none that
+	// was known when it was asked for is accepted any more.
+	Replace int `json:",omitempty"`
 }
 
 // RootCA is a cluster's signing root. Cert and Key are PEM; Key is empty with

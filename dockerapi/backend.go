@@ -124,8 +124,10 @@ type Swarm interface {
 	SwarmUnlock(ctx context.Context, key string) error
 }
 
-// SwarmUpdateFlags say what SwarmUpdate rotates.
-type SwarmUpdateFlags struct{ RotateWorkerToken, RotateManagerToken, RotateManagerUnlockKey bool }
+// SwarmUpdateFlags say what SwarmUpdate rotates. RotateNetworkKeys is Legion's own.
+type SwarmUpdateFlags struct {
+	RotateWorkerToken, RotateManagerToken, RotateManagerUnlockKey, RotateNetworkKeys bool
+}
 
 // Cluster serves /nodes, /services, /tasks, /secrets and /configs. Objects are
 // named by id, name or unambiguous id prefix. Package node implements it: by

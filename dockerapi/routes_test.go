@@ -228,7 +228,7 @@ func TestRequests(t *testing.T) {
 		{name: "swarm without labels", spec: "GET /swarm", status: 200, has: `"Labels":{}`},
 		{name: "networks 1.51", spec: "GET /v1.51/networks", status: 200, has: `"Containers":{}`},
 		{name: "swarm", spec: "GET /swarm", status: 200, has: "SWMTKN-1-w"},
-		{name: "swarm update", spec: "POST /swarm/update?version=4&rotateWorkerToken=true", body: `{}`, status: 200, call: "SwarmUpdate(4, {RotateWorkerToken:true RotateManagerToken:false RotateManagerUnlockKey:false})"},
+		{name: "swarm update", spec: "POST /swarm/update?version=4&rotateWorkerToken=true", body: `{}`, status: 200, call: "SwarmUpdate(4, {RotateWorkerToken:true RotateManagerToken:false RotateManagerUnlockKey:false RotateNetworkKeys:false})"},
 		{name: "swarm update without version", spec: "POST /swarm/update", body: `{}`, status: 400, has: "invalid swarm version ''"},
 		{name: "swarm update how", spec: "POST /swarm/update?version=1&rotateManagerToken=x", body: `{}`, status: 400, has: "rotateManagerToken"},
 		{name: "unlock key", spec: "GET /swarm/unlockkey", status: 200, has: `{"UnlockKey":"SWMKEY-1-x"}`},

@@ -70,6 +70,7 @@ func (s *Server) swarmUpdate(c *call) error {
 	var f SwarmUpdateFlags
 	for key, flag := range map[string]*bool{
 		"rotateWorkerToken": &f.RotateWorkerToken, "rotateManagerToken": &f.RotateManagerToken, "rotateManagerUnlockKey": &f.RotateManagerUnlockKey,
+		"rotateNetworkKeys": &f.RotateNetworkKeys,
 	} {
 		if *flag, err = c.strictBool(key); err != nil {
 			return err

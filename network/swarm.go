@@ -44,7 +44,7 @@ func overlayRecord(o *api.Network) (*record, error) {
 		EnableIPv6: o.Spec.IPv6Enabled, Internal: o.Spec.Internal, Attachable: o.Spec.Attachable, Ingress: o.Spec.Ingress,
 		Options: orEmpty(o.DriverState.Options), Labels: orEmpty(o.Spec.Labels),
 		IPAM: dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
-	}, Overlay: &overlay{VNI: o.VNI(), Swarm: o, Encrypted: isEncrypted(o.DriverState.Options)}}
+	}, Overlay: &overlay{VNI: o.VNI(), Swarm: o, Encrypted: o.Encrypted()}}
 	switch {
 	case !validContainerID(o.ID):
 		return nil, api.Errorf(api.Invalid, "network %s: id %q can't name a namespace", o.Spec.Name, o.ID)
@@ -66,12 +66,6 @@ func overlayRecord(o *api.Network) (*record, error) {
 		}
 	}
 	return r, nil
-}
-
-func isEncrypted(options map[string]string) bool {
-	v, ok := options[api.OptionEncrypted]
-	on, err := strconv.ParseBool(v)
-	return ok && (err != nil || on)
 }
 
 // Use makes networks of the swarm known, so that containers can join them by id,

@@ -62,7 +62,7 @@ func (s *swarmNode) SwarmUpdate(ctx context.Context, version uint64, spec *swarm
 		return err
 	}
 	err = p.control.SwarmUpdate(ctx, version, spec, control.Rotations{
-		WorkerToken: f.RotateWorkerToken, ManagerToken: f.RotateManagerToken, UnlockKey: f.RotateManagerUnlockKey,
+		WorkerToken: f.RotateWorkerToken, ManagerToken: f.RotateManagerToken, UnlockKey: f.RotateManagerUnlockKey, NetworkKeys: f.RotateNetworkKeys,
 	})
 	if err != nil {
 		return p.explain(err)

@@ -21,6 +21,7 @@ import (
 	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/dispatcher"
 	"github.com/legion-swarm/legion/manager/issuer"
+	"github.com/legion-swarm/legion/manager/netkeys"
 	"github.com/legion-swarm/legion/manager/presence"
 	"github.com/legion-swarm/legion/manager/roles"
 	"github.com/legion-swarm/legion/manager/rotator"
@@ -153,11 +154,12 @@ func (p *managerPart) assemble() (err error) {
 		Hello: func(ctx context.Context, addr string) (string, error) { return rpc.Hello(ctx, addr, p.creds) },
 	})
 	rotate := &rotator.Loop{Store: p.store, Update: p.control.ServiceRotate, Log: p.log.With("loop", "rotator")}
+	keys := &netkeys.Loop{Store: p.store, Log: p.log.With("loop", "network keys")}
 	p.manager = manager.New(manager.Config{
 		Store: p.store, Leadership: p.raft, Log: p.log.With("component", "manager"),
 		Loops: []manager.Loop{
 			{Name: "presence", Run: watch.Run}, {Name: "issuer", Run: p.issuer.Run}, {Name: "root rotation", Run: p.issuer.Rotate},
-			{Name: "rotator", Run: rotate.Run}, {Name: "roles", Run: p.keeper.Run}, {Name: "genesis", Run: p.found}, {Name: "own certificate", Run: p.revive},
+			{Name: "rotator", Run: rotate.Run}, {Name: "network keys", Run: keys.Run}, {Name: "roles", Run: p.keeper.Run}, {Name: "genesis", Run: p.found}, {Name: "own certificate", Run: p.revive},
 		},
 	})
 	return nil

@@ -111,6 +111,7 @@ func newRoot(docker *command.DockerCli) (*cobra.Command, *cliflags.ClientOptions
 		services.AddCommand(newServiceVerbs(docker)...)
 	}
 	addVersions(root, docker)
+	addNetworkKeys(root, docker)
 	addPlans(root, docker)
 	brand(root)
 	return root, opts

@@ -220,8 +220,8 @@ func validateNetworkOptions(options map[string]string) error {
 				return invalid("option %s=%q: want a number of bytes from %d to %d", k, v, minMTU, maxMTU)
 			}
 		case k == api.OptionEncrypted:
-			if on, err := strconv.ParseBool(v); v == "" || err != nil || on {
-				return api.Errorf(api.Unimplemented, "option encrypted is not served yet; the network is not made, so that nothing goes in clear text that should not")
+			if _, err := strconv.ParseBool(v); v != "" && err != nil {
+				return invalid("option %s=%q: want true, false or no value, which means true", k, v)
 			}
 		case strings.HasPrefix(k, "com.docker.network."):
 			return invalid("option %s is not served by overlay networks", k)

@@ -49,7 +49,7 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		"vni":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
 		"vni taken":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096"} }, api.Conflict, "network ingress"},
 		"option":        {func(q *network.CreateRequest) { q.Options = map[string]string{"com.docker.network.x": "1"} }, api.Invalid, "com.docker.network.x"},
-		"encrypted":     {func(q *network.CreateRequest) { q.Options = map[string]string{"encrypted": ""} }, api.Unimplemented, "encrypted"},
+		"encrypted":     {func(q *network.CreateRequest) { q.Options = map[string]string{"encrypted": "maybe"} }, api.Invalid, "encrypted"},
 		"second mesh":   {func(q *network.CreateRequest) { q.Ingress = true }, api.Exists, "ingress network (ingress) already present"},
 		"mesh for all":  {func(q *network.CreateRequest) { q.Ingress, q.Attachable = true, true }, api.Invalid, "cannot be attachable"},
 		"configuration": {func(q *network.CreateRequest) { q.ConfigFrom = &network.ConfigReference{Network: "c"} }, api.Unimplemented, "--config-from"},

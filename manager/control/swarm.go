@@ -10,6 +10,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/netkeys"
 	"github.com/legion-swarm/legion/store"
 )
 
@@ -23,7 +24,7 @@ type External interface {
 }
 
 // Rotations are what an update of the swarm replaces by something new.
-type Rotations struct{ WorkerToken, ManagerToken, UnlockKey bool }
+type Rotations struct{ WorkerToken, ManagerToken, UnlockKey, NetworkKeys bool }
 
 func errNoSwarm() error {
 	return api.Errorf(api.Unavailable, "this manager does not know the swarm yet; try again")
@@ -120,6 +121,12 @@ func (c *Control) updated(ctx context.Context, o *api.Cluster, spec *swarm.Spec,
 	}
 	if rotate.ManagerToken {
 		n.JoinTokens.Manager = ca.NewToken(root)
+	}
+	if rotate.NetworkKeys {
+		if len(n.NetworkKeys.Keys) == 0 {
+			return nil, invalid("there are no keys of encrypted networks to replace: no network of the swarm is encrypted")
+		}
+		n.NetworkKeys.Replace = netkeys.Replaced
 	}
 	return &n, nil
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/netkeys"
+	"github.com/legion-swarm/legion/store"
 )
 
 func TestCheckInit(t *testing.T) {
@@ -157,5 +159,33 @@ func TestSwarmUpdateRotates(t *testing.T) {
 	err = f.SwarmUpdate(ctx, last.Version.Index, &outside, Rotations{})
 	if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "external CA") {
 		t.Errorf("a root whose key nobody has: %v", err)
+	}
+}
+
+// Keys of encrypted networks are replaced when that is asked for, if there are any.
+func TestSwarmUpdateNetworkKeys(t *testing.T) {
+	f := setUp(t)
+	was, err := f.SwarmInspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, f.SwarmUpdate(t.Context(), was.Version.Index, &was.Spec, Rotations{NetworkKeys: true}), api.Invalid, "no network of the swarm is encrypted")
+	var id string
+	if _, err := f.store.Update(t.Context(), func(tx *store.Tx) error {
+		for c := range store.List[*api.Cluster](tx) {
+			u := *c
+			id, u.NetworkKeys.Keys = c.ID, []api.OverlayKey{{ID: 1}}
+			return store.Put(tx, &u)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	was, _ = f.SwarmInspect(t.Context())
+	if err := f.SwarmUpdate(t.Context(), was.Version.Index, &was.Spec, Rotations{NetworkKeys: true}); err != nil {
+		t.Fatal(err)
+	}
+	if c := store.Get[*api.Cluster](f.store.View(), id); c.NetworkKeys.Replace != netkeys.Replaced || len(c.NetworkKeys.Keys) != 1 {
+		t.Errorf("%+v", c.NetworkKeys)
 	}
 }

@@ -42,7 +42,8 @@ type overlays struct {
 type endpointStream struct {
 	node  string
 	wake  chan struct{}
-	ended chan struct{} // closed when the manager stops
+	ended chan struct{}        // closed when the manager stops
+	keys  *swarmpb.OverlayKeys // that it was told last; of the stream's goroutine
 
 	mu    sync.Mutex
 	marks marks

@@ -33,8 +33,8 @@ func (d *Dispatcher) endpointUpdates(s *endpointStream, known map[string]struct{
 	view := d.cfg.Store.View() // after follow: what changes from now on is marked
 	cluster := clusterIn(view)
 	t := &telling{view: view, node: s.node, updates: []*swarmpb.EndpointsUpdate{{Complete: m.all, DataPort: dataPort(cluster)}}}
-	if m.all || m.keys {
-		t.updates[0].Keys = overlayKeys(cluster)
+	if k := keysFor(view, now, s.keys); k != nil {
+		t.updates[0].Keys, s.keys = k, k
 	}
 	for _, id := range slices.Sorted(maps.Keys(now)) {
 		_, knew := known[id]

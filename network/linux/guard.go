@@ -73,6 +73,8 @@ func (p *Plane) wantedGuard(now, to *network.Config) (*guard, error) {
 			g.sources[tunnelSource{peer.Node, o.VNI}] = struct{}{}
 		}
 	}
+	// What comes by the other family is not let in.
+	maps.DeleteFunc(g.sources, func(s tunnelSource, _ struct{}) bool { return s.node.Is4() != g.local.Is4() })
 	rules := g.local.Is4() && to.Rules4 || g.local.Is6() && to.Rules6
 	if len(g.ids) == 0 || !rules || g.port == 0 {
 		return nil, nil
@@ -186,9 +188,7 @@ func (b *guardBuilder) fill() error {
 		ids = append(ids, nftables.SetElement{Key: idKey(id)})
 	}
 	for s := range b.g.sources {
-		if s.node.Is4() == b.g.local.Is4() {
-			sources = append(sources, nftables.SetElement{Key: s.key()})
-		}
+		sources = append(sources, nftables.SetElement{Key: s.key()})
 	}
 	if err := b.c.AddSet(b.ids, ids); err != nil {
 		return err
@@ -240,9 +240,9 @@ func (b *guardBuilder) change(have *guard) error {
 		keys [][]byte
 		f    func(*nftables.Set, []nftables.SetElement) error
 	}{
-		{b.sources, b.sourceKeys(have.sources, b.g.sources), b.c.SetDeleteElements},
+		{b.sources, sourceKeys(have.sources, b.g.sources), b.c.SetDeleteElements},
 		{b.ids, idKeys(b.g.ids, have.ids), b.c.SetAddElements}, // closed before it is opened
-		{b.sources, b.sourceKeys(b.g.sources, have.sources), b.c.SetAddElements},
+		{b.sources, sourceKeys(b.g.sources, have.sources), b.c.SetAddElements},
 		{b.ids, idKeys(have.ids, b.g.ids), b.c.SetDeleteElements},
 	} {
 		var elements []nftables.SetElement
@@ -259,10 +259,9 @@ func (b *guardBuilder) change(have *guard) error {
 	return nil
 }
 
-// sourceKeys are those in a that are not in b, of the underlay's family.
-func (b *guardBuilder) sourceKeys(a, without map[tunnelSource]struct{}) (keys [][]byte) {
+func sourceKeys(a, without map[tunnelSource]struct{}) (keys [][]byte) {
 	for s := range a {
-		if _, ok := without[s]; !ok && s.node.Is4() == b.g.local.Is4() {
+		if _, ok := without[s]; !ok {
 			keys = append(keys, s.key())
 		}
 	}
@@ -301,7 +300,7 @@ func (p *Plane) guardIntact() bool {
 		return false
 	}
 	want := map[string]bool{}
-	for _, k := range append(idKeys(b.g.ids, nil), b.sourceKeys(b.g.sources, nil)...) {
+	for _, k := range append(idKeys(b.g.ids, nil), sourceKeys(b.g.sources, nil)...) {
 		want[string(k)] = true
 	}
 	for _, s := range []*nftables.Set{b.ids, b.sources} {
