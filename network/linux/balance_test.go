@@ -174,6 +174,11 @@ func TestVIPLeast(t *testing.T) {
 			t.Errorf("%d connections of %s are counted when all are closed", n, id)
 		}
 	}
+	notes, err := readMap[uint64, [48]byte](w.ebpf(p).maps["peers"])
+	w.ok(err)
+	if len(notes) > 0 {
+		t.Errorf("notes of %d connections are left when all are closed", len(notes))
+	}
 }
 
 // An address is only that of its own network, for the sandboxes in it.
@@ -224,6 +229,33 @@ func TestVIPOfNetworks(t *testing.T) {
 		w.ok(p.Set(t.Context(), c))
 		expect("both", vip4, "error")
 		expect("both", "10.0.8.100", "both")
+	})
+}
+
+// Two nodes on one host leave each other's addresses alone.
+func TestVIPTwoNodes(t *testing.T) {
+	eachBalancer(t, func(t *testing.T, w *world, p *Plane) {
+		q := w.plane("two")
+		c, other := w.service(2), w.service(2)
+		lead(c, "", backendsOf(c, 0)...)
+		lead(other, "", backendsOf(other, 1)...)
+		w.ok(p.Set(t.Context(), c))
+		w.ok(q.Set(t.Context(), other))
+		w.names(p, 2)
+		w.names(q, 2)
+		none := other.Clone()
+		clear(none.Balancers)
+		for range 2 {
+			if got := w.spread(p.Path("client"), vip4+":80", 10); got["server0"] != 10 {
+				t.Errorf("the first node's connections went to %v", got)
+			}
+			if len(q.believed().Balancers) > 0 {
+				if got := w.spread(q.Path("client"), vip4+":80", 10); got["server1"] != 10 {
+					t.Errorf("the second node's connections went to %v", got)
+				}
+			}
+			w.ok(q.Set(t.Context(), none))
+		}
 	})
 }
 

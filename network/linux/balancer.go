@@ -174,9 +174,22 @@ func unknownNetworks(c *network.Config) map[string]bool {
 	return m
 }
 
-// set makes the changes that have to do with virtual addresses, after those of
-// sandboxes and overlays.
-func (b *balancing) set(ch *network.Changes, now *network.Config, f *failures) {
+// services is the first step of a Set: tasks that leave do so before anything
+// that takes long is done. It does what it can; the rest is for set.
+func (b *balancing) services(ch *network.Changes, now *network.Config) (done bool) {
+	if b.unsure || b.driver == nil || len(ch.PutBalancers)+len(ch.DropBalancers) == 0 {
+		return false
+	}
+	c := b.change(ch, now)
+	if err := b.driver.apply(c); err != nil {
+		b.unsure = true // set tries it all again, and says what is wrong
+		return false
+	}
+	return true
+}
+
+// change takes balancers over into now.
+func (b *balancing) change(ch *network.Changes, now *network.Config) *balancerChange {
 	c := &balancerChange{all: b.unsure || b.driver == nil, now: now, put: ch.PutBalancers, unknown: unknownNetworks(ch.To)}
 	for _, k := range ch.DropBalancers {
 		if !c.unknown[k.Network] {
@@ -187,20 +200,31 @@ func (b *balancing) set(ch *network.Changes, now *network.Config, f *failures) {
 	for _, p := range ch.PutBalancers {
 		now.Balancers[p.BalancerKey] = p
 	}
+	return c
+}
+
+// set makes the changes that have to do with virtual addresses, after those of
+// sandboxes and overlays. done: services have been seen to.
+func (b *balancing) set(ch *network.Changes, now *network.Config, done bool, f *failures) {
+	c := b.change(ch, now)
 	if len(now.Balancers) == 0 && len(c.unknown) == 0 {
 		f.add(network.BalancersItem, b.clear(now))
 		return
 	}
 	b.gather(c, ch)
+	whole := b.setVIPs(c, ch, f)
+	if done {
+		c.put, c.drop = nil, nil
+	}
 	if c.all || len(c.boxes)+len(c.leave)+len(c.put)+len(c.drop) > 0 {
 		err := b.open(now)
 		if err == nil {
 			err = b.driver.apply(c)
 		}
-		b.unsure = err != nil
+		whole = whole && err == nil
 		b.blame(err, ch, now, f)
 	}
-	b.setVIPs(c, ch, f)
+	b.unsure = !whole
 }
 
 // gather finds the sandboxes that are concerned.

@@ -1,16 +1,15 @@
 package linux
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -163,7 +162,7 @@ func (b *nftBalancer) set(x *nftBox, c *balancerChange) error {
 	}
 	x.gen, _ = generationIn(int(ns)) // not known: written anew by the next look
 	x.vips = want
-	return forgetVIPFlows(ns, gone)
+	return b.p.forgetVIPFlows(ns, x.path, gone)
 }
 
 func unchanged(ns int, gen uint32) bool {
@@ -296,120 +295,6 @@ func (b *nftBalancer) remove(boxes []*vipBox) error {
 
 func (b *nftBalancer) close() error { return nil }
 
-// vipWriter writes the table of one family.
-type vipWriter struct {
-	c *nftables.Conn
-	t *nftables.Table
-}
-
-func newVIPWriter(c *nftables.Conn, a netip.Addr) *vipWriter {
-	f := nftables.TableFamilyIPv4
-	if a.Is6() {
-		f = nftables.TableFamilyIPv6
-	}
-	return &vipWriter{c: c, t: &nftables.Table{Family: f, Name: vipTable}}
-}
-
-func (w *vipWriter) addrType() (t nftables.SetDatatype, offset, size uint32) {
-	if w.t.Family == nftables.TableFamilyIPv6 {
-		return nftables.TypeIP6Addr, 24, 16
-	}
-	return nftables.TypeIPAddr, 16, 4
-}
-
-func (w *vipWriter) set() *nftables.Set {
-	key, _, _ := w.addrType()
-	return &nftables.Set{Table: w.t, Name: vipMap, IsMap: true, KeyType: key, DataType: nftables.TypeVerdict}
-}
-
-// base: what the sandbox itself sends to an address in the map goes to its chain.
-func (w *vipWriter) base() error {
-	s := w.set()
-	if err := w.c.AddSet(s, nil); err != nil {
-		return err
-	}
-	_, offset, size := w.addrType()
-	out := w.c.AddChain(&nftables.Chain{
-		Table: w.t, Name: "output", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput,
-		Priority: nftables.ChainPriorityRef(priorityDstNAT),
-	})
-	// Only while some rule asks for it does the kernel track connections: this one
-	// does, and matches none that comes here.
-	w.c.AddRule(&nftables.Rule{Table: w.t, Chain: out, Exprs: append(ctDNAT(), verdict(expr.VerdictReturn)...)})
-	w.c.AddRule(&nftables.Rule{Table: w.t, Chain: out, Exprs: []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-		&expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: s.Name, SetID: s.ID},
-	}})
-	return nil
-}
-
-func vipChain(a netip.Addr) string { return fmt.Sprintf("v%x", a.AsSlice()) }
-
-// put has an address lead to backends; fresh: it has no chain yet.
-func (w *vipWriter) put(a netip.Addr, backends []netip.Addr, fresh bool) {
-	chain := &nftables.Chain{Table: w.t, Name: vipChain(a)}
-	if fresh {
-		w.c.AddChain(chain)
-	} else {
-		w.c.FlushChain(chain)
-	}
-	if len(backends) == 0 {
-		w.refuse(chain)
-	} else {
-		w.spread(chain, backends)
-	}
-	if fresh {
-		_ = w.c.SetAddElements(w.set(), []nftables.SetElement{{Key: a.AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: chain.Name}}})
-	}
-}
-
-func (w *vipWriter) drop(a netip.Addr) {
-	_ = w.c.SetDeleteElements(w.set(), []nftables.SetElement{{Key: a.AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: vipChain(a)}}})
-	chain := &nftables.Chain{Table: w.t, Name: vipChain(a)}
-	w.c.FlushChain(chain)
-	w.c.DelChain(chain)
-}
-
-// refuse answers as a host does on which nobody listens.
-func (w *vipWriter) refuse(chain *nftables.Chain) {
-	w.c.AddRule(&nftables.Rule{Table: w.t, Chain: chain, Exprs: append(protocol(unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})})
-	for _, n := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
-		reject := &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpPort(w.t.Family)}
-		w.c.AddRule(&nftables.Rule{Table: w.t, Chain: chain, Exprs: append(protocol(n), reject)})
-	}
-}
-
-// icmpPort is the code for "port unreachable", which the families number their
-// own ways.
-func icmpPort(f nftables.TableFamily) uint8 {
-	if f == nftables.TableFamilyIPv6 {
-		return 4 // ICMPV6_PORT_UNREACH
-	}
-	return 3 // ICMP_PORT_UNREACH
-}
-
-// spread translates to one of the backends at random.
-func (w *vipWriter) spread(chain *nftables.Chain, backends []netip.Addr) {
-	kind, _, _ := w.addrType()
-	number := nftables.TypeInteger
-	number.Bytes = 4
-	m := &nftables.Set{Table: w.t, Anonymous: true, Constant: true, IsMap: true, KeyType: number, DataType: kind}
-	elements := make([]nftables.SetElement, len(backends))
-	for i, a := range backends {
-		elements[i] = nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, uint32(i)), Val: a.AsSlice()}
-	}
-	protocols := &nftables.Set{Table: w.t, Anonymous: true, Constant: true, KeyType: nftables.TypeInetProto}
-	_ = w.c.AddSet(m, elements)
-	_ = w.c.AddSet(protocols, []nftables.SetElement{{Key: []byte{unix.IPPROTO_TCP}}, {Key: []byte{unix.IPPROTO_UDP}}, {Key: []byte{unix.IPPROTO_SCTP}}})
-	w.c.AddRule(&nftables.Rule{Table: w.t, Chain: chain, Exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Lookup{SourceRegister: 1, SetName: protocols.Name, SetID: protocols.ID},
-		&expr.Numgen{Register: 1, Modulus: uint32(len(backends)), Type: unix.NFT_NG_RANDOM},
-		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(w.t.Family), RegAddrMin: 1},
-	}})
-}
-
 // vipFlows selects flows of UDP from an address of a service to a backend.
 type vipFlows map[[2]netip.Addr]bool
 
@@ -421,9 +306,14 @@ func (v vipFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 }
 
 // forgetVIPFlows has flows of UDP find a backend anew: while their socket sends,
-// they never end.
-func forgetVIPFlows(ns netns.NsHandle, gone map[[2]netip.Addr]bool) error {
-	if len(gone) == 0 {
+// they never end. It takes tens of milliseconds, so it isn't done where nothing
+// is tracked.
+func (p *Plane) forgetVIPFlows(ns netns.NsHandle, path string, gone map[[2]netip.Addr]bool) error {
+	four, six := false, false
+	for k := range gone {
+		four, six = four || k[0].Is4(), six || k[0].Is6()
+	}
+	if len(gone) == 0 || !p.tracks(path) {
 		return nil
 	}
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_NETFILTER)
@@ -431,10 +321,31 @@ func forgetVIPFlows(ns netns.NsHandle, gone map[[2]netip.Addr]bool) error {
 		return err
 	}
 	defer h.Close()
-	for _, f := range []netlink.InetFamily{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, f, vipFlows(gone)); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	for _, f := range []struct {
+		family netlink.InetFamily
+		any    bool
+	}{{netlink.FAMILY_V4, four}, {netlink.FAMILY_V6, six}} {
+		if !f.any {
+			continue
+		}
+		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, f.family, vipFlows(gone)); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return fmt.Errorf("forget flows to tasks that are gone: %w", err)
 		}
 	}
 	return nil
+}
+
+// tracks reports whether the kernel tracks any connection in a namespace, as far
+// as it tells.
+func (p *Plane) tracks(path string) bool {
+	some := true
+	_ = p.onThread(func() error {
+		if err := inNamespace(path); err != nil {
+			return err
+		}
+		b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+		some = err != nil || strings.TrimSpace(string(b)) != "0"
+		return nil
+	})
+	return some
 }

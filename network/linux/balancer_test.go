@@ -212,6 +212,16 @@ func TestVIP(t *testing.T) {
 		if name, err := w.greeting(p.Path("server1"), vip4+":80"); err != nil || !strings.HasPrefix(name, "server") {
 			t.Errorf("a server, by its own service's address: %q, %v", name, err)
 		}
+		w.in(client, func() { // Go falls back to TCP where the kernel has no MPTCP
+			d := net.Dialer{Timeout: 2 * time.Second}
+			d.SetMultipathTCP(true)
+			c, err := d.Dial("tcp", vip4+":80")
+			if err != nil {
+				t.Errorf("multipath TCP: %v", err)
+				return
+			}
+			c.Close()
+		})
 		if _, err := w.greeting(client, vip4+":81"); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("a port on which nobody listens: %v", err)
 		}

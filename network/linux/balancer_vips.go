@@ -41,10 +41,11 @@ func isVIP(a *netlink.Addr) bool {
 	return ones == bits && (bits == 32 && a.Scope == unix.RT_SCOPE_HOST || bits == 128 && a.Flags&unix.IFA_F_DEPRECATED != 0)
 }
 
-// setVIPs makes the bridges' addresses what they should be.
-func (b *balancing) setVIPs(c *balancerChange, ch *network.Changes, f *failures) {
+// setVIPs makes the bridges' addresses what they should be, and reports whether
+// they are.
+func (b *balancing) setVIPs(c *balancerChange, ch *network.Changes, f *failures) (ok bool) {
 	touched := map[string]bool{}
-	if len(b.vips) == 0 { // nothing is known
+	if c.all {
 		for id := range c.now.Overlays {
 			touched[id] = true
 		}
@@ -63,8 +64,9 @@ func (b *balancing) setVIPs(c *balancerChange, ch *network.Changes, f *failures)
 		touched[k.Network] = true
 	}
 	if len(touched) == 0 {
-		return
+		return true
 	}
+	ok = true
 	for id := range touched {
 		if v := b.vips[id]; v == nil {
 			b.vips[id] = &bridgeVIPs{want: map[netip.Addr]bool{}}
@@ -85,9 +87,10 @@ func (b *balancing) setVIPs(c *balancerChange, ch *network.Changes, f *failures)
 		if err := b.p.putVIPs(id, b.vips[id]); err != nil {
 			f.add(network.BalancersItem, fmt.Errorf("addresses of services in overlay %s: %w", id, err))
 			delete(b.vips, id)
-			b.unsure = true
+			ok = false
 		}
 	}
+	return ok
 }
 
 func (p *Plane) putVIPs(id string, v *bridgeVIPs) error {

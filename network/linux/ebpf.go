@@ -182,10 +182,10 @@ func balancerSpec() (*ebpf.CollectionSpec, error) {
 // each other.
 func layout(spec *ebpf.CollectionSpec) string {
 	h := sha256.New()
-	fmt.Fprintln(h, balancerMeaning)
+	_, _ = fmt.Fprintln(h, balancerMeaning)
 	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
 		if m := spec.Maps[name]; name != constants {
-			fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
+			_, _ = fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
 		}
 	}
 	return "maps-" + hex.EncodeToString(h.Sum(nil)[:8])

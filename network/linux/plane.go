@@ -296,13 +296,14 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 		f.add(network.RulesItem, p.enableForwarding(want))
 	}
 	now.Mesh = want.Mesh // others' rules are to let its device pass
+	balanced := p.balancing.services(ch, now)
 	p.putBridges(ch, now, f)
 	p.putOverlays(ch, now, f)
 	p.setPorts(ch, now, f)
 	f.add(network.RulesItem, p.setRules(now))
 	p.dropResolvers(ch)
 	p.setSandboxes(ctx, ch, now, f)
-	p.balancing.set(ch, now, f)
+	p.balancing.set(ch, now, balanced, f)
 	p.setResolvers(ch, now, f)
 	p.setMesh(ctx, want, now, f)
 	p.dropBridges(ch, now, f)

@@ -21,17 +21,18 @@ enum { BALANCE_RANDOM, BALANCE_CLIENT, BALANCE_LEAST };
 
 // By a network namespace's cookie: its view.
 struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 16384); type(key, __u64); type(value, __u64); } netns SEC(".maps");
-struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 131072); type(key, struct vip_key); type(value, struct vip); } vips SEC(".maps");
-struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 262144); type(key, struct backend_key); type(value, struct address); } backends SEC(".maps");
+struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 65536); type(key, struct vip_key); type(value, struct vip); } vips SEC(".maps");
+struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 131072); type(key, struct backend_key); type(value, struct address); } backends SEC(".maps");
 // Who serves now, with the connections that this node's sockets have there (counted only where the balance asks for it).
-struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 262144); type(key, struct member_key); type(value, __s64); } members SEC(".maps");
+struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 131072); type(key, struct member_key); type(value, __s64); } members SEC(".maps");
 // Which backend a namespace has been given.
-struct { uint(type, BPF_MAP_TYPE_LRU_HASH); uint(max_entries, 16384); type(key, struct client_key); type(value, struct address); } clients SEC(".maps");
+struct { uint(type, BPF_MAP_TYPE_LRU_HASH); uint(max_entries, 8192); type(key, struct client_key); type(value, struct address); } clients SEC(".maps");
 // Of sockets that send without being connected: from the virtual address to the backend, and back.
-struct { uint(type, BPF_MAP_TYPE_LRU_HASH); uint(max_entries, 65536); type(key, struct flow_key); type(value, struct address); } flows SEC(".maps");
-// By a connected socket's cookie: what its program believes it is connected to. Goes with the socket. (Storage in the socket
-// itself costs ten times as much.)
-struct { uint(type, BPF_MAP_TYPE_HASH); uint(map_flags, BPF_F_NO_PREALLOC); uint(max_entries, 262144); type(key, __u64); type(value, struct peer); } peers SEC(".maps");
+struct { uint(type, BPF_MAP_TYPE_LRU_HASH); uint(max_entries, 32768); type(key, struct flow_key); type(value, struct address); } flows SEC(".maps");
+// By a connected socket's cookie: what its program believes it is connected to. Goes with the socket; only those that
+// multipath TCP opens inside are never told of, so the oldest make place. (Storage in the socket itself costs ten times as
+// much.)
+struct { uint(type, BPF_MAP_TYPE_LRU_HASH); uint(max_entries, 65536); type(key, __u64); type(value, struct peer); } peers SEC(".maps");
 
 // refusal is what connect says where nobody serves; 0 on kernels whose programs can't choose (before 5.18): EPERM.
 const volatile int refusal = ECONNREFUSED;
@@ -299,9 +300,7 @@ SEC("cgroup/getpeername6") int getpeername6(struct bpf_sock_addr *ctx)
 
 SEC("cgroup/sock_release") int release(struct bpf_sock *sk)
 {
-	__u64 cookie = bpf_get_netns_cookie(sk);
-	if (bpf_map_lookup_elem(&netns, &cookie))
-		forget(bpf_get_socket_cookie(sk));
+	forget(bpf_get_socket_cookie(sk)); // also when its namespace has left all networks meanwhile
 	return ALLOWED;
 }
 
