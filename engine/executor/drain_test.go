@@ -21,9 +21,10 @@ type lists struct {
 	err    error
 }
 
-func (*lists) Use([]*api.Network) (func(), error) { return func() {}, nil }
-func (*lists) Announce(string, *api.Task)         {}
-func (l *lists) Serve(_ string, can bool)         { l.served = append(l.served, can) }
+func (*lists) Use([]*api.Network) (func(), error)            { return func() {}, nil }
+func (*lists) UseFor(string, []*api.Network) (func(), error) { return func() {}, nil }
+func (*lists) Announce(string, *api.Task)                    {}
+func (l *lists) Serve(_ string, can bool)                    { l.served = append(l.served, can) }
 
 func (l *lists) Drain(context.Context, string) (bool, error) { return l.in, l.err }
 

@@ -31,11 +31,15 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Networks makes networks of the swarm known on this node, by id, until release
-// is called and no container is in them. The container is about to join them with
-// the addresses that its task was given.
+// Networks makes networks of the swarm known on this node, by id, and what is to
+// be said of the tasks in them.
 type Networks interface {
+	// Use has the networks known until release is called and no container is in
+	// them.
 	Use(networks []*api.Network) (release func(), err error)
+	// UseFor is Use for a container that is about to join them with the addresses
+	// that its task was given.
+	UseFor(container string, networks []*api.Network) (release func(), err error)
 	// Announce says that a container, which is about to join its networks, is a
 	// task; Serve, whether that can be given work.
 	Announce(container string, t *api.Task)
@@ -43,7 +47,6 @@ type Networks interface {
 	// Drain takes a task out of all lists on this node, and reports whether it was
 	// in one.
 	Drain(ctx context.Context, container string) (was bool, err error)
-	UseFor(container string, networks []*api.Network) (release func(), err error)
 }
 
 // Executor makes controllers for tasks. Safe for concurrent use.
