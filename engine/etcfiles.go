@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -72,22 +73,52 @@ func (e *Engine) hostsText(r *record, box *Sandbox) ([]byte, error) {
 			fmt.Fprintf(&b, "%s\t%s\n", a, name)
 		}
 	}
+	for _, n := range slices.Sorted(mapsKeys(box.Endpoints)) {
+		b.WriteString(ownLines(r, box.Endpoints[n]))
+	}
+	return b.Bytes(), nil
+}
+
+// ownLines are what hosts has for a container itself in a network.
+func ownLines(r *record, ep *network.EndpointSettings) string {
 	names := r.Config.Hostname
 	if r.Config.Domainname != "" {
 		names = r.Config.Hostname + "." + r.Config.Domainname + " " + r.Config.Hostname
 	}
 	if names == "" || r.Host.NetworkMode.IsHost() {
-		return b.Bytes(), nil
+		return ""
 	}
-	for _, n := range slices.Sorted(mapsKeys(box.Endpoints)) {
-		ep := box.Endpoints[n]
-		for _, a := range []netip.Addr{ep.IPAddress, ep.GlobalIPv6Address} {
-			if a.IsValid() {
-				fmt.Fprintf(&b, "%s\t%s\n", a, names)
-			}
+	var b strings.Builder
+	for _, a := range []netip.Addr{ep.IPAddress, ep.GlobalIPv6Address} {
+		if a.IsValid() {
+			fmt.Fprintf(&b, "%s\t%s\n", a, names)
 		}
 	}
-	return b.Bytes(), nil
+	return b.String()
+}
+
+// noteInHosts has the hosts of a running container tell of a network that it has
+// come into, or has left: a line more, or less, whatever else is in it.
+func (c *ctr) noteInHosts(r *record, ep *network.EndpointSettings, in bool) {
+	lines := ownLines(r, ep)
+	if lines == "" {
+		return
+	}
+	path := filepath.Join(c.dir, hostsFile)
+	have, err := os.ReadFile(path)
+	if err == nil {
+		text := strings.Replace("\n"+string(have), "\n"+lines, "\n", 1)[1:]
+		if in {
+			if text != "" && !strings.HasSuffix(text, "\n") {
+				text += "\n"
+			}
+			text += lines
+		}
+		err = os.WriteFile(path, []byte(text), 0o644) // in place: the file is mounted
+	}
+	if err != nil {
+		c.e.cfg.Log.Warn("a container's hosts could not be changed", "container", c.id, "error", err)
+	}
 }
 
 // gatewayFor is the address itself, or those that host-gateway stands for.

@@ -75,6 +75,7 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 		if given, err = e.cfg.Networks.Connect(ctx, c.id, net, ep); err != nil {
 			return err
 		}
+		c.noteInHosts(&r, given, true)
 		if len(given.DNSNames) > 0 {
 			if err := c.embedResolver(&r); err != nil {
 				e.cfg.Log.Warn("a container's resolv.conf could not be changed; it won't find others by name until it is started anew", "container", c.id, "error", err)
@@ -130,6 +131,9 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, net, name string, force 
 	if r.Phase == phaseRunning {
 		if err := e.cfg.Networks.Disconnect(ctx, c.id, net, force); err != nil {
 			return err
+		}
+		if ep := r.Joined[key]; ep != nil {
+			c.noteInHosts(&r, ep, false)
 		}
 	}
 	id := r.networks()[key].NetworkID

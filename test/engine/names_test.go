@@ -35,6 +35,17 @@ func TestNames(t *testing.T) {
 	if got := resolv(); !strings.HasPrefix(got, "nameserver 127.0.0.11\n") || !strings.Contains(got, "ndots:0") {
 		t.Errorf("connected: %s", got)
 	}
+	hosts := func() string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(r.cfg.DataRoot, "containers", id, "hosts"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if got := strings.Count(hosts(), id[:12]); got != 2 {
+		t.Errorf("connected: %s", hosts())
+	}
 	if err := r.ContainerRename(t.Context(), "one", "two"); err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +55,12 @@ func TestNames(t *testing.T) {
 	}
 	if names := strings.Join(i.NetworkSettings.Networks["netown"].DNSNames, " "); names != "two alias "+id[:12] {
 		t.Errorf("names %s", names)
+	}
+	if err := r.NetworkDisconnect(t.Context(), "netown", "two", false); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(hosts(), id[:12]); got != 1 {
+		t.Errorf("disconnected: %s", hosts())
 	}
 }
 
