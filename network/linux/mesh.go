@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -88,6 +89,9 @@ func (p *Plane) setMesh(ctx context.Context, want, now *network.Config, f *failu
 	if !want.Rules4 && !want.Rules6 {
 		f.add(network.MeshItem, errors.Join(errMeshNeedsRules, p.dropMesh(now)))
 		return
+	}
+	if !want.Forward && p.mesh.device == nil {
+		p.warnForwarding(m)
 	}
 	if err := p.putMeshDevice(m, o); err != nil {
 		f.add(network.MeshItem, err)
@@ -228,6 +232,21 @@ func (p *Plane) holdMeshPorts(want *network.Config, rules *meshRules, now *netwo
 			continue
 		}
 		now.MeshPorts[k] = want.MeshPorts[k]
+	}
+}
+
+// warnForwarding says what does not work where nobody forwards.
+func (p *Plane) warnForwarding(m *network.Mesh) {
+	for _, a := range m.Addresses {
+		path := "/proc/sys/net/ipv4/ip_forward"
+		if a.Addr().Is6() {
+			path = "/proc/sys/net/ipv6/conf/all/forwarding"
+		}
+		var now []byte
+		_ = p.inHost(func() (err error) { now, err = os.ReadFile(path); return err }) // there is no such family
+		if string(bytes.TrimSpace(now)) == "0" {
+			p.log.Warn("network: forwarding is off, and --ip-forward=false leaves it so: only this node itself reaches services' published ports here", "file", path)
+		}
 	}
 }
 

@@ -3,6 +3,8 @@ package linux
 import (
 	"fmt"
 	"testing"
+
+	"github.com/legion-swarm/legion/network"
 )
 
 // The server sees the client's own address, wherever that can be.
@@ -61,4 +63,18 @@ func (w *meshWorld) cases(t *testing.T) {
 			})
 		}
 	}
+}
+
+// The same over an encrypted ingress network.
+func TestMeshEncrypted(t *testing.T) {
+	w := newMeshWorld(t)
+	for i := 1; i <= 3; i++ {
+		o := *w.config[i].Overlays["ing"]
+		o.Encrypted = true
+		w.config[i].Overlays["ing"] = &o
+		w.config[i].Keys = network.Keys{All: []network.Key{key(1)}, Send: 1}
+	}
+	w.set()
+	w.serveTasks()
+	w.cases(t)
 }

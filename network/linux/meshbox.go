@@ -61,7 +61,7 @@ func (b meshBox) equal(o meshBox) bool {
 		slices.Equal(b.answers, o.answers) && b.way4 == o.way4 && b.way6 == o.way6
 }
 
-// meshBoxOf tells what a sandbox needs; false if it is not in the overlay.
+// meshBoxOf tells what a sandbox needs; false if it is not in the overlay, by IPv4.
 func (p *Plane) meshBoxOf(s *network.Sandbox, overlay string) (meshBox, bool) {
 	b := meshBox{sandbox: s.ID, way4: s.Gateway4.IsValid(), way6: s.Gateway6.IsValid()}
 	for i := range s.Interfaces {
@@ -89,17 +89,15 @@ func (p *Plane) meshBoxOf(s *network.Sandbox, overlay string) (meshBox, bool) {
 	}
 	slices.SortStableFunc(b.answers, func(x, y answer) int { return y.to.Bits() - x.to.Bits() })
 	b.answers = append(b.answers, rest...)
-	return b, true
+	return b, slices.ContainsFunc(b.addrs, func(a netip.Prefix) bool { return a.Addr().Is4() })
 }
 
 // marks are the values that stand for endpoints of the network: the first bytes
 // of their addresses, as they lie in a packet.
 func (b meshBox) marks() (value, mask uint32) {
 	for _, a := range b.addrs {
-		if a.Addr().Is4() || len(b.addrs) == 1 {
-			addr, m := a.Masked().Addr().AsSlice(), inMask(a)
-			addr, m = addr[len(addr)-4:], m[len(m)-4:]
-			return binary.NativeEndian.Uint32(addr), binary.NativeEndian.Uint32(m)
+		if a.Addr().Is4() {
+			return binary.NativeEndian.Uint32(a.Masked().Addr().AsSlice()), binary.NativeEndian.Uint32(net.CIDRMask(a.Bits(), 32))
 		}
 	}
 	return 0, 0

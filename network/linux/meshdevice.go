@@ -48,6 +48,9 @@ func (p *Plane) putMeshDevice(m *network.Mesh, o *network.Overlay) error {
 	if len(m.Addresses) == 0 {
 		return errors.New("the managers have given this node no address in the ingress network yet")
 	}
+	if !slices.ContainsFunc(m.Addresses, func(a netip.Prefix) bool { return a.Addr().Is4() }) {
+		return errors.New("an ingress network without IPv4 is not served: connections are told apart by endpoints' IPv4 addresses")
+	}
 	h, err := p.handle()
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package linux
 
 import (
 	"encoding/binary"
-	"net"
 	"net/netip"
 
 	"github.com/google/nftables/expr"
@@ -75,7 +74,7 @@ func addressIn(source bool, p netip.Prefix) []expr.Any {
 	return append(nfproto(p.Addr().Is6()), inPrefix(offset, p)...)
 }
 
-// maskedMark loads a mark in register 1 and keeps the bits of mask.
+// masked loads a value in register 1 and keeps the bits of mask.
 func masked(first expr.Any, mask uint32) []expr.Any {
 	return []expr.Any{first, &expr.Bitwise{
 		SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, mask), Xor: make([]byte, 4),
@@ -106,5 +105,3 @@ func (b *meshBuilder) setMark(key expr.MetaKey, mark uint32) []expr.Any {
 func (b *meshBuilder) setConnMark() []expr.Any {
 	return append(withBits(&expr.Ct{Register: 1, Key: expr.CtKeyMARK}, b.w.mark), &expr.Ct{Register: 1, Key: expr.CtKeyMARK, SourceRegister: true})
 }
-
-func inMask(p netip.Prefix) net.IPMask { return net.CIDRMask(p.Bits(), p.Addr().BitLen()) }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -233,4 +235,52 @@ func TestMeshLeavesNothing(t *testing.T) {
 	w.set()
 	w.serveTasks()
 	w.expect("after it was there, and was not")
+}
+
+// Two daemons on one host have each a part in a mesh.
+func TestMeshTwoOwners(t *testing.T) {
+	w := newMeshWorld(t)
+	w.set()
+	other := w.planeOn("h1", "b")
+	c := (&network.Config{Rules4: true, Rules6: true, Forward: true}).Clone()
+	c.Bridges["gw1"] = &network.Bridge{Device: "gw1", Addresses: pfx("172.19.0.1/16"), Masquerade: true}
+	c.Overlays["ing2"] = &network.Overlay{ID: "ing2", VNI: 5000, MTU: 1450, Addresses: pfx("10.0.0.1/24")}
+	s := *w.config[1].Sandboxes["t"]
+	s.Gateway4 = netip.MustParseAddr("172.19.0.1")
+	s.Interfaces = slices.Clone(s.Interfaces)
+	s.Interfaces[0].Overlay, s.Interfaces[1].Bridge, s.Interfaces[1].HostName, s.Interfaces[1].Addresses = "ing2", "gw1", "vethother", pfx("172.19.0.5/16")
+	c.Sandboxes["t"] = &s
+	c.Mesh = &network.Mesh{Overlay: "ing2", Addresses: pfx("10.0.0.11/24")}
+	publish(c, network.TCP, 8051, 21).Backends = []netip.Addr{meshAddr4(21)}
+	w.ok(other.Set(t.Context(), c))
+	w.serveTasks()
+	w.answer(other.Path("t"), "other")
+	check := func(port, want string) {
+		t.Helper()
+		if seen, name := w.query(w.hosts["out"], "tcp", "10.99.0.1:"+port); seen != "10.99.0.100" || name != want {
+			t.Errorf("%s: %s, %s", port, seen, name)
+		}
+	}
+	check("8051", "other")
+	check("8001", "1")
+	err := other.Set(t.Context(), func() *network.Config { n := c.Clone(); publish(n, network.TCP, 8001, 21); return n }())
+	var se *network.SetError
+	if !errors.As(err, &se) || !errors.Is(err, network.ErrPortInUse) {
+		t.Errorf("a port that the other has: %v", err)
+	}
+	w.ok(other.Set(t.Context(), &network.Config{}))
+	check("8001", "1")
+	check("8002", "2")
+}
+
+// A network that the mesh can't use is said to be one.
+func TestMeshWithoutIPv4(t *testing.T) {
+	w := newMeshWorld(t)
+	c := w.config[3]
+	c.Mesh = &network.Mesh{Overlay: "ing", Addresses: pfx("fd0a::d/64")}
+	err := w.planes[3].Set(t.Context(), c)
+	var se *network.SetError
+	if !errors.As(err, &se) || len(se.Items) != 1 || se.Items[network.MeshItem] == nil {
+		t.Errorf("got %v", err)
+	}
 }

@@ -72,13 +72,18 @@ func meshWorldOf(t testing.TB, alone bool) *meshWorld {
 		})
 	}
 	for i := 1; i <= 3; i++ {
-		owner := ""
-		p, err := New(Config{Dir: filepath.Join(w.dir, fmt.Sprint("ns", i)), Owner: owner, HostNetNS: w.hosts[fmt.Sprint("h", i)], Log: slog.New(slog.DiscardHandler)})
-		w.ok(err)
-		w.planes[i], w.config[i] = p, meshConfig(i)
-		w.world.cleanPlane(p)
+		w.planes[i], w.config[i] = w.planeOn(fmt.Sprint("h", i), ""), meshConfig(i)
 	}
 	return w
+}
+
+// planeOn returns a data plane on a host.
+func (w *meshWorld) planeOn(host, owner string) *Plane {
+	w.t.Helper()
+	p, err := New(Config{Dir: filepath.Join(w.dir, "netns-"+host+owner), Owner: owner, HostNetNS: w.hosts[host], Log: slog.New(slog.DiscardHandler)})
+	w.ok(err)
+	w.cleanPlane(p)
+	return p
 }
 
 // meshConfig is host i's.
