@@ -31,8 +31,9 @@ type setter struct {
 
 // round is one call of Set.
 type round struct {
-	done chan struct{}
-	err  error // valid once done is closed
+	config func() *Config // of who asked last
+	done   chan struct{}
+	err    error // valid once done is closed
 }
 
 // commit makes the data plane what config returns at a moment after the call.
@@ -44,9 +45,10 @@ func (s *setter) commit(ctx context.Context, config func() *Config) error {
 		s.next = &round{done: make(chan struct{})}
 	}
 	r := s.next
+	r.config = config
 	if !s.running {
 		s.running = true
-		s.wg.Go(func() { s.drain(context.WithoutCancel(ctx), config) })
+		s.wg.Go(func() { s.drain(context.WithoutCancel(ctx)) })
 		s.mu.Unlock()
 	} else {
 		s.mu.Unlock()
@@ -60,7 +62,7 @@ func (s *setter) commit(ctx context.Context, config func() *Config) error {
 	}
 }
 
-func (s *setter) drain(ctx context.Context, config func() *Config) {
+func (s *setter) drain(ctx context.Context) {
 	for {
 		s.mu.Lock()
 		r := s.next
@@ -72,7 +74,7 @@ func (s *setter) drain(ctx context.Context, config func() *Config) {
 		s.mu.Unlock()
 		for portions, whole := 1, false; !whole; portions++ {
 			var c *Config
-			c, whole = s.portion(s.build(config), portions)
+			c, whole = s.portion(s.build(r.config), portions)
 			bounded, cancel := context.WithTimeout(ctx, s.timeout)
 			r.err = s.plane.Set(bounded, c)
 			cancel()

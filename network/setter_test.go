@@ -3,12 +3,15 @@ package network_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	dnet "github.com/moby/moby/api/types/network"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/network/networktest"
 )
@@ -63,6 +66,26 @@ func TestManySandboxesAreMadeInPortions(t *testing.T) {
 		}
 		if c := p.There(); len(c.Sandboxes) != 50 || len(c.Ports) != 100 {
 			t.Errorf("%d sandboxes, %d ports", len(c.Sandboxes), len(c.Ports))
+		}
+	})
+}
+
+// A data plane that is stuck keeps no task from being stopped for long.
+func TestDrainDoesNotWaitForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &steppedPlane{Fake: networktest.NewFake()}
+		n := newNode(t, func(o *network.Options) { o.Dataplane = p })
+		p.step = make(chan struct{})
+		task := &api.Task{ID: "t", ServiceID: "s", Spec: &api.TaskSpec{}, Networks: []api.NetworkAttachment{{NetworkID: "net1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.9.4/24")}}}}
+		n.Announce("c1", task)
+		n.Serve("c1", true)
+		begin := time.Now()
+		if was, err := n.Drain(t.Context(), "c1"); !was || err != nil || time.Since(begin) > 10*time.Second {
+			t.Errorf("%v, %v after %v", was, err, time.Since(begin))
+		}
+		close(p.step)
+		if err := n.Close(t.Context(), false); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/legion-swarm/legion/api"
 )
@@ -12,6 +13,9 @@ import (
 // tasksDir is where it is kept which containers are tasks, a file each, below
 // Options.RuntimeDir.
 const tasksDir = "tasks"
+
+// drainPatience is how long the stop of a task waits for a data plane that is stuck.
+const drainPatience = 5 * time.Second
 
 // A task's stages, on its way through the lists of those that serve.
 const (
@@ -75,8 +79,10 @@ func (n *Networks) Drain(ctx context.Context, container string) (was bool, err e
 	}
 	n.setTask(&task{Container: t.Container, ID: t.ID, Service: t.Service, Stage: taskDraining})
 	n.mu.Unlock()
+	limited, cancel := context.WithTimeout(ctx, drainPatience)
+	defer cancel()
 	// What could not be done is tried again by Run.
-	if err := n.set.commit(ctx, n.config); ctx.Err() != nil {
+	if err := n.set.commit(limited, n.config); ctx.Err() != nil {
 		return false, err
 	}
 	return t.Stage == taskServing, nil

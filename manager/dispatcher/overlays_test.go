@@ -215,7 +215,7 @@ func (c *crowd) step() {
 		if i := c.ingress(); i != "" {
 			s.Spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
 			s.Endpoint.VirtualIPs = append(s.Endpoint.VirtualIPs, swarm.EndpointVirtualIP{NetworkID: i, Addr: c.addr(8)})
-			s.Endpoint.Ports = []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: 8080}}
+			s.Endpoint.Ports = []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: 8080 + uint32(s.ID[1]-'0')}} // no two services have one
 		}
 		c.set(func(tx *store.Tx) error { return store.Create(tx, s) })
 	case "change service":
