@@ -215,7 +215,7 @@ func (c *crowd) step() {
 		if i := c.ingress(); i != "" {
 			s.Spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
 			s.Endpoint.VirtualIPs = append(s.Endpoint.VirtualIPs, swarm.EndpointVirtualIP{NetworkID: i, Addr: c.addr(8)})
-			s.Endpoint.Ports = []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: 8080}}
+			s.Endpoint.Ports = []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: map[string]uint32{"s1": 8080, "s2": 8081}[s.ID]}}
 		}
 		c.set(func(tx *store.Tx) error { return store.Create(tx, s) })
 	case "change service":
