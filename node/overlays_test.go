@@ -65,7 +65,12 @@ type wiredController struct {
 	deps exec.Dependencies
 }
 
-func (c *wiredController) Start(ctx context.Context) error {
+func (c *wiredController) Start(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			c.n.t.Logf("task %s can't be started: %v", c.t.ID, err)
+		}
+	}()
 	eps := map[string]*dnet.EndpointSettings{}
 	var nets []*api.Network
 	for _, a := range c.t.Networks {
@@ -73,7 +78,7 @@ func (c *wiredController) Start(ctx context.Context) error {
 		nets = append(nets, o)
 		eps[a.NetworkID] = &dnet.EndpointSettings{IPAMConfig: &dnet.EndpointIPAMConfig{IPv4Address: a.Addresses[0].Addr()}, DNSNames: []string{c.t.Name()}}
 	}
-	release, err := c.n.nets.Use(nets)
+	release, err := c.n.nets.UseFor(c.t.ID, nets)
 	if err != nil {
 		return err
 	}
