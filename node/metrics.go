@@ -44,6 +44,7 @@ func (n *Node) serveMetrics(ctx context.Context, addr string) error {
 type nodeCollector struct {
 	node                                             *Node
 	containers, objects, nodes, tasks, leader, index *prometheus.Desc
+	encrypted, encryptedBytes, dropped               *prometheus.Desc
 }
 
 func newNodeCollector(n *Node) *nodeCollector {
@@ -58,12 +59,16 @@ func newNodeCollector(n *Node) *nodeCollector {
 		tasks:      desc("swarm_tasks", "Tasks of the swarm, by state.", "state"),
 		leader:     desc("raft_leader", "1 if this manager leads."),
 		index:      desc("raft_applied_index", "Index of the last log entry that was applied."),
+
+		encrypted:      desc("overlay_encrypted_packets_total", "Packets of encrypted networks that went between nodes.", "direction"),
+		encryptedBytes: desc("overlay_encrypted_bytes_total", "Bytes of frames of encrypted networks that went between nodes.", "direction"),
+		dropped:        desc("overlay_encrypted_dropped_total", "What encrypted networks have dropped, by reason.", "reason"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.nodes, c.tasks, c.leader, c.index} {
+	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.nodes, c.tasks, c.leader, c.index, c.encrypted, c.encryptedBytes, c.dropped} {
 		ch <- d
 	}
 }
@@ -82,6 +87,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.containers, float64(v), string(s))
 		}
 	}
+	c.collectEncrypted(ch)
 	p, err := c.node.swarm.leading()
 	if err != nil {
 		return
@@ -113,4 +119,18 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(c.leader, leads)
 	gauge(c.index, float64(st.Applied))
+}
+
+func (c *nodeCollector) collectEncrypted(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, label string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), label)
+	}
+	n := c.node.plane.CryptCounts()
+	counter(c.encrypted, n.Sent, "sent")
+	counter(c.encrypted, n.Received, "received")
+	counter(c.encryptedBytes, n.SentBytes, "sent")
+	counter(c.encryptedBytes, n.ReceivedBytes, "received")
+	for reason, v := range n.Dropped {
+		counter(c.dropped, v, reason)
+	}
 }

@@ -2,6 +2,7 @@ package netkeys
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -173,7 +174,9 @@ func TestLoop(t *testing.T) {
 		expect("4 5* 6 rest 0")
 		// Another leader goes on where this one ended.
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 		time.Sleep(Age + time.Hour)
 		ctx, cancel = context.WithCancel(t.Context())
 		go func() { ended <- (&Loop{Store: st, Log: slog.New(slog.DiscardHandler)}).Run(ctx) }()
@@ -181,6 +184,8 @@ func TestLoop(t *testing.T) {
 		update(func(tx *store.Tx) error { return store.Delete[*api.Network](tx, "secret") })
 		expect("rest 0")
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 	})
 }

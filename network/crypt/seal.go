@@ -9,6 +9,12 @@ const (
 	maxBatch  = maxDatagram
 )
 
+// Pieces is how many packets a frame may be that Next returns at once, in a network
+// with that MTU.
+func Pieces(mtu int) int {
+	return max(min(maxPieces, maxBatch/(minData+ethernet+mtu)), 1)
+}
+
 // Sealer turns frames into packets. It is used by one goroutine.
 type Sealer struct {
 	node  *Node

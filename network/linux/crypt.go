@@ -198,6 +198,28 @@ func cryptEntries(l, bridge netlink.Link, p network.Peer) []*netlink.Neigh {
 	return all
 }
 
+// cryptPieces is of how many packets what leaves an interface at once may be: as
+// many as fit into one message to the socket. 0: the interface is in no encrypted
+// overlay.
+func (p *Plane) cryptPieces(f *network.Interface) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f.Overlay == "" || !p.encrypted[f.Overlay] {
+		return 0
+	}
+	return crypt.Pieces(f.MTU)
+}
+
+// noteEncrypted keeps which overlays are encrypted, for their interfaces.
+func (p *Plane) noteEncrypted(c *network.Config) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.encrypted = map[string]bool{}
+	for id, o := range c.Overlays {
+		p.encrypted[id] = o.Encrypted
+	}
+}
+
 // readCryptPeers reads the peers back, as far as the kernel knows them; their nodes
 // are what this process believes.
 func (p *Plane) readCryptPeers(h *netlink.Handle, l, bridge netlink.Link, id string) ([]network.Peer, error) {
@@ -263,5 +285,9 @@ func (p *Plane) closeCrypt() {
 		p.crypt = nil
 	}
 }
+
+// CryptCounts returns what encrypted overlays have carried and dropped since the
+// process began.
+func (p *Plane) CryptCounts() crypt.Counts { return p.cryptNode.Counts() }
 
 func newCryptNode() *crypt.Node { return crypt.NewNode(time.Now) }

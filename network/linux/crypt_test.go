@@ -62,7 +62,7 @@ func (p *pair) established() {
 			if time.Now().After(end) {
 				p.t.Fatal("the nodes do not find each other", p.planes[0].cryptNode.Counts(), p.planes[1].cryptNode.Counts())
 			}
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 		}
 	}
 }
@@ -152,7 +152,7 @@ func (w *world) capture(ns, device string) func() [][]byte {
 	return func() [][]byte {
 		w.ok(f.SetReadDeadline(time.Now().Add(50 * time.Millisecond))) // what has passed is there
 		p := <-done
-		f.Close()
+		w.ok(f.Close())
 		return p
 	}
 }
@@ -380,7 +380,7 @@ func (w *world) pingPong(from, to, addr string, flows int) (stop func() int, pas
 		w.t.Helper()
 		for i := range counts {
 			for was := counts[i].Load(); counts[i].Load() < was+2 && !w.t.Failed(); {
-				time.Sleep(100 * time.Microsecond)
+				<-time.After(100 * time.Microsecond)
 			}
 		}
 	}

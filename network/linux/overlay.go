@@ -55,6 +55,7 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 	if len(put)+len(ch.DropOverlays) > 0 || ch.Options || !p.guard.known {
 		unguarded = p.setGuard(now, ch.To)
 	}
+	p.noteEncrypted(ch.To)
 	for id := range ch.To.Overlays {
 		f.add(network.TunnelItem(id), unguarded)
 	}

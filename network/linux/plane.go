@@ -91,13 +91,14 @@ type Plane struct {
 	cryptNodes   map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
 	addrsChanged atomic.Bool                         // of the host, since Set last asked
 
-	mu      sync.Mutex
-	have    *network.Config            // what is believed to be there; nil: not known
-	veths   map[string]bool            // host ends of its interfaces
-	making  map[string]*network.Bridge // of the Set that is under way
-	handles []*netlink.Handle
-	watches map[string]*overlayWatch // by overlay
-	closed  bool
+	mu        sync.Mutex
+	have      *network.Config            // what is believed to be there; nil: not known
+	veths     map[string]bool            // host ends of its interfaces
+	making    map[string]*network.Bridge // of the Set that is under way
+	handles   []*netlink.Handle
+	watches   map[string]*overlayWatch // by overlay
+	encrypted map[string]bool          // ids of overlays
+	closed    bool
 }
 
 var (

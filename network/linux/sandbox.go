@@ -260,6 +260,11 @@ func (n *inside) configure(f *network.Interface) error {
 			return fmt.Errorf("address %s: %w", a, err)
 		}
 	}
+	if most := n.p.cryptPieces(f); most > 0 {
+		if err := n.h.LinkSetGSOMaxSegs(l, most); err != nil {
+			return fmt.Errorf("limit segments to %d: %w", most, err)
+		}
+	}
 	return n.h.LinkSetUp(l)
 }
 

@@ -3,6 +3,7 @@ package linux
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -217,7 +218,12 @@ func (w *pair) drift(t *testing.T, tunnel string, entries func(h *netlink.Handle
 			}
 		})
 	}()
-	defer func() { cancel(); <-ended }()
+	defer func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}()
 	w.serve(w.planes[1].Path("c1"), ":80")
 	other := w.lasting(w.planes[0].Path("c2"), w.planes[1].Path("c2"), "10.0.2.3:81")
 	for _, c := range []struct {
@@ -340,7 +346,9 @@ func TestOverlayOwnChanges(t *testing.T) {
 	// What is real comes after all of it.
 	damage("net1", network.Peer{Address: netip.MustParseAddr("10.0.1.79"), Node: netip.MustParseAddr("10.99.0.2")})
 	cancel()
-	<-ended
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
 	if n := len(alarms); n > 2 { // not one a change
 		t.Errorf("%d alarms more than one", n)
 	}
