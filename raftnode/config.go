@@ -55,7 +55,7 @@ type Config struct {
 	Now func() time.Time
 
 	// Tick is the unit of time; 0: 100 ms. ElectionTicks (0: 10) and
-	// HeartbeatTicks (0: 3) count in it. A cluster of one does not tick.
+	// HeartbeatTicks (0: 2) count in it. A cluster of one does not tick.
 	Tick                          time.Duration
 	ElectionTicks, HeartbeatTicks int
 	// Patience is how long a request waits while nobody leads; 0: 4 s, in which an
@@ -115,7 +115,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.ElectionTicks = 10
 	}
 	if c.HeartbeatTicks == 0 {
-		c.HeartbeatTicks = 3
+		c.HeartbeatTicks = 2
 	}
 	if c.Patience == 0 {
 		c.Patience = 4 * time.Second

@@ -2,12 +2,13 @@ package rpc
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 
-	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
@@ -66,6 +67,10 @@ func (p *peerLink) reachable() bool {
 	return p.up && !p.heard.IsZero() && (p.owed.IsZero() || time.Since(p.owed) < silence)
 }
 
+// errSilent ends a connection on which nothing comes back. That says nothing of the
+// other manager's process: it may be slow, or far away.
+var errSilent = fmt.Errorf("no answer for %s", silence)
+
 // run keeps a connection until ctx ends.
 func (p *peerLink) run(ctx context.Context) {
 	pause, lost := redialDelay, false
@@ -82,7 +87,7 @@ func (p *peerLink) run(ctx context.Context) {
 		switch {
 		case stood:
 			p.mesh.cfg.Log.Warn("the connection to another manager broke", "raft", p.id, "address", p.addr, "err", err)
-			pause, lost = redialDelay, true
+			pause, lost = redialDelay, !errors.Is(err, errSilent)
 			p.mesh.tell()
 		case lost:
 			p.mesh.cfg.Suspect(ctx, p.id)
@@ -175,7 +180,7 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 			owed := p.owed
 			p.mu.Unlock()
 			if !owed.IsZero() && time.Since(owed) > silence {
-				return api.Errorf(api.DeadlineExceeded, "no answer for %s", silence), false
+				return errSilent, false
 			}
 			if owed.IsZero() {
 				if err := p.frame(w, nil); err != nil {

@@ -1,0 +1,59 @@
+package orchestrator
+
+import (
+	"testing"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
+)
+
+// TestSettled: only a task that is alone in its slot, of a service that needed
+// nothing, comes up without a plan.
+func TestSettled(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(s *session, task *api.Task)
+		other  *api.Task
+		want   bool
+	}{
+		"the first in its slot":       {want: true},
+		"the service had work to do":  {change: func(s *session, _ *api.Task) { delete(s.quiet, "web") }},
+		"the service has changed":     {change: func(s *session, _ *api.Task) { s.quiet["web"]-- }},
+		"it is to end":                {change: func(_ *session, task *api.Task) { task.DesiredState = swarm.TaskStateShutdown }},
+		"it is of a job":              {change: func(_ *session, task *api.Task) { task.JobIteration = &swarm.Version{} }},
+		"its node has less room":      {change: func(s *session, _ *api.Task) { s.shrunk["n"] = true }},
+		"its node has none":           {change: func(s *session, _ *api.Task) { s.evict["a"] = "no room" }},
+		"another has its room":        {change: func(_ *session, task *api.Task) { task.Evicted = "by another" }},
+		"there was one before":        {other: &api.Task{ID: "b", ServiceID: "web", Slot: 1, Spec: &api.TaskSpec{}}},
+		"there is one in a next slot": {other: &api.Task{ID: "b", ServiceID: "web", Slot: 2, Spec: &api.TaskSpec{}}, want: true},
+	} {
+		st, err := store.NewLocal(store.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		task := &api.Task{ID: "a", ServiceID: "web", Slot: 1, NodeID: "n", DesiredState: swarm.TaskStateRunning, Spec: &api.TaskSpec{}}
+		version, err := st.Update(t.Context(), func(tx *store.Tx) error {
+			for _, o := range []*api.Task{task, c.other} {
+				if o != nil {
+					if err := store.Create(tx, o); err != nil {
+						return err
+					}
+				}
+			}
+			o := &api.Service{}
+			o.ID, o.Spec.Name = "web", "web"
+			return store.Create(tx, o)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &session{Loop: &Loop{Store: st}, quiet: map[string]uint64{"web": version}, shrunk: map[string]bool{}, evict: map[string]string{}}
+		if c.change != nil {
+			c.change(s, task)
+		}
+		if got := s.settled(task); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
