@@ -166,11 +166,15 @@ type update struct {
 // readyTest has a task run, and get requests, once its server listens.
 const readyTest = `legion.ready.test=["/web","check"]`
 
+// drainDelay has tasks serve on for longer than they do by default: here five
+// computers share the processors of one, and each has to hear of it in that time.
+const drainDelay = "legion.drain.delay=1s"
+
 // testUpdate replaces all tasks of a service, under load over short and kept
 // connections by name and through two nodes, of which none may fail.
 func (s *netSwarm) testUpdate(t *testing.T, u update) {
 	s.service(t, "roll", "--replicas", fmt.Sprint(u.replicas), "--network", "inner", "-p", fmt.Sprint("8085:", webPort),
-		"--update-order", "start-first", "--update-parallelism", fmt.Sprint(u.parallelism), "--label", readyTest, "--entrypoint", "/web", "net:1")
+		"--update-order", "start-first", "--update-parallelism", fmt.Sprint(u.parallelism), "--label", readyTest, "--label", drainDelay, "--entrypoint", "/web", "net:1")
 	s.right(t, "roll", 8085, "w1")
 	const clients, kept = 16, 8
 	inside := s.drive(t, "drive", "w1", "http", "-rate", fmt.Sprint(u.rate/2), "-clients", fmt.Sprint(clients), "-kept", fmt.Sprint(kept), fmt.Sprintf("http://roll:%d/whoami", webPort))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,6 +75,7 @@ type wire struct {
 const (
 	wireBuffer = 64 << 20
 	maxPacket  = 128 << 10
+	wireRest   = 200 * time.Millisecond
 )
 
 // listen counts packets that have the word in them.
@@ -97,25 +99,29 @@ func (s *netSwarm) listen(t *testing.T, word string) *wire {
 	return w
 }
 
+// run hears packets until it is told to stop, and those of a moment more.
 func (w *wire) run(word []byte) error {
-	for b := make([]byte, maxPacket); ; {
+	var last time.Time
+	for b := make([]byte, maxPacket); last.IsZero() || time.Now().Before(last); {
 		n, _, err := unix.Recvfrom(w.socket, b, 0)
 		switch {
-		case errors.Is(err, unix.EAGAIN):
-			select {
-			case <-w.stop: // nothing came for a while
-				return nil
-			default:
-			}
-		case err != nil && !errors.Is(err, unix.EINTR):
-			return err
 		case err == nil:
 			w.packets++
 			if bytes.Contains(b[:n], word) {
 				w.seen++
 			}
+		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
+			return err
+		}
+		select {
+		case <-w.stop:
+			if last.IsZero() {
+				last = time.Now().Add(wireRest)
+			}
+		default:
 		}
 	}
+	return nil
 }
 
 // end returns what was heard; a packet that was missed is an error.
