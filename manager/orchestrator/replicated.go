@@ -36,9 +36,18 @@ func (p *plan) replicated() {
 	for _, s := range taken {
 		p.tend(s)
 	}
-	if len(taken) == want {
-		return
+	p.take(taken, free, want)
+	// What is left of slots that nobody takes any more.
+	for _, s := range p.slots {
+		if free[s.number] != nil {
+			p.removeAll(s.tasks)
+		}
 	}
+}
+
+// take takes free slots, the lowest numbers first, until there are as many as
+// wanted.
+func (p *plan) take(taken []*slot, free map[int]*slot, want int) {
 	used := make(map[int]bool, want)
 	for _, s := range taken {
 		used[s.number] = true
@@ -46,6 +55,7 @@ func (p *plan) replicated() {
 	number := 1
 	for range want - len(taken) {
 		if p.full() {
+			clear(free) // who takes the rest is the next plan's affair
 			return
 		}
 		for used[number] {
@@ -56,6 +66,7 @@ func (p *plan) replicated() {
 		if s == nil {
 			s = &slot{number: number}
 		}
+		delete(free, number)
 		p.create(s, 0)
 	}
 }
