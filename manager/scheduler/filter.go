@@ -168,7 +168,7 @@ func (g *group) refusal(n *node) filter {
 		return platform
 	case len(g.ports) > 0 && slices.ContainsFunc(g.ports, func(p port) bool { return n.ports[p] > 0 }):
 		return hostPorts
-	case g.maxReplicas > 0 && n.services[g.service] >= g.maxReplicas:
+	case g.maxReplicas > 0 && n.of(g.service) >= g.maxReplicas:
 		return maxReplicas
 	}
 	if len(g.rules) > 0 {

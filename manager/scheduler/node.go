@@ -17,6 +17,7 @@ type node struct {
 	named       map[string]struct{} // reserved, kind=value
 	ports       map[port]int
 	services    map[string]int         // tasks, by service
+	leaving     map[string]int         // those of them that are on their way out; nil: none
 	failures    map[string][]time.Time // recent, by group
 
 	// Kept by loads.
@@ -39,6 +40,9 @@ func (n *node) count(t *api.Task, sign int) {
 	if n.services[t.ServiceID] == 0 {
 		delete(n.services, t.ServiceID)
 	}
+	if leaving(t) {
+		n.leave(t.ServiceID, sign)
+	}
 	if r := t.Spec.Resources; r != nil && r.Reservations != nil {
 		n.cpu += int64(sign) * r.Reservations.NanoCPUs
 		n.memory += int64(sign) * r.Reservations.MemoryBytes
@@ -57,6 +61,20 @@ func (n *node) count(t *api.Task, sign int) {
 		}
 	}
 }
+
+// leave counts a task as on its way out (sign 1) or not any more (sign -1).
+func (n *node) leave(service string, sign int) {
+	if n.leaving == nil {
+		n.leaving = map[string]int{}
+	}
+	if n.leaving[service] += sign; n.leaving[service] == 0 {
+		delete(n.leaving, service)
+	}
+}
+
+// of is how many tasks of a service stay on the node. Those that leave take room
+// until they have ended, but others are not spread around them.
+func (n *node) of(service string) int { return n.services[service] - n.leaving[service] }
 
 func (n *node) countGeneric(g swarm.GenericResource, sign int) {
 	switch {

@@ -51,7 +51,7 @@ func (g *group) unsuited(n *node) bool {
 	return n.Status.State != swarm.NodeStateReady || n.Spec.Availability != swarm.NodeAvailabilityActive ||
 		len(g.drivers) > 0 && !g.plugged(n) || !api.MatchAll(g.constraints, n.Node) ||
 		g.spec.Placement != nil && !api.MatchPlatform(g.spec.Placement.Platforms, n.Node) ||
-		g.maxReplicas > 0 && n.services[g.service] >= g.maxReplicas || g.apart(n) >= 0
+		g.maxReplicas > 0 && n.of(g.service) >= g.maxReplicas || g.apart(n) >= 0
 }
 
 // room reports whether the node has what the group's tasks reserve, and their ports.

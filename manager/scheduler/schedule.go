@@ -138,7 +138,7 @@ func (s *State) fresh(g *group, max int, now time.Time) []*node {
 			if len(out) == max {
 				return out
 			}
-			if n.services[g.service] == 0 && g.refusal(n) == passed && !n.failing(g.key, now) {
+			if n.of(g.service) == 0 && g.refusal(n) == passed && !n.failing(g.key, now) {
 				out = append(out, n)
 			}
 		}

@@ -257,6 +257,7 @@ func TestStateMatchesTasks(t *testing.T) {
 				task := *tasks("web", id+1, spec)[id]
 				task.NodeID = node
 				task.Status.State = rapid.SampledFrom([]swarm.TaskState{"assigned", "running", "failed", "shutdown"}).Draw(rt, "state")
+				task.DesiredState = rapid.SampledFrom([]swarm.TaskState{"running", "shutdown"}).Draw(rt, "desired")
 				if old := all[task.ID]; old != nil {
 					task.NodeID = old.NodeID // a task never moves
 				}
@@ -282,9 +283,13 @@ func TestStateMatchesTasks(t *testing.T) {
 
 func verify(rt *rapid.T, s *State, all map[string]*api.Task) {
 	count := map[string]int{}
+	stay := map[string]int{}
 	for _, t := range all {
-		if !api.Final(t.Status.State) {
-			count[t.NodeID]++
+		if api.Final(t.Status.State) {
+			continue
+		}
+		if count[t.NodeID]++; !leaving(t) {
+			stay[t.NodeID]++
 		}
 	}
 	listed := 0
@@ -300,6 +305,9 @@ func verify(rt *rapid.T, s *State, all map[string]*api.Task) {
 		rt.Fatalf("%d of %d nodes are listed", listed, len(s.nodes))
 	}
 	for id, n := range s.nodes {
+		if n.of("web") != stay[id] {
+			rt.Fatalf("%s has %d tasks that stay, counts %d", id, stay[id], n.of("web"))
+		}
 		if n.tasks != count[id] || n.services["web"] != count[id] || n.memory != int64(10*count[id]) {
 			rt.Fatalf("%s has %d tasks, counts %d, %d of the service, %d reserved", id, count[id], n.tasks, n.services["web"], n.memory)
 		}

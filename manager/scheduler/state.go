@@ -107,9 +107,17 @@ func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 	}
 	if old == nil {
 		s.hold(t)
-	} else {
-		s.tasks[id] = t
+		return better
 	}
+	if n := s.nodes[t.NodeID]; n != nil && leaving(t) != leaving(old) {
+		sign := 1
+		if leaving(old) {
+			sign = -1
+		}
+		n.leave(t.ServiceID, sign)
+		better = sign > 0
+	}
+	s.tasks[id] = t
 	return better
 }
 

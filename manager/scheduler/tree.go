@@ -73,7 +73,7 @@ func (s *State) tree(g *group, now time.Time) (*branch, *refusals) {
 	root, refused := &branch{}, &refusals{}
 	for _, at := range s.loads {
 		for _, n := range at {
-			mine := n.services[g.service]
+			mine := n.of(g.service)
 			if f := g.refusal(n); f != passed {
 				refused[f]++
 				if mine > 0 && len(g.spread) > 0 {
