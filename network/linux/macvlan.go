@@ -87,6 +87,31 @@ func (n *inside) dropMacvlan(f *network.Interface) error {
 	return nil
 }
 
+// dropMacvlans removes the interfaces of that kind from a sandbox that is about to
+// go: a namespace goes some time after its name, and until then its parent lets no
+// other have their MAC addresses, which a container that starts again has.
+func (p *Plane) dropMacvlans(s *network.Sandbox) error {
+	var h *netlink.Handle
+	var errs []error
+	for i := range s.Interfaces {
+		f := &s.Interfaces[i]
+		if f.Parent == "" {
+			continue
+		}
+		if h == nil {
+			var err error
+			if h, err = p.sandboxHandle(s.ID); errors.Is(err, fs.ErrNotExist) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			defer h.Close()
+		}
+		errs = append(errs, (&inside{p: p, h: h}).dropMacvlan(f))
+	}
+	return errors.Join(errs...)
+}
+
 // sandboxHandle returns a netlink socket in a sandbox.
 func (p *Plane) sandboxHandle(id string) (*netlink.Handle, error) {
 	var h *netlink.Handle

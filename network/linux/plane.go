@@ -323,7 +323,10 @@ func (p *Plane) setSandboxes(ctx context.Context, ch *network.Changes, now *netw
 	work := func() {
 		for j := range jobs {
 			if j.put == nil {
-				err := p.dropSandbox(j.drop)
+				mu.Lock()
+				old := now.Sandboxes[j.drop]
+				mu.Unlock()
+				err := p.dropSandbox(old)
 				f.add(network.SandboxItem(j.drop), err)
 				mu.Lock()
 				if err == nil {

@@ -53,7 +53,7 @@ func (p *Plane) makeSandbox(path string, want *network.Sandbox) (_ *network.Sand
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, unbindNamespace(path))
+			err = errors.Join(err, p.dropSandbox(want))
 		}
 	}()
 	for _, s := range []struct{ file, value string }{
@@ -338,8 +338,13 @@ func isNotFound(err error) bool {
 	return errors.As(err, &nf)
 }
 
-// dropSandbox removes a sandbox by its name. Its veths go with the namespace.
-func (p *Plane) dropSandbox(id string) error { return unbindNamespace(p.Path(id)) }
+// dropSandbox removes a sandbox. Its veths go with the namespace, some time later.
+func (p *Plane) dropSandbox(s *network.Sandbox) error {
+	if err := p.dropMacvlans(s); err != nil {
+		p.log.Warn("network: addresses of a container that is gone may be in use for a moment", "sandbox", s.ID, "error", err)
+	}
+	return unbindNamespace(p.Path(s.ID))
+}
 
 func writeSysctl(path, value string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
