@@ -37,6 +37,28 @@ func answer(ws []*waiter, code int, failure string) {
 	}
 }
 
+// AwaitExited returns nil once the container has no process any more. What it had,
+// its network and mounts, may not have been given back yet: ContainerWait waits
+// for that.
+func (e *Engine) AwaitExited(ctx context.Context, name string) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	select {
+	case <-r.exited:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // ContainerWait returns a channel that gives one response, once the condition
 // holds. The condition counts from the call on, not from when the channel is
 // read.

@@ -31,12 +31,17 @@ type controller struct {
 	ready  *readiness    // nil: the service has no test
 	// drainDelay is how long the task serves on when it is to stop.
 	drainDelay time.Duration
-	// unwell is closed when the task has become unhealthy.
-	unwell chan struct{}
+	// unfit is closed when the task is never to be given work again, unfitWhy is set
+	// before.
+	unfit    chan struct{}
+	unfitWhy error
 }
 
-// errUnhealthy is Docker's words for it.
-var errUnhealthy = errors.New("unhealthy container")
+var (
+	// errUnhealthy is Docker's words for it.
+	errUnhealthy = errors.New("unhealthy container")
+	errExited    = errors.New("its process has ended")
+)
 
 // id of the task's container.
 func (c *controller) id() (string, bool) { return c.e.container(c.task.ID) }
@@ -205,8 +210,13 @@ func (c *controller) Wait(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sick, stop := c.sick(ctx, id)
+	sick, stop := await(ctx, id, c.engine.AwaitUnhealthy)
 	defer stop()
+	var exited <-chan struct{}
+	if c.listed() {
+		exited, stop = await(ctx, id, c.engine.AwaitExited)
+		defer stop()
+	}
 	if c.ready != nil {
 		// It came to run by being ready, under an earlier daemon maybe.
 		c.ready.set(func(v verdict) verdict { v.once, v.ready = true, v.ready || !v.known; return v })
@@ -214,14 +224,17 @@ func (c *controller) Wait(ctx context.Context) error {
 	defer c.testing(ctx, time.Time{})()
 	unhealthy := false
 	for {
-		changed := c.serveIfReady(id, unhealthy)
+		changed := c.serveIfReady(id)
 		select {
 		case <-changed:
+		case <-exited:
+			exited = nil
+			c.retire(id, errExited)
 		case <-ended:
 			return c.ended(ctx, id, unhealthy)
 		case <-sick:
 			sick, unhealthy = nil, true
-			c.fallSick(id)
+			c.retire(id, errUnhealthy)
 			if err := c.stop(ctx, id); err != nil {
 				return err
 			}

@@ -14,14 +14,25 @@ func (c *controller) serve(id string, can bool) {
 
 // serveIfReady has a task that runs be given work if it is ready, and returns what
 // is closed when that may change; nil: never.
-func (c *controller) serveIfReady(id string, unhealthy bool) <-chan struct{} {
+func (c *controller) serveIfReady(id string) <-chan struct{} {
+	fit := true
+	select {
+	case <-c.unfit:
+		fit = false
+	default:
+	}
 	if c.ready == nil {
-		c.serve(id, !unhealthy)
+		c.serve(id, fit)
 		return nil
 	}
 	v, changed := c.ready.get()
-	c.serve(id, v.ready && !unhealthy)
+	c.serve(id, v.ready && fit)
 	return changed
+}
+
+// listed reports whether other nodes may send work to the task.
+func (c *controller) listed() bool {
+	return c.e.cfg.Networks != nil && c.task.ServiceID != "" && c.task.JobIteration == nil && len(c.task.Networks) > 0
 }
 
 // drain takes the task out of the lists of those that serve, and gives everyone
@@ -46,17 +57,19 @@ func (c *controller) drain(ctx context.Context, id string) error {
 	}
 }
 
-// fallSick takes the task out of the lists at once, here and elsewhere: it is to be
-// stopped, which may take a while.
-func (c *controller) fallSick(id string) {
+// retire takes the task out of the lists at once and for ever, here and elsewhere:
+// it is to be stopped, or what its process had is yet to be given back, either of
+// which may take a while.
+func (c *controller) retire(id string, why error) {
 	select {
-	case <-c.unwell:
+	case <-c.unfit:
 		return
 	default:
 	}
-	close(c.unwell)
+	c.unfitWhy = why
+	close(c.unfit)
 	if c.ready != nil {
-		c.ready.set(func(v verdict) verdict { v.known, v.ready, v.why = true, false, errUnhealthy.Error(); return v })
+		c.ready.set(func(v verdict) verdict { v.known, v.ready, v.why = true, false, why.Error(); return v })
 	}
 	c.serve(id, false)
 }

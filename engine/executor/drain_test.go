@@ -77,18 +77,18 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// A task that has become unhealthy can't serve, from that moment on, whatever its
-// test of readiness says.
-func TestUnhealthyTaskServesNobody(t *testing.T) {
+// A task that has become unhealthy, or whose process has ended, can't serve, from
+// that moment on, whatever its test of readiness says. The first reason counts.
+func TestRetiredTaskServesNobody(t *testing.T) {
 	for _, labels := range []map[string]string{nil, {"legion.ready.test": "true"}} {
 		l := &lists{}
 		c := newDrained(t, l, labels)
 		if c.ready != nil {
 			c.ready.set(func(verdict) verdict { return verdict{known: true, ready: true} })
 		}
-		c.serveIfReady("c", false)
+		c.serveIfReady("c")
 		ready, known, _, changed := c.Ready()
-		c.fallSick("c")
+		c.retire("c", errUnhealthy)
 		select {
 		case <-changed:
 		default:
@@ -97,11 +97,32 @@ func TestUnhealthyTaskServesNobody(t *testing.T) {
 		if c.ready != nil {
 			c.ready.set(func(verdict) verdict { return verdict{known: true, ready: true} })
 		}
-		c.serveIfReady("c", true)
-		c.fallSick("c")
+		c.serveIfReady("c")
+		c.retire("c", errExited)
 		now, _, why, _ := c.Ready()
 		if !ready || !known || now || why != "unhealthy container" || !slices.Equal(l.served, []bool{true, false, false}) {
 			t.Errorf("%v, %v, then %v (%s); served %v", ready, known, now, why, l.served)
+		}
+	}
+}
+
+// Managers are told of the end of a process before what it had is given back only
+// where somebody could be sent to it meanwhile.
+func TestListed(t *testing.T) {
+	attached := []api.NetworkAttachment{{NetworkID: "n"}}
+	for name, v := range map[string]struct {
+		task     *api.Task
+		networks Networks
+		want     bool
+	}{
+		"of a service":     {&api.Task{ServiceID: "s", Networks: attached}, &lists{}, true},
+		"without networks": {&api.Task{ServiceID: "s"}, &lists{}, false},
+		"of a job":         {&api.Task{ServiceID: "s", Networks: attached, JobIteration: &swarm.Version{}}, &lists{}, false},
+		"attachment":       {&api.Task{Networks: attached}, &lists{}, false},
+		"no networks here": {&api.Task{ServiceID: "s", Networks: attached}, nil, false},
+	} {
+		if got := (&controller{e: &Executor{cfg: Config{Networks: v.networks}}, task: v.task}).listed(); got != v.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }

@@ -124,7 +124,7 @@ func (e *Executor) Controller(t *api.Task, deps exec.Dependencies) (exec.Control
 	if t.ID == "" {
 		return nil, api.Errorf(api.Invalid, "executor: the task has no id")
 	}
-	c := &controller{e: e, engine: e.cfg.Engine, task: t, deps: deps, made: make(chan struct{}), unwell: make(chan struct{})}
+	c := &controller{e: e, engine: e.cfg.Engine, task: t, deps: deps, made: make(chan struct{}), unfit: make(chan struct{})}
 	if t.Spec == nil {
 		return c, nil
 	}

@@ -111,12 +111,12 @@ func (r *readiness) run(ctx context.Context, started time.Time) {
 // Ready implements exec.Readiness.
 func (c *controller) Ready() (ready, known bool, why string, changed <-chan struct{}) {
 	select {
-	case <-c.unwell:
-		return false, true, errUnhealthy.Error(), nil
+	case <-c.unfit:
+		return false, true, c.unfitWhy.Error(), nil
 	default:
 	}
 	if c.ready == nil {
-		return true, true, "", c.unwell
+		return true, true, "", c.unfit
 	}
 	v, changed := c.ready.get()
 	return v.ready, v.known, v.why, changed
@@ -176,7 +176,7 @@ func (c *controller) awaitReady(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	sick, stop := c.sick(ctx, id)
+	sick, stop := await(ctx, id, c.engine.AwaitUnhealthy)
 	defer stop()
 	for {
 		v, changed := c.ready.get()
@@ -195,17 +195,18 @@ func (c *controller) awaitReady(ctx context.Context, id string) error {
 	}
 }
 
-// sick is closed when the container is unhealthy, until stop is called.
-func (c *controller) sick(ctx context.Context, id string) (_ <-chan struct{}, stop func()) {
+// await calls f, and closes the channel when that returns no error, until stop is
+// called.
+func await(ctx context.Context, id string, f func(ctx context.Context, id string) error) (_ <-chan struct{}, stop func()) {
 	watch, cancel := context.WithCancel(ctx)
-	sick := make(chan struct{})
+	came := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if c.engine.AwaitUnhealthy(watch, id) == nil {
-			close(sick)
+		if f(watch, id) == nil {
+			close(came)
 		}
 	})
-	return sick, func() {
+	return came, func() {
 		cancel()
 		wg.Wait()
 	}
