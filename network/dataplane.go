@@ -12,8 +12,8 @@ import (
 // Dataplane makes a node's network. Package network/linux has the real one,
 // package networktest one in memory; both pass networktest.Dataplane.
 //
-// Calls of Set are made one after the other; everything else may be called at
-// any time from any goroutine.
+// Calls of Set are made one after the other, and so are those of Narrow; everything
+// else may be called at any time from any goroutine.
 type Dataplane interface {
 	// Set makes the data plane what c says, touching only what differs, and
 	// removes what it made before and c doesn't have. It does all it can: what
@@ -21,6 +21,12 @@ type Dataplane interface {
 	// with what is pending removal. An error of another type means that nothing
 	// was done.
 	Set(ctx context.Context, c *Config) error
+	// Narrow takes back at once, also while a Set is under way, what c lacks of names
+	// and their addresses, and of the backends of balancers and ports of the mesh.
+	// No Set puts back what the last narrowed config lacks; what is new in that one
+	// comes with the next Set. Who calls it does so with every config before that is
+	// set, in order. What can't be taken back at once is left to the next Set.
+	Narrow(c *Config)
 	// Watch calls changed when what is there may no longer be what was last set;
 	// the next Set then looks at what is really there. It blocks until ctx ends
 	// or the data plane can't be watched.
@@ -32,15 +38,6 @@ type Dataplane interface {
 	Counters(ctx context.Context, sandbox string) ([]Counters, error)
 	// Path of the file that a sandbox's namespace is (or would be) bound to.
 	Path(sandbox string) string
-}
-
-// Namer is what a Dataplane may be besides: one that takes names back while a
-// Set is under way.
-type Namer interface {
-	// Narrow has names and addresses that zones lack not be answered any more,
-	// at once. What is new in them comes with the next Set. It may be called at
-	// any time, with ever later configs' zones.
-	Narrow(zones map[string]*Zone)
 }
 
 // Host is the node's own network, as far as the choice of subnets and devices

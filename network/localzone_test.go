@@ -282,11 +282,12 @@ func (p *slowPlane) Set(ctx context.Context, c *network.Config) error {
 	return p.Fake.Set(ctx, c)
 }
 
-func (p *slowPlane) Narrow(zones map[string]*network.Zone) {
+func (p *slowPlane) Narrow(c *network.Config) {
+	p.Fake.Narrow(c)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.narrow = ""
-	for _, z := range zones {
+	for _, z := range c.Zones {
 		p.narrow += z.String()
 	}
 }

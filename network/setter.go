@@ -25,7 +25,7 @@ type setter struct {
 
 	made map[string]bool // sandboxes that the last Set had; nil: there was none. Only drain's
 
-	building sync.Mutex  // held while a config is built and its names are told
+	building sync.Mutex  // held while a config is built and the data plane is narrowed to it
 	awaited  atomic.Bool // somebody is about to take building
 }
 
@@ -121,22 +121,21 @@ func (s *setter) portion(c *Config, portions int) (_ *Config, whole bool) {
 }
 
 // build returns the config of a moment after the call. Names that it lacks are
-// not answered from then on, however long the data plane takes.
+// not answered from then on, and backends get no connections, however long the
+// data plane takes for the rest.
 func (s *setter) build(config func() *Config) *Config {
 	s.building.Lock()
 	defer s.building.Unlock()
 	s.awaited.Store(false)
 	c := config()
-	if n, ok := s.plane.(Namer); ok {
-		n.Narrow(c.Zones)
-	}
+	s.plane.Narrow(c)
 	return c
 }
 
-// narrow takes names back while a Set is under way: now, or by somebody who is
-// about to.
+// narrow takes names and backends back while a Set is under way: now, or by somebody
+// who is about to.
 func (s *setter) narrow(config func() *Config) {
-	if _, ok := s.plane.(Namer); ok && !s.awaited.Swap(true) {
+	if !s.awaited.Swap(true) {
 		s.build(config)
 	}
 }

@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -37,7 +38,10 @@ func (p *Plane) box(s *network.Sandbox) *vipBox {
 type balancerChange struct {
 	// all: what is there is not known, or may not be what it was. Everything in now
 	// is to be, and nothing else; put and drop have no meaning.
-	all     bool
+	all bool
+	// narrow: backends are taken away while a Set may be under way, and sandboxes may
+	// be about to go.
+	narrow  bool
 	now     *network.Config
 	boxes   []*vipBox // with all: every one
 	leave   []string
@@ -46,7 +50,8 @@ type balancerChange struct {
 	unknown map[string]bool // networks of which what is there stays
 }
 
-// balancerDriver makes virtual addresses lead to backends. It is Set's.
+// balancerDriver makes virtual addresses lead to backends. Callers hold
+// Plane.lists.
 type balancerDriver interface {
 	// found returns the balancers that are there, of some networks, as far as that
 	// can be told.
@@ -58,16 +63,19 @@ type balancerDriver interface {
 	close() error
 }
 
-// balancing is the plane's part that has to do with virtual addresses. All but
-// choice is Set's.
+// balancing is the plane's part that has to do with virtual addresses.
 type balancing struct {
 	p      *Plane
 	forced string
 	ebpf   ebpfPlaces
+
+	// Guarded by Plane.lists.
 	driver balancerDriver
 	unsure bool
+	there  map[network.BalancerKey]*network.Balancer // after the driver's last change for a Set
+	cut    map[network.BalancerKey]*network.Balancer // what was made of these since, by narrow
 
-	// vips are the addresses that overlays' bridges have for services.
+	// vips are the addresses that overlays' bridges have for services. Owned by Set.
 	vips map[string]*bridgeVIPs
 
 	mu     sync.Mutex
@@ -143,6 +151,8 @@ func (b *balancing) boxes(c *network.Config) []*vipBox {
 // observe says what is there, as far as it isn't as it was last set: of networks
 // that nobody knows about yet, the balancers that an earlier daemon left.
 func (b *balancing) observe(was, want, now *network.Config) {
+	b.p.lists.Lock()
+	defer b.p.lists.Unlock()
 	b.unsure = true
 	clear(b.vips)
 	if was != nil {
@@ -177,28 +187,87 @@ func unknownNetworks(c *network.Config) map[string]bool {
 // services is the first step of a Set: tasks that leave do so before anything
 // that takes long is done. It does what it can; the rest is for set.
 func (b *balancing) services(ch *network.Changes, now *network.Config) (done bool) {
+	b.p.lists.Lock()
+	defer b.p.lists.Unlock()
 	if b.unsure || b.driver == nil || len(ch.PutBalancers)+len(ch.DropBalancers) == 0 {
 		return false
 	}
-	c := b.change(ch, now)
-	if err := b.driver.apply(c); err != nil {
+	if err := b.apply(b.change(ch, now, false)); err != nil {
 		b.unsure = true // set tries it all again, and says what is wrong
 		return false
 	}
 	return true
 }
 
-// change takes balancers over into now.
-func (b *balancing) change(ch *network.Changes, now *network.Config) *balancerChange {
-	c := &balancerChange{all: b.unsure || b.driver == nil, now: now, put: ch.PutBalancers, unknown: unknownNetworks(ch.To)}
+// apply has the driver make a change for a Set, but for what Narrow has taken back.
+// Callers hold lists.
+func (b *balancing) apply(c *balancerChange) error {
+	now := c.now.Balancers
+	for k, p := range b.cut {
+		if now[k] != nil {
+			now[k] = p
+		}
+	}
+	for i, p := range c.put {
+		c.put[i] = b.p.newest.NarrowBalancer(p)
+		now[p.BalancerKey] = c.put[i]
+	}
+	if c.all {
+		for k, p := range now {
+			now[k] = b.p.newest.NarrowBalancer(p)
+		}
+	}
+	if err := b.driver.apply(c); err != nil {
+		return err
+	}
+	b.there, b.cut = maps.Clone(now), nil
+	return nil
+}
+
+// narrow takes backends away that c lacks. Callers hold lists.
+func (b *balancing) narrow(c *network.Config) error {
+	if b.driver == nil {
+		return nil // the next Set does not put them there
+	}
+	n := &balancerChange{narrow: true, unknown: unknownNetworks(c)}
+	for k, p := range b.there {
+		if less := b.cut[k]; less != nil {
+			p = less
+		}
+		if less := c.NarrowBalancer(p); less != p {
+			n.put = append(n.put, less)
+		}
+	}
+	if len(n.put) == 0 {
+		return nil
+	}
+	if b.cut == nil {
+		b.cut = map[network.BalancerKey]*network.Balancer{}
+	}
+	for _, p := range n.put {
+		b.cut[p.BalancerKey] = p
+	}
+	n.now = &network.Config{Balancers: maps.Clone(b.there)}
+	maps.Copy(n.now.Balancers, b.cut)
+	err := b.driver.apply(n)
+	b.unsure = b.unsure || err != nil
+	return err
+}
+
+// change takes balancers over into now; done: they are there already. Callers hold
+// lists.
+func (b *balancing) change(ch *network.Changes, now *network.Config, done bool) *balancerChange {
+	c := &balancerChange{all: b.unsure || b.driver == nil, now: now, put: slices.Clone(ch.PutBalancers), unknown: unknownNetworks(ch.To)}
 	for _, k := range ch.DropBalancers {
 		if !c.unknown[k.Network] {
 			delete(now.Balancers, k)
 			c.drop = append(c.drop, k)
 		}
 	}
-	for _, p := range ch.PutBalancers {
-		now.Balancers[p.BalancerKey] = p
+	if !done {
+		for _, p := range ch.PutBalancers {
+			now.Balancers[p.BalancerKey] = p
+		}
 	}
 	return c
 }
@@ -206,20 +275,28 @@ func (b *balancing) change(ch *network.Changes, now *network.Config) *balancerCh
 // set makes the changes that have to do with virtual addresses, after those of
 // sandboxes and overlays. done: services have been seen to.
 func (b *balancing) set(ch *network.Changes, now *network.Config, done bool, f *failures) {
-	c := b.change(ch, now)
+	b.p.lists.Lock()
+	c := b.change(ch, now, done)
 	if len(now.Balancers) == 0 && len(c.unknown) == 0 {
 		f.add(network.BalancersItem, b.clear(now))
+		b.p.lists.Unlock()
 		return
 	}
+	b.p.lists.Unlock()
 	b.gather(c, ch)
 	whole := b.setVIPs(c, ch, f)
 	if done {
 		c.put, c.drop = nil, nil
 	}
+	b.p.lists.Lock()
+	defer b.p.lists.Unlock()
+	if b.unsure && !c.all { // by Narrow
+		whole = false
+	}
 	if c.all || len(c.boxes)+len(c.leave)+len(c.put)+len(c.drop) > 0 {
 		err := b.open(now)
 		if err == nil {
-			err = b.driver.apply(c)
+			err = b.apply(c)
 		}
 		whole = whole && err == nil
 		b.blame(err, ch, now, f)
@@ -261,7 +338,7 @@ func (b *balancing) blame(err error, ch *network.Changes, now *network.Config, f
 	}
 }
 
-// clear takes everything away.
+// clear takes everything away. Callers hold lists.
 func (b *balancing) clear(now *network.Config) error {
 	if b.driver == nil && !b.unsure {
 		return nil
@@ -276,6 +353,7 @@ func (b *balancing) clear(now *network.Config) error {
 	if b.driver != nil {
 		err = errors.Join(err, b.driver.remove(b.boxes(now)))
 	}
+	b.there, b.cut = nil, nil
 	err = errors.Join(err, b.clearVIPs(now))
 	if b.unsure = err != nil; err == nil {
 		b.driver = nil

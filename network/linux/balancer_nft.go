@@ -124,6 +124,9 @@ func (b *nftBalancer) each(boxes map[string]*nftBox, f func(*nftBox) error) erro
 
 // set makes a sandbox's table what it should be.
 func (b *nftBalancer) set(x *nftBox, c *balancerChange) error {
+	if c.narrow && !bound(x.path) {
+		return nil
+	}
 	want := map[netip.Addr]*network.Balancer{}
 	unknown := false
 	for i := len(x.networks) - 1; i >= 0; i-- { // where networks overlap, the first counts

@@ -50,7 +50,8 @@ func (p *Plane) meshDevice() string {
 	return "legm-" + p.owner[:min(len(p.owner), 10)]
 }
 
-// meshState is what is believed to be there of the mesh. Owned by Set.
+// meshState is what is believed to be there of the mesh. Owned by Set, but for
+// rules, which Plane.lists guards.
 type meshState struct {
 	looked bool                    // what is there was looked at since the start
 	device *network.Mesh           // what the device, its routes and settings were made for
@@ -108,8 +109,11 @@ func (p *Plane) setMesh(ctx context.Context, want, now *network.Config, f *failu
 	rules := newMeshRules(p, want, p.mesh.host)
 	p.holdMeshPorts(want, rules, now, f)
 	now.Mesh = m
+	p.lists.Lock()
 	have := p.mesh.rules
+	rules = rules.narrowed(p.newest)
 	err := p.setMeshRules(rules)
+	p.lists.Unlock()
 	if err == nil {
 		p.forgetMeshFlows(have, rules, now)
 	}
@@ -126,11 +130,15 @@ func (p *Plane) dropMesh(now *network.Config) error {
 	}
 	p.meshSockets.dropAll()
 	var errs []error
+	p.lists.Lock()
 	if err := p.dropMeshTable(); err != nil && s.rules == nil {
 		p.log.Warn("network: rules that an earlier run made for published ports may be left", "error", err) // or no nftables here
 	} else if err != nil {
 		errs = append(errs, err)
+	} else {
+		s.rules, s.looked = nil, false
 	}
+	p.lists.Unlock()
 	errs = append(errs, p.dropMeshDevice())
 	for id, b := range s.boxes {
 		if now.Sandboxes[id] != nil {
@@ -140,7 +148,9 @@ func (p *Plane) dropMesh(now *network.Config) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	p.lists.Lock()
 	p.mesh = meshState{looked: true}
+	p.lists.Unlock()
 	return nil
 }
 

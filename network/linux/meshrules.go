@@ -79,6 +79,47 @@ func newMeshRules(p *Plane, c *network.Config, host map[string][]netip.Addr) *me
 	return r
 }
 
+// narrowed returns the rules without the backends that c, which may be nil, lacks; r
+// itself if it has no others.
+func (r *meshRules) narrowed(c *network.Config) *meshRules {
+	if c == nil {
+		return r
+	}
+	less := r
+	for k, w := range r.ports {
+		n := w.narrowed(c.MeshPorts[k])
+		if n == w {
+			continue
+		}
+		if less == r {
+			copied := *r
+			copied.ports = maps.Clone(r.ports)
+			less = &copied
+		}
+		less.ports[k] = n
+	}
+	return less
+}
+
+// narrowed returns the rule without the backends that p, which may be nil, lacks; w
+// itself if it has no others.
+func (w *meshRule) narrowed(p *network.MeshPort) *meshRule {
+	if p == nil {
+		p = &network.MeshPort{}
+	}
+	gone := func(a netip.Addr) bool {
+		_, found := slices.BinarySearchFunc(p.Backends, a, netip.Addr.Compare)
+		return !found
+	}
+	if !slices.ContainsFunc(w.four, gone) && !slices.ContainsFunc(w.six, gone) {
+		return w
+	}
+	n := *w
+	n.four, n.six = slices.DeleteFunc(slices.Clone(w.four), gone), slices.DeleteFunc(slices.Clone(w.six), gone)
+	n.slots4, n.slots6 = nil, nil
+	return &n
+}
+
 // sameFrame reports whether the two differ in ports alone.
 func (r *meshRules) sameFrame(o *meshRules) bool {
 	return r.device == o.device && r.mark == o.mark && r.four == o.four && r.six == o.six && r.addr4 == o.addr4 && r.addr6 == o.addr6 &&

@@ -10,8 +10,21 @@ import (
 	"github.com/legion-swarm/legion/network"
 )
 
+// narrowMesh takes backends away that c lacks, in one transaction. Callers hold
+// lists.
+func (p *Plane) narrowMesh(c *network.Config) error {
+	have := p.mesh.rules
+	if have == nil {
+		return nil // the next Set does not put them there
+	}
+	if less := have.narrowed(c); less != have {
+		return p.setMeshRules(less)
+	}
+	return nil
+}
+
 // setMeshRules makes the table what it should be, in one transaction: all of it,
-// or only what differs.
+// or only what differs. Callers hold lists.
 func (p *Plane) setMeshRules(want *meshRules) error {
 	have := p.mesh.rules
 	if have != nil && !have.sameFrame(want) {

@@ -76,6 +76,7 @@ type Plane struct {
 	alarms   chan struct{}  // something in an overlay changed
 	watching sync.WaitGroup // of watches
 	gen      atomic.Uint32  // of the rule set, after our last change
+	gens     generations    // that our changes led to
 	sockets  *sockets       // owned by Set
 	rules    ruleState      // owned by Set
 	guard    guardState     // owned by Set
@@ -91,6 +92,10 @@ type Plane struct {
 	cryptNodes   map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
 	addrsChanged atomic.Bool                         // of the host, since Set last asked
 
+	// lists is held while backends are changed. It is taken before mu.
+	lists  sync.Mutex
+	newest *network.Config // that Narrow was called with; guarded by lists
+
 	mu        sync.Mutex
 	have      *network.Config            // what is believed to be there; nil: not known
 	veths     map[string]bool            // host ends of its interfaces
@@ -101,10 +106,7 @@ type Plane struct {
 	closed    bool
 }
 
-var (
-	_ network.Dataplane = (*Plane)(nil)
-	_ network.Namer     = (*Plane)(nil)
-)
+var _ network.Dataplane = (*Plane)(nil)
 
 // New returns a data plane; it changes nothing until Set.
 func New(c Config) (*Plane, error) {
@@ -275,7 +277,7 @@ func (p *Plane) Set(ctx context.Context, want *network.Config) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	have := p.believed()
+	have := p.takeCuts()
 	if p.stale.Swap(false) || have == nil {
 		var err error
 		if have, err = p.observe(have, want); err != nil {

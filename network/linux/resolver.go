@@ -85,9 +85,6 @@ func (p *Plane) dropResolvers(ch *network.Changes) {
 	}
 }
 
-// Narrow implements network.Namer.
-func (p *Plane) Narrow(zones map[string]*network.Zone) { p.resolvers.hub.Narrow(zones) }
-
 // setResolvers makes names, and who answers for them, what they should be. Names
 // are the new ones for all queries that arrive after it has returned.
 func (p *Plane) setResolvers(ch *network.Changes, now *network.Config, f *failures) {

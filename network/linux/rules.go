@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	mnl "github.com/mdlayher/netlink"
@@ -228,15 +229,48 @@ func (p *Plane) transact(f func(c *nftables.Conn) error) error {
 	if err := f(c); err != nil {
 		return err
 	}
+	p.gens.turn.Lock()
+	defer p.gens.turn.Unlock()
 	before, err := p.generation()
 	if err != nil {
 		return err
 	}
+	p.gens.add(before + 1) // it is told of before Flush returns
 	if err := c.Flush(); err != nil {
+		p.gens.add(0)
 		return err
 	}
 	p.gen.Store(before + 1)
 	return nil
+}
+
+// generations of the rule set that our own last changes led to: what is told of
+// them comes late, and is no news. Safe for concurrent use.
+type generations struct {
+	turn sync.Mutex // held during a change
+
+	mu   sync.Mutex
+	last [64]uint32
+	n    int
+}
+
+// add notes the next one; 0 says that there was none after all.
+func (g *generations) add(gen uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if gen == 0 {
+		g.n--
+	}
+	i := g.n % len(g.last)
+	if g.last[i] = gen; gen != 0 {
+		g.n++
+	}
+}
+
+func (g *generations) has(gen uint32) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Contains(g.last[:], gen)
 }
 
 // generation asks for the number of the rule set, which grows with every change
@@ -272,9 +306,12 @@ func generationIn(ns int) (uint32, error) {
 // check forgets what is believed of tables that are not as we left them, so
 // that they are made anew.
 func (r *ruleState) check(p *Plane) {
+	p.lists.Lock()
 	gen, err := p.generation()
 	changed := err != nil || gen != p.gen.Load()
 	p.mesh.check(p, changed)
+	meshed := p.mesh.rules != nil
+	p.lists.Unlock()
 	if !changed {
 		return
 	}
@@ -285,7 +322,7 @@ func (r *ruleState) check(p *Plane) {
 		}
 		delete(r.families, f)
 	}
-	if err == nil && (len(r.families) > 0 || p.mesh.rules != nil || p.guard.known && p.guard.is != nil) {
+	if err == nil && (len(r.families) > 0 || meshed || p.guard.known && p.guard.is != nil) {
 		p.gen.Store(gen)
 	}
 }

@@ -198,7 +198,7 @@ func (p *Plane) rulesDrift(m syscall.NetlinkMessage) bool {
 	for d := m.Data[header:]; len(d) >= 8; {
 		size := int(binary.NativeEndian.Uint16(d))
 		if binary.NativeEndian.Uint16(d[2:])&0x3fff == nftaGenID && size == 8 {
-			return binary.BigEndian.Uint32(d[4:]) != p.gen.Load()
+			return !p.gens.has(binary.BigEndian.Uint32(d[4:]))
 		}
 		if size < 4 || (size+3)&^3 > len(d) {
 			break

@@ -25,6 +25,7 @@ type Fake struct {
 	sets    int
 	made    map[string]int // sandboxes: how often
 	alarms  map[chan struct{}]bool
+	newest  *network.Config // that Narrow was called with
 }
 
 var _ network.Dataplane = (*Fake)(nil)
@@ -56,6 +57,7 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 			next.Balancers[k] = f.there.Balancers[k]
 		}
 	}
+	f.narrow(next)
 	failed := map[network.Item]error{}
 	for _, b := range ch.PutBridges {
 		if err := f.failing[network.BridgeItem(b.Device)]; err != nil {
@@ -106,6 +108,35 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 		return &network.SetError{Items: failed}
 	}
 	return nil
+}
+
+// Narrow implements network.Dataplane.
+func (f *Fake) Narrow(c *network.Config) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.newest = c
+	f.there = f.there.Clone()
+	f.narrow(f.there)
+}
+
+// narrow takes from c what the newest config lacks. Callers hold mu.
+func (f *Fake) narrow(c *network.Config) {
+	if f.newest == nil {
+		return
+	}
+	for k, b := range c.Balancers {
+		c.Balancers[k] = f.newest.NarrowBalancer(b)
+	}
+	for k, p := range c.MeshPorts {
+		c.MeshPorts[k] = f.newest.NarrowMeshPort(p)
+	}
+	for id, z := range c.Zones {
+		if n := f.newest.Zones[id]; n != nil {
+			c.Zones[id] = z.Narrowed(n)
+		} else {
+			c.Zones[id] = z.Narrowed(&network.Zone{})
+		}
+	}
 }
 
 // PortKeyOf is where a port of the mesh is held.
