@@ -145,14 +145,14 @@ func (p *Plane) putMeshBox(b meshBox) error {
 		if err != nil {
 			return err
 		}
+		if err := putZones(c, b.device); err != nil {
+			return fmt.Errorf("packet filter rule for tracking zones in its namespace: %w", err)
+		}
 		if err := writeBox(c, b); err != nil {
 			return err
 		}
 		if err := c.Flush(); err != nil {
 			return fmt.Errorf("packet filter rules in its namespace (nftables with egress hooks, Linux 5.16 or later): %w", err)
-		}
-		if err := addZoneRule(boxTables()[0], zonesChain, b.device); err != nil {
-			return fmt.Errorf("packet filter rule for tracking zones in its namespace: %w", err)
 		}
 		return nil
 	})
@@ -179,7 +179,7 @@ func (p *Plane) dropMeshBox(b meshBox) error {
 		if err != nil {
 			return err
 		}
-		for _, t := range boxTables() {
+		for _, t := range append(boxTables(), zonesTable()) {
 			c.AddTable(t)
 			c.DelTable(t)
 		}
@@ -215,7 +215,7 @@ func (p *Plane) boxRoutes(h *netlink.Handle, l netlink.Link, b meshBox) error {
 	return nil
 }
 
-// boxTables are the tables in a sandbox.
+// boxTables are the tables in a sandbox that are written anew as a whole.
 func boxTables() []*nftables.Table {
 	return []*nftables.Table{
 		{Family: nftables.TableFamilyINet, Name: "legion-mesh"},
@@ -233,7 +233,6 @@ func writeBox(c *nftables.Conn, b meshBox) error {
 	}
 	value, mask := b.marks()
 	w := &boxWriter{c: c, t: tables[0], b: b, value: value, mask: mask}
-	w.base(zonesChain, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityRaw)
 	w.base(sourcesChain, nftables.ChainTypeNAT, nftables.ChainHookInput, prioritySrcNAT)
 	w.note()
 	w.target()

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -283,4 +285,38 @@ func TestMeshWithoutIPv4(t *testing.T) {
 	if !errors.As(err, &se) || len(se.Items) != 1 || se.Items[network.MeshItem] == nil {
 		t.Errorf("got %v", err)
 	}
+}
+
+// Connections do not notice that what a task's namespace has is written anew, as
+// each daemon that starts does.
+func TestMeshWrittenAnew(t *testing.T) {
+	w := newMeshWorld(t)
+	w.set()
+	w.serveTasks()
+	ctx, cancel := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	var asked atomic.Int64
+	for i := range 4 {
+		c, err := w.dial(w.hosts["out"], "tcp", fmt.Sprintf("10.99.0.%d:8002", 1+i%3))
+		w.ok(err)
+		defer c.Close() //nolint:errcheck // it was used up
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				if seen, why := say(c); seen != "10.99.0.100" {
+					t.Errorf("after %d questions: %s %s", asked.Load(), seen, why)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	p := w.planes[2]
+	for range 40 {
+		for _, b := range p.mesh.boxes {
+			w.ok(p.putMeshBox(b))
+		}
+	}
+	cancel()
+	clients.Wait()
+	t.Logf("%d questions", asked.Load())
 }

@@ -16,9 +16,54 @@ import (
 // node it comes from, and if two have the same ends the later one's source port is
 // changed (by the kernel, as for any translation that finds its tuple taken).
 
-// zones is the chain whose rule sets the zone, and sources the one that has the
-// kernel look for a free port.
-const zonesChain, sourcesChain = "zones", "sources"
+// sources is the chain that has the kernel look for a free port.
+const sourcesChain = "sources"
+
+// zonesTable has the rule that sets the zone, in a chain named after the device. It
+// is a table of its own, made once: while the rule is away, the next packet
+// of a connection begins another one, which gets another port, and is reset.
+func zonesTable() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: "legion-mesh-zones"}
+}
+
+// zonesMade is a chain of the table of zones that is added last, so that one which
+// was left half-made is known.
+const zonesMade = "made"
+
+// putZones makes the table of zones, in the thread's namespace, unless it is there.
+func putZones(c *nftables.Conn, device string) error {
+	t := zonesTable()
+	chains, err := c.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return err
+	}
+	var made, same bool
+	for _, x := range chains {
+		made = made || x.Table.Name == t.Name && x.Name == zonesMade
+		same = same || x.Table.Name == t.Name && x.Name == zonesOf(device)
+	}
+	if made && same {
+		return nil
+	}
+	c.AddTable(t) // so that there is one to delete
+	c.DelTable(t)
+	c.AddTable(t)
+	c.AddChain(&nftables.Chain{
+		Table: t, Name: zonesOf(device), Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting,
+		Priority: nftables.ChainPriorityRef(priorityRaw),
+	})
+	if err := c.Flush(); err != nil {
+		return err
+	}
+	if err := addZoneRule(t, zonesOf(device), device); err != nil {
+		return err
+	}
+	c.AddChain(&nftables.Chain{Table: t, Name: zonesMade})
+	return c.Flush()
+}
+
+// zonesOf is the name of the chain for a device.
+func zonesOf(device string) string { return "zones-" + device }
 
 // addZoneRule appends, in the thread's namespace, the rule "ct original zone set
 // (last two bytes of the source's MAC address)" for what comes by a device. The
