@@ -45,6 +45,7 @@ type nodeCollector struct {
 	node                                             *Node
 	containers, objects, nodes, tasks, leader, index *prometheus.Desc
 	encrypted, encryptedBytes, dropped               *prometheus.Desc
+	sets, setSeconds                                 *prometheus.Desc
 }
 
 func newNodeCollector(n *Node) *nodeCollector {
@@ -62,13 +63,15 @@ func newNodeCollector(n *Node) *nodeCollector {
 
 		encrypted:      desc("overlay_encrypted_packets_total", "Packets of encrypted networks that went between nodes.", "direction"),
 		encryptedBytes: desc("overlay_encrypted_bytes_total", "Bytes of frames of encrypted networks that went between nodes.", "direction"),
+		sets:           desc("network_sets_total", "How often the node's network was made what it should be."),
+		setSeconds:     desc("network_set_seconds_total", "Time that was spent on that, by part.", "part"),
 		dropped:        desc("overlay_encrypted_dropped_total", "What encrypted networks have dropped, by reason.", "reason"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.nodes, c.tasks, c.leader, c.index, c.encrypted, c.encryptedBytes, c.dropped} {
+	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.nodes, c.tasks, c.leader, c.index, c.encrypted, c.encryptedBytes, c.dropped, c.sets, c.setSeconds} {
 		ch <- d
 	}
 }
@@ -88,6 +91,11 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	c.collectEncrypted(ch)
+	times := c.node.plane.SetTimes()
+	ch <- prometheus.MustNewConstMetric(c.sets, prometheus.CounterValue, float64(times.Sets))
+	for part, d := range times.Parts {
+		ch <- prometheus.MustNewConstMetric(c.setSeconds, prometheus.CounterValue, d.Seconds(), part)
+	}
 	p, err := c.node.swarm.leading()
 	if err != nil {
 		return

@@ -56,6 +56,9 @@ func (b *nftBalancer) apply(c *balancerChange) error {
 	for _, id := range c.leave {
 		delete(b.boxes, id)
 	}
+	if c.all {
+		b.forgetGone(c.boxes)
+	}
 	touched := map[string]*nftBox{}
 	networks := map[string]bool{}
 	for _, p := range c.put {
@@ -70,9 +73,6 @@ func (b *nftBalancer) apply(c *balancerChange) error {
 				touched[id] = x
 			}
 		}
-	}
-	if c.all {
-		b.forgetGone(c.boxes)
 	}
 	for _, x := range c.boxes {
 		old := b.boxes[x.id]

@@ -77,9 +77,10 @@ type Plane struct {
 	watching sync.WaitGroup // of watches
 	gen      atomic.Uint32  // of the rule set, after our last change
 	gens     generations    // that our changes led to
-	sockets  *sockets       // owned by Set
-	rules    ruleState      // owned by Set
-	guard    guardState     // owned by Set
+	times    setTimes
+	sockets  *sockets   // owned by Set
+	rules    ruleState  // owned by Set
+	guard    guardState // owned by Set
 
 	balancing   *balancing
 	resolvers   *resolvers // owned by Set
@@ -271,12 +272,14 @@ func (p *Plane) Set(ctx context.Context, want *network.Config) error {
 	if err := want.Validate(); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
+	watch := newStopwatch()
 	select {
 	case p.turn <- struct{}{}:
 		defer func() { <-p.turn }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	watch.did("wait")
 	have := p.takeCuts()
 	if p.stale.Swap(false) || have == nil {
 		var err error
@@ -285,13 +288,15 @@ func (p *Plane) Set(ctx context.Context, want *network.Config) error {
 			return fmt.Errorf("network: look at what is there: %w", err)
 		}
 	}
+	watch.did("look")
 	var f failures
-	p.believe(p.apply(ctx, have, want, &f))
+	p.believe(p.apply(ctx, have, want, &f, watch))
+	p.measured(watch)
 	return f.err()
 }
 
 // apply makes the changes and returns what is there then.
-func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failures) *network.Config {
+func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failures, watch *stopwatch) *network.Config {
 	ch := network.Diff(have, want)
 	now := have.Clone()
 	now.Rules4, now.Rules6, now.Forward, now.UserProxy = want.Rules4, want.Rules6, want.Forward, want.UserProxy
@@ -300,17 +305,27 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 	}
 	now.Mesh = want.Mesh // others' rules are to let its device pass
 	balanced := p.balancing.services(ch, now)
+	watch.did("services")
 	p.putBridges(ch, now, f)
+	watch.did("bridges")
 	p.putOverlays(ch, now, f)
+	watch.did("overlays")
 	p.setPorts(ch, now, f)
+	watch.did("ports")
 	f.add(network.RulesItem, p.setRules(now))
+	watch.did("rules")
 	p.dropResolvers(ch)
 	p.setSandboxes(ctx, ch, now, f)
+	watch.did("sandboxes")
 	p.balancing.set(ch, now, balanced, f)
+	watch.did("balancers")
 	p.setResolvers(ch, now, f)
+	watch.did("resolvers")
 	p.setMesh(ctx, want, now, f)
+	watch.did("mesh")
 	p.dropBridges(ch, now, f)
 	p.dropOverlays(ch, now, f)
+	watch.did("remove")
 	return now
 }
 

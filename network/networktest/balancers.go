@@ -47,6 +47,7 @@ func balancer(vip string, backends ...string) *network.Balancer {
 func Balancers(t *testing.T, open func(t *testing.T) *Harness) {
 	t.Run("reopen", func(t *testing.T) { testReopen(t, open(t)) })
 	t.Run("clear", func(t *testing.T) { testClear(t, open(t)) })
+	t.Run("narrow", func(t *testing.T) { testNarrow(t, open(t)) })
 	t.Run("balancers", func(t *testing.T) { testBalancers(t, open(t)) })
 }
 

@@ -91,7 +91,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 		{"balancers", testBalancers}, {"host", testHost}, {"cancelled", testCancelled},
 		{"names", testNames}, {"names reopen", testNamesReopen},
 		{"mesh", testMesh}, {"mesh port in use", testMeshPortInUse},
-		{"encrypted", testEncrypted},
+		{"encrypted", testEncrypted}, {"narrow", testNarrow}, {"narrow unknown", testNarrowUnknown},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
