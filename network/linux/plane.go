@@ -104,6 +104,7 @@ type Plane struct {
 var (
 	_ network.Dataplane = (*Plane)(nil)
 	_ network.Namer     = (*Plane)(nil)
+	_ network.Resumer   = (*Plane)(nil)
 )
 
 // New returns a data plane; it changes nothing until Set.
