@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"reflect"
+	"slices"
 	"strconv"
 
 	"github.com/moby/moby/api/types/network"
@@ -131,6 +132,20 @@ func (s *Service) Rollback() *Service {
 	r.PreviousSpec, r.PreviousSpecVersion, r.PreviousRegistryAuth = nil, 0, ""
 	r.Number++
 	return &r
+}
+
+// PreviouslyIn reports whether the service is in a network by its previous spec while
+// tasks of that may run, or it may come back by itself: the service is being updated or
+// rolled back, or that is paused.
+func (s *Service) PreviouslyIn(network string) bool {
+	if s.PreviousSpec == nil || s.UpdateStatus == nil {
+		return false
+	}
+	switch s.UpdateStatus.State {
+	case swarm.UpdateStateUpdating, swarm.UpdateStatePaused, swarm.UpdateStateRollbackStarted, swarm.UpdateStateRollbackPaused:
+		return slices.ContainsFunc(s.PreviousSpec.TaskTemplate.Networks, func(n swarm.NetworkAttachmentConfig) bool { return n.Target == network })
+	}
+	return false
 }
 
 // UsesIngress reports whether something is published by the routing mesh.

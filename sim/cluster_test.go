@@ -206,7 +206,7 @@ func (c *cluster) calm() {
 
 // quiet checks what must be so some time after the last fault.
 func (c *cluster) quiet(ctx context.Context, clients []*client) {
-	if !c.until(ctx, quietLimit, func() string { return c.settleNodes(ctx) }) || !c.until(ctx, quietLimit, c.unsettled) {
+	if !c.until(ctx, quietLimit, func() string { return c.settleNodes(ctx) }) || !c.until(ctx, quietLimit, func() string { return c.removedLate(ctx, c.unsettled) }) {
 		return
 	}
 	if !pause(ctx, 10*time.Second) { // and stays so

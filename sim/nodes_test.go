@@ -75,6 +75,17 @@ func (h *host) rejoin(ctx context.Context, m *manager) {
 	h.start()
 }
 
+// removedLate has hosts join again of which a user removed the node before the last fault
+// was over, and the managers did it after; else it is what otherwise says.
+func (c *cluster) removedLate(ctx context.Context, otherwise func() string) string {
+	if slices.ContainsFunc(c.hosts, (*host).mayBeRemoved) {
+		if what := c.settleNodes(ctx); what != "" {
+			return what
+		}
+	}
+	return otherwise()
+}
+
 // settleNodes has all hosts join that are no nodes, and removes nodes without a host.
 // It says what it had to do.
 func (c *cluster) settleNodes(ctx context.Context) string {

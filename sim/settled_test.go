@@ -180,7 +180,7 @@ func undone(view *store.View) string {
 			in.Tasks = append(in.Tasks, t)
 			room.SetTask(t.ID, t, now)
 		}
-		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil && !underWay(s) {
+		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil && !underWay(s) {
 			var tasks string
 			for _, t := range in.Tasks {
 				tasks += fmt.Sprintf(" %s.%d:%d@%s %s/%s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState)

@@ -20,11 +20,8 @@ func inUse(t *tables, n *api.Network) bool {
 			return true
 		}
 	}
-	if !n.Spec.Ingress {
-		return false
-	}
 	for o := range ByIDPrefix("").index(t, KindService) {
-		if s, ok := o.(*api.Service); ok && api.UsesIngress(s.Spec.EndpointSpec) {
+		if s, ok := o.(*api.Service); ok && (s.PreviouslyIn(n.ID) || n.Spec.Ingress && api.UsesIngress(s.Spec.EndpointSpec)) {
 			return true
 		}
 	}

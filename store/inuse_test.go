@@ -18,6 +18,13 @@ func TestANetworkThatIsTakenUpMeanwhileStays(t *testing.T) {
 			s.Spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "n"}}
 			return Create(tx, s)
 		},
+		"service, before its update": func(tx *Tx) error {
+			s := &api.Service{}
+			s.ID, s.Spec.Name = "s", "s"
+			s.PreviousSpec, s.UpdateStatus = &swarm.ServiceSpec{}, &swarm.UpdateStatus{State: swarm.UpdateStateUpdating}
+			s.PreviousSpec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "n"}}
+			return Create(tx, s)
+		},
 		"published port": func(tx *Tx) error {
 			s := &api.Service{}
 			s.ID, s.Spec.Name = "s", "s"

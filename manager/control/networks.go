@@ -120,7 +120,8 @@ func (c *Control) NetworkInspect(_ context.Context, name string, verbose bool) (
 	return in, nil
 }
 
-// networkUsers says who needs a network: services by name, and containers that
+// networkUsers says who needs a network: services by name, also those whose update may
+// yet be taken back, or has not reached all tasks, and containers that
 // nodes' users run in it. Tasks of services that are gone are on their way out and
 // keep nobody from removing it, so that a stack can be removed, and deployed again,
 // at once.
@@ -136,7 +137,13 @@ func networkUsers(r store.Reader, n *api.Network) (services, containers []string
 		containers = append(containers, t.Name()+" on node "+at)
 	}
 	slices.Sort(containers)
-	return serviceUsers(r, n), containers
+	services = serviceUsers(r, n)
+	for s := range store.List[*api.Service](r) {
+		if s.PreviouslyIn(n.ID) && !slices.Contains(services, s.Spec.Name) {
+			services = append(services, s.Spec.Name+" (as it was before its update, which is not over)")
+		}
+	}
+	return services, containers
 }
 
 // serviceUsers are the names of the services that need a network.

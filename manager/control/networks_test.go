@@ -82,6 +82,38 @@ func TestNetworksOfNodes(t *testing.T) {
 	refused(t, f.NetworkRemove(t.Context(), "lan"), api.Conflict, "in use by service s")
 }
 
+// An update that is under way may fail, and be rolled back by itself.
+func TestNetworksOfServicesBeingUpdated(t *testing.T) {
+	f := setUp(t)
+	ctx := t.Context()
+	if _, err := f.NetworkCreate(ctx, &network.CreateRequest{Name: "back"}); err != nil {
+		t.Fatal(err)
+	}
+	s := spec("s")
+	s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "back"}}
+	id := f.create(s).ID
+	set := func(state swarm.UpdateState, change func(o *api.Service)) {
+		t.Helper()
+		if _, err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+			o := *store.Get[*api.Service](tx, id)
+			change(&o)
+			o.UpdateStatus = &swarm.UpdateStatus{State: state}
+			return store.Put(tx, &o)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(swarm.UpdateStateUpdating, func(o *api.Service) {
+		was := o.Spec
+		o.PreviousSpec, o.Spec.TaskTemplate.Networks = &was, nil
+	})
+	refused(t, f.NetworkRemove(ctx, "back"), api.Conflict, "network back is in use by service s (as it was before its update, which is not over)")
+	set(swarm.UpdateStateCompleted, func(*api.Service) {})
+	if err := f.NetworkRemove(ctx, "back"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Containers that users run on nodes are users of a network like others.
 func TestContainersInNetworks(t *testing.T) {
 	f := setUp(t)

@@ -149,8 +149,16 @@ func (d *Dispatcher) removed(id string) {
 	delete(d.nodes, id)
 }
 
+// Where a node's state can't be written, it is tried again after remark, then ever
+// later up to maxRemark.
+const (
+	remark    = time.Second
+	maxRemark = 8 * time.Second
+)
+
 // ready writes READY again, after somebody else wrote another state of a node
-// whose session stands. Called with d.mu held.
+// whose session stands. What the store says of the node then is looked at again: the
+// write may have failed, and more may have been written since. Called with d.mu held.
 func (d *Dispatcher) ready(s *session) {
 	s.mu.Lock()
 	busy := s.marking || !s.live()
@@ -165,10 +173,16 @@ func (d *Dispatcher) ready(s *session) {
 			n.Status, n.DownSince = swarm.NodeStatus{State: swarm.NodeStateReady, Addr: n.Status.Addr}, time.Time{}
 			return s.live()
 		})
+		d.logFailure(ctx, "marking a node ready", s.node, err)
+		if err != nil {
+			pause(ctx, remark, s.ended)
+		}
 		s.mu.Lock()
 		s.marking = false
 		s.mu.Unlock()
-		d.logFailure(ctx, "marking a node ready", s.node, err)
+		if s.live() && ctx.Err() == nil {
+			d.look(s.node)
+		}
 	})
 }
 
@@ -197,16 +211,35 @@ func (d *Dispatcher) lose(s *session, cause error) {
 	d.background(func(ctx context.Context) { d.down(ctx, s.node, s.id, cause.Error()) })
 }
 
-// down says that a node is down, if that session is still its last one.
+// down says that a node is down, if that session is still its last one, as often as
+// it takes: nobody else does.
 func (d *Dispatcher) down(ctx context.Context, node, session, why string) {
-	err := d.setStatus(ctx, node, session, func(n *api.Node) bool {
-		n.Status = swarm.NodeStatus{State: swarm.NodeStateDown, Addr: n.Status.Addr, Message: why}
-		if n.DownSince.IsZero() {
-			n.DownSince = time.Now().UTC()
+	for wait := remark; ; wait = min(2*wait, maxRemark) {
+		err := d.setStatus(ctx, node, session, func(n *api.Node) bool {
+			n.Status = swarm.NodeStatus{State: swarm.NodeStateDown, Addr: n.Status.Addr, Message: why}
+			if n.DownSince.IsZero() {
+				n.DownSince = time.Now().UTC()
+			}
+			return true
+		})
+		d.logFailure(ctx, "marking a node down", node, err)
+		if err == nil || !pause(ctx, wait, nil) {
+			return
 		}
+	}
+}
+
+// pause waits; false: ctx or what else is given ended before that.
+func pause(ctx context.Context, d time.Duration, ended <-chan struct{}) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
 		return true
-	})
-	d.logFailure(ctx, "marking a node down", node, err)
+	case <-ended:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // setStatus writes what change makes of a node, if that says so and the session

@@ -158,7 +158,7 @@ func (c *jobChaos) rest() {
 	}
 	for _, id := range sorted(c.services) {
 		in := c.input(id)
-		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil || !out.Again.IsZero() {
+		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil || !out.Again.IsZero() {
 			c.rt.Fatalf("%s never comes to rest: %+v", id, out)
 		}
 		if o := orchestrator.JobOutcome(in); o.Failed > 0 || o.Completed != count[id] || !o.Over && count[id] > 0 {

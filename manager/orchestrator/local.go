@@ -14,7 +14,7 @@ const maxPlaces = 64
 // changes.
 func (p *plan) quiet() bool {
 	st := p.Service.UpdateStatus
-	return len(p.out.Create)+len(p.out.Desired)+len(p.out.Delete) == 0 && p.out.Update == nil && !p.out.Waits &&
+	return p.out.changes() == 0 && p.out.Update == nil && !p.out.Waits &&
 		(st == nil || !underWay(st.State)) && p.Service.Spec.Labels[api.RebalanceLabel] == ""
 }
 
@@ -25,6 +25,7 @@ func (p *plan) quiet() bool {
 func PlanSlots(in Input) (Output, bool) {
 	p := newPlan(in)
 	p.group()
+	p.orphan()
 	for _, s := range p.slots {
 		t := p.live(s)
 		switch {

@@ -274,7 +274,7 @@ func (s *session) plan(ctx context.Context, services []string, limit int) error 
 				in.Tasks = slices.AppendSeq(in.Tasks, store.List[*api.Task](tx, store.ByService(id)))
 				out = Plan(in)
 			}
-			left -= len(out.Create) + len(out.Desired) + len(out.Delete)
+			left -= out.changes()
 			if err := write(tx, &in, &out); err != nil {
 				return err
 			}
@@ -356,16 +356,26 @@ func history(c *api.Cluster) int64 {
 
 // write puts a service's plan in the transaction.
 func write(tx *store.Tx, in *Input, out *Output) error {
+	orphaned := out.orphaned()
 	for _, t := range in.Tasks {
-		if desired, ok := out.Desired[t.ID]; ok {
-			c := *t
+		desired, ok := out.Desired[t.ID]
+		// Nodes may be behind the transaction, and not have one that has just joined.
+		orphan := orphaned[t.ID] && store.Get[*api.Node](tx, t.NodeID) == nil
+		if !ok && !orphan {
+			continue
+		}
+		c := *t
+		if ok {
 			c.DesiredState = desired
-			if why := out.Evicted[t.ID]; why != "" {
-				c.Evicted = why
-			}
-			if err := store.Put(tx, &c); err != nil {
-				return err
-			}
+		}
+		if why := out.Evicted[t.ID]; why != "" {
+			c.Evicted = why
+		}
+		if orphan {
+			c.Status = swarm.TaskStatus{State: swarm.TaskStateOrphaned, Timestamp: in.Now, Message: "Task belonged to a node that has been deleted"}
+		}
+		if err := store.Put(tx, &c); err != nil {
+			return err
 		}
 	}
 	for _, t := range out.Create {

@@ -9,6 +9,72 @@ import (
 	"github.com/legion-swarm/legion/store"
 )
 
+// TestOrphans: who removes a node may not see a task that comes there at the same time.
+// The loop ends it, whatever is wanted of it, and runs another; it does nothing to one
+// of a node that it has not heard of yet.
+func TestOrphans(t *testing.T) {
+	st, err := store.NewLocal(store.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &api.Service{}
+	o.ID, o.Spec.Name, o.SpecVersion = "web", "web", 1
+	o.Spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(3))}
+	spec := o.TaskSpec()
+	var tasks []*api.Task
+	for i, c := range []struct {
+		node          string
+		state, desire swarm.TaskState
+	}{
+		{"gone", swarm.TaskStateRunning, swarm.TaskStateRunning},
+		{"gone", swarm.TaskStateAssigned, swarm.TaskStateShutdown},
+		{"new", swarm.TaskStateRunning, swarm.TaskStateRunning},
+	} {
+		task := &api.Task{
+			ID: string(rune('a' + i)), ServiceID: "web", Slot: i + 1, NodeID: c.node, DesiredState: c.desire,
+			Spec: spec, SpecVersion: 1, Status: swarm.TaskStatus{State: c.state},
+		}
+		tasks = append(tasks, task)
+	}
+	if _, err = st.Update(t.Context(), func(tx *store.Tx) error {
+		if err := store.Create(tx, o); err != nil {
+			return err
+		}
+		for _, task := range tasks {
+			if err := store.Create(tx, task); err != nil {
+				return err
+			}
+		}
+		n := &api.Node{}
+		n.ID = "new"
+		return store.Create(tx, n)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s := &session{
+		Loop: &Loop{Store: st}, agenda: newAgenda(), nodes: map[string]*api.Node{}, evict: map[string]string{}, shrunk: map[string]bool{},
+		waits: map[string]bool{}, quiet: map[string]uint64{},
+	}
+	if err := s.plan(t.Context(), []string{"web"}, maxChanges); err != nil {
+		t.Fatal(err)
+	}
+	view := st.View()
+	for id, want := range map[string]swarm.TaskState{"a": swarm.TaskStateOrphaned, "b": swarm.TaskStateOrphaned, "c": swarm.TaskStateRunning} {
+		if got := store.Get[*api.Task](view, id); got == nil || got.Status.State != want {
+			t.Errorf("%s: %+v, want %s", id, got, want)
+		}
+	}
+	n := 0
+	for task := range store.List[*api.Task](view, store.BySlot("web", 1)) {
+		if !api.ToldToEnd(task.DesiredState) {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("slot 1 has %d tasks that shall run", n)
+	}
+}
+
 // TestSettled: only a task that is alone in its slot, of a service that needed
 // nothing, comes up without a plan.
 func TestSettled(t *testing.T) {

@@ -38,6 +38,9 @@ type Output struct {
 	Create []*api.Task
 	// Desired are new desired states of tasks, by id.
 	Desired map[string]swarm.TaskState
+	// Orphaned are ids of tasks that have not ended and whose node is none any more,
+	// as far as Nodes tells: nobody will hear of them again.
+	Orphaned []string
 	// Delete are ids of tasks that nothing keeps any more.
 	Delete []string
 	// Update is the service with a new update status, and after a rollback with
@@ -52,6 +55,11 @@ type Output struct {
 	Waits bool
 	// Quiet says that nothing is to be done: see PlanSlots.
 	Quiet bool
+}
+
+// changes is how many tasks change.
+func (o *Output) changes() int {
+	return len(o.Create) + len(o.Desired) + len(o.Orphaned) + len(o.Delete)
 }
 
 // plan is a Plan under way.
@@ -89,6 +97,7 @@ func Plan(in Input) Output {
 		return p.out
 	}
 	p.group()
+	p.orphan()
 	switch {
 	case in.Service.Job():
 		p.job()
@@ -118,7 +127,7 @@ func Plan(in Input) Output {
 // full reports whether the plan has as many changes as it may; it then goes on
 // in the next one.
 func (p *plan) full() bool {
-	if p.MaxChanges == 0 || len(p.out.Create)+len(p.out.Desired)+len(p.out.Delete) < p.MaxChanges {
+	if p.MaxChanges == 0 || p.out.changes() < p.MaxChanges {
 		return false
 	}
 	p.again(p.Now)

@@ -165,7 +165,7 @@ func (c *chaos) rest() {
 	}
 	for _, id := range sorted(c.services) {
 		out := orchestrator.Plan(c.input(id))
-		if len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil {
+		if len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil {
 			c.rt.Fatalf("%s never comes to rest: %+v", id, out)
 		}
 	}
@@ -357,7 +357,7 @@ func TestBoundedPlans(t *testing.T) {
 		in := w.input("web")
 		in.MaxChanges = 10
 		out := orchestrator.Plan(in)
-		if n := len(out.Create) + len(out.Desired) + len(out.Delete); n > 11 {
+		if n := len(out.Create) + len(out.Desired) + len(out.Orphaned) + len(out.Delete); n > 11 {
 			t.Fatalf("%d changes in a plan of at most 10", n)
 		}
 		plans++

@@ -2,6 +2,8 @@ package orchestrator
 
 import (
 	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
 )
 
 // maxHistory bounds what a restart policy can make the store keep, per slot.
@@ -21,6 +23,35 @@ func (p *plan) reapRemoved() {
 			p.out.Delete = append(p.out.Delete, t.ID)
 		}
 	}
+}
+
+// orphan gives up tasks that nobody will hear of again. Whoever removes a node ends
+// the tasks that it has; one may have come there at the same time, unseen by them.
+func (p *plan) orphan() {
+	for _, t := range p.Tasks {
+		if t.NodeID == "" || api.Final(t.Status.State) || p.Nodes[t.NodeID] != nil {
+			continue
+		}
+		if p.full() {
+			return
+		}
+		p.out.Orphaned = append(p.out.Orphaned, t.ID)
+	}
+}
+
+// orphaned are the tasks to be orphaned that are not deleted.
+func (o *Output) orphaned() map[string]bool {
+	if len(o.Orphaned) == 0 {
+		return nil
+	}
+	ids := make(map[string]bool, len(o.Orphaned))
+	for _, id := range o.Orphaned {
+		ids[id] = true
+	}
+	for _, id := range o.Delete {
+		delete(ids, id)
+	}
+	return ids
 }
 
 // reapHistory deletes, in each slot, ended tasks beyond the history that is

@@ -185,6 +185,9 @@ func (w *world) apply(out *orchestrator.Output) bool {
 		}
 		w.log("%s: new task %s %s, to be %s%s", w.clock(), c.ID, c.Spec.ContainerSpec.Image, c.DesiredState, wait)
 	}
+	for _, id := range out.Orphaned {
+		w.status(id, swarm.TaskStateOrphaned, "its node is none any more")
+	}
 	for _, id := range out.Delete {
 		w.log("%s: %s is forgotten", w.clock(), id)
 		delete(w.tasks, id)
@@ -193,7 +196,7 @@ func (w *world) apply(out *orchestrator.Output) bool {
 		w.services[out.Update.ID] = out.Update
 		w.log("%s: %s: %s", w.clock(), out.Update.ID, out.Update.UpdateStatus.Message)
 	}
-	return len(out.Create)+len(out.Desired)+len(out.Delete) > 0 || out.Update != nil
+	return len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil
 }
 
 func letters(n int) string {
