@@ -1,12 +1,14 @@
 package linux
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -72,12 +74,48 @@ func (p *Plane) makeSandbox(path string, want *network.Sandbox) (_ *network.Sand
 	if err := n.h.LinkSetUp(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: loopback}}); err != nil {
 		return nil, fmt.Errorf("set lo up: %w", err)
 	}
-	for i := range want.Interfaces {
-		if err := n.addInterface(want.ID, &want.Interfaces[i]); err != nil {
-			return nil, err
-		}
+	if err := n.addInterfaces(want); err != nil {
+		return nil, err
 	}
 	return want, n.setGateways(&network.Sandbox{}, want)
+}
+
+// addInterfaces makes those of a new sandbox. The ones without IPv6 come to be
+// without it: to turn it off afterwards takes the kernel's lock of all networks,
+// for which the writer of a file spins while others have it.
+func (n *inside) addInterfaces(want *network.Sandbox) error {
+	const file = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+	off := []byte("1")
+	was, e := os.ReadFile(file)
+	was = bytes.TrimSpace(was)
+	if e != nil || bytes.Equal(was, off) { // the kernel has no IPv6, or hosts' settings are inherited
+		was = off
+	}
+	for i := range want.Interfaces {
+		f := &want.Interfaces[i]
+		if without := !hasIPv6(f); without != n.without6 && !bytes.Equal(was, off) {
+			value := was
+			if without {
+				value = off
+			}
+			if err := writeSysctl(file, string(value)); err != nil {
+				return err
+			}
+			n.without6 = without
+		}
+		if err := n.addInterface(want.ID, f); err != nil {
+			return err
+		}
+	}
+	if n.without6 {
+		n.without6 = false
+		return writeSysctl(file, string(was))
+	}
+	return nil
+}
+
+func hasIPv6(f *network.Interface) bool {
+	return slices.ContainsFunc(f.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() })
 }
 
 // changeSandbox enters a sandbox's namespace and makes the differences.
@@ -129,6 +167,8 @@ type inside struct {
 	h    *netlink.Handle // in the namespace
 	host *netlink.Handle
 	ns   *os.File
+
+	without6 bool // interfaces that are made now come without IPv6
 }
 
 func (p *Plane) enter(path string) (*inside, error) {
@@ -195,7 +235,7 @@ func (n *inside) addInterface(id string, f *network.Interface) error {
 	if err := n.configure(f); err != nil {
 		return fmt.Errorf("interface %s: %w", f.Name, err)
 	}
-	return n.complete(side, id, f)
+	return n.complete(side, v, id, f)
 }
 
 // side returns a netlink socket where the other end of an interface is: in the
@@ -211,11 +251,7 @@ func (n *inside) side(f *network.Interface) (h *netlink.Handle, done func(), err
 }
 
 // complete sets what only a bridge's port has, and the mark.
-func (n *inside) complete(side *netlink.Handle, id string, f *network.Interface) error {
-	l, err := side.LinkByName(f.HostName)
-	if err != nil {
-		return fmt.Errorf("interface %s: veth %s: %w", f.Name, f.HostName, err)
-	}
+func (n *inside) complete(side *netlink.Handle, l netlink.Link, id string, f *network.Interface) error {
 	// Where frames on a bridge pass the IP packet filter (br_netfilter), a
 	// container reaches its own published port by the port it came from.
 	if err := side.LinkSetHairpin(l, true); err != nil {
@@ -238,11 +274,7 @@ func (n *inside) configure(f *network.Interface) error {
 	if err != nil {
 		return err
 	}
-	v6 := false
-	for _, a := range f.Addresses {
-		v6 = v6 || a.Addr().Is6()
-	}
-	if !v6 {
+	if !hasIPv6(f) && !n.without6 {
 		// No IPv6 there: no link-local address either. Kernels without IPv6 have no such file.
 		if err := writeSysctl("/proc/sys/net/ipv6/conf/"+f.Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
