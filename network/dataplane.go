@@ -40,6 +40,15 @@ type Dataplane interface {
 	Path(sandbox string) string
 }
 
+// Resumer is what a Dataplane may be besides: one that takes up some of its work
+// before the first Set, which may take long or wait for others.
+type Resumer interface {
+	// Resume has names answered in those of the config's sandboxes that an earlier
+	// process has left. What it can't do is left to Set. It may be called once,
+	// before Set.
+	Resume(c *Config)
+}
+
 // Host is the node's own network, as far as the choice of subnets and devices
 // depends on it.
 type Host struct {

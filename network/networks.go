@@ -123,7 +123,13 @@ func New(ctx context.Context, o Options) (*Networks, error) {
 	if err := n.predefine(host); err != nil {
 		return nil, err
 	}
-	return n, n.adopt()
+	if err := n.adopt(); err != nil {
+		return nil, err
+	}
+	if r, ok := n.plane.(Resumer); ok {
+		r.Resume(n.config())
+	}
+	return n, nil
 }
 
 // load reads the networks.

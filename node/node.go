@@ -77,13 +77,14 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if n.id, err = engineID(cfg.Settings.DataRoot); err != nil {
 		return nil, err
 	}
+	// First, so that containers' names are answered again.
+	if err := n.openNetworks(ctx); err != nil {
+		return nil, err
+	}
 	if n.programs, err = bundle.Open(filepath.Join(cfg.Settings.DataRoot, "bin")); err != nil {
 		return nil, err
 	}
 	if err := n.openRuntime(ctx); err != nil {
-		return nil, err
-	}
-	if err := n.openNetworks(ctx); err != nil {
 		return nil, err
 	}
 	swarmDir := filepath.Join(cfg.Settings.DataRoot, "swarm")

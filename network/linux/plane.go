@@ -106,7 +106,10 @@ type Plane struct {
 	closed    bool
 }
 
-var _ network.Dataplane = (*Plane)(nil)
+var (
+	_ network.Dataplane = (*Plane)(nil)
+	_ network.Resumer   = (*Plane)(nil)
+)
 
 // New returns a data plane; it changes nothing until Set.
 func New(c Config) (*Plane, error) {

@@ -85,6 +85,24 @@ func (p *Plane) dropResolvers(ch *network.Changes) {
 	}
 }
 
+// Resume implements network.Resumer.
+func (p *Plane) Resume(c *network.Config) {
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
+	var there []*network.Sandbox
+	for id, s := range c.Sandboxes {
+		if s.Resolver != nil && bound(p.Path(id)) {
+			there = append(there, s)
+		}
+	}
+	p.resolvers.hub.SetZones(c.Zones)
+	var f failures
+	p.resolvers.openAll(there, c.Clone(), &f)
+	if err := f.err(); err != nil {
+		p.log.Debug("network: names are not answered yet", "error", err)
+	}
+}
+
 // setResolvers makes names, and who answers for them, what they should be. Names
 // are the new ones for all queries that arrive after it has returned.
 func (p *Plane) setResolvers(ch *network.Changes, now *network.Config, f *failures) {

@@ -178,6 +178,35 @@ func TestResolverReopens(t *testing.T) {
 	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
 }
 
+// TestResolverResumes: the next daemon answers before its first Set, which finds the
+// sockets open.
+func TestResolverResumes(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := named()
+	w.ok(p.Set(t.Context(), c))
+	p.sockets.close()
+	p.resolvers.close()
+	p = w.plane("")
+	gone := *c.Sandboxes["s0-0"]
+	gone.ID = "gone" // with the host's last boot
+	more := c.Clone()
+	more.Sandboxes[gone.ID] = &gone
+	p.Resume(more)
+	for id := range c.Sandboxes {
+		w.expectNames(p, id, "udp", "ip4", "web.", "172.17.0.2")
+		w.expectNames(p, id, "tcp", "ip4", "web.", "172.17.0.2")
+	}
+	open := maps.Clone(p.resolvers.open)
+	ended := c.Clone() // meanwhile
+	delete(ended.Sandboxes, "s0-1")
+	w.ok(p.Set(t.Context(), ended))
+	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
+	if p.resolvers.open["s0-0"] != open["s0-0"] || p.resolvers.open["s0-1"] != nil || p.resolvers.open["gone"] != nil {
+		t.Errorf("open: %v, were %v", p.resolvers.open, open)
+	}
+}
+
 // TestResolverWithoutRules: a kernel that can't lead port 53 elsewhere has it
 // served all the same.
 func TestResolverWithoutRules(t *testing.T) {
