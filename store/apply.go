@@ -162,6 +162,9 @@ func (a *applier) finish() (result, fatal error) {
 		if n, ok := a.changes[i].Old.(*api.Network); ok && a.changes[i].New == nil && inUse(&a.tables, n) {
 			return errStale, nil
 		}
+		if n, ok := a.changes[i].Old.(*api.Node); ok && a.changes[i].New == nil && hasContainers(&a.tables, n) {
+			return errStale, nil
+		}
 		if c := &a.changes[i]; c.New != nil && c.Kind.named() {
 			if err := nameFree(&a.tables, c.Kind, c.New); err != nil {
 				return err, nil

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"iter"
 	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -15,10 +16,8 @@ func inUse(t *tables, n *api.Network) bool {
 	for range ByNetwork(n.ID).index(t, KindService) {
 		return true
 	}
-	for o := range ByNetwork(n.ID).index(t, KindTask) {
-		if task, ok := o.(*api.Task); ok && task.Attachment() && !api.Final(task.Status.State) {
-			return true
-		}
+	if attached(ByNetwork(n.ID).index(t, KindTask)) {
+		return true
 	}
 	for o := range ByIDPrefix("").index(t, KindService) {
 		if s, ok := o.(*api.Service); ok && (s.PreviouslyIn(n.ID) || n.Spec.Ingress && api.UsesIngress(s.Spec.EndpointSpec)) {
@@ -26,6 +25,23 @@ func inUse(t *tables, n *api.Network) bool {
 		}
 	}
 	return false
+}
+
+// attached reports whether there is a container among tasks that a node's user runs.
+func attached(tasks iter.Seq[any]) bool {
+	for o := range tasks {
+		if t, ok := o.(*api.Task); ok && t.Attachment() && !api.Final(t.Status.State) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasContainers reports whether a node that is being removed has joined containers to
+// networks that whoever removes it did not see: nobody would end them. Tasks of
+// services, too, may come to it at that time; the orchestrator ends those.
+func hasContainers(t *tables, n *api.Node) bool {
+	return attached(ByNode(n.ID).index(t, KindTask))
 }
 
 // portTaken reports whether another service has a port that this one was given.

@@ -69,6 +69,46 @@ func TestANetworkThatIsTakenUpMeanwhileStays(t *testing.T) {
 	}
 }
 
+// Who removes a node ends its users' containers; before that is applied, there is one more.
+func TestANodeThatGetsAContainerMeanwhile(t *testing.T) {
+	s, err := NewLocal(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	update := func(fn func(tx *Tx) error) {
+		t.Helper()
+		if _, err := s.Update(t.Context(), fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update(func(tx *Tx) error {
+		n := &api.Node{}
+		n.ID = "n"
+		return Create(tx, n)
+	})
+	runs := 0
+	update(func(tx *Tx) error {
+		if runs++; runs == 1 {
+			update(func(tx *Tx) error {
+				return Create(tx, &api.Task{ID: "t", NodeID: "n", Spec: &api.TaskSpec{TaskSpec: swarm.TaskSpec{
+					NetworkAttachmentSpec: &swarm.NetworkAttachmentSpec{ContainerID: "c"},
+				}}})
+			})
+		}
+		for task := range List[*api.Task](tx, ByNode("n")) {
+			c := *task
+			c.Status.State = swarm.TaskStateOrphaned
+			if err := Put(tx, &c); err != nil {
+				return err
+			}
+		}
+		return Delete[*api.Node](tx, "n")
+	})
+	if task := Get[*api.Task](s.View(), "t"); runs != 2 || task.Status.State != swarm.TaskStateOrphaned || Get[*api.Node](s.View(), "n") != nil {
+		t.Errorf("%d runs, %+v", runs, task)
+	}
+}
+
 // Two managers give two services the same port at the same time: the second chooses
 // again, or its user is told.
 func TestAPortThatIsTakenMeanwhile(t *testing.T) {

@@ -99,6 +99,9 @@ func (a *attachments) attach(ctx context.Context, t *api.Task, name string) (n *
 		if n, err = attachable(tx, name, t.Spec.Container); err != nil {
 			return err
 		}
+		if store.Get[*api.Node](tx, t.NodeID) == nil {
+			return errNotInSwarm(t.NodeID) // since a moment ago
+		}
 		count := 0
 		for old := range store.List[*api.Task](tx, store.ByNode(t.NodeID)) {
 			if !old.Attachment() {
