@@ -100,53 +100,23 @@ func (ch *Changes) Apply(from *Config) *Config {
 	c := from.Clone()
 	c.Rules4, c.Rules6, c.Forward, c.UserProxy = ch.To.Rules4, ch.To.Rules6, ch.To.Forward, ch.To.UserProxy
 	c.Underlay = ch.To.Underlay
-	for _, id := range ch.DropOverlays {
-		delete(c.Overlays, id)
-	}
-	for _, o := range ch.PutOverlays {
-		c.Overlays[o.ID] = o
-	}
-	for _, n := range ch.DropBridges {
-		delete(c.Bridges, n)
-	}
-	for _, b := range ch.PutBridges {
-		c.Bridges[b.Device] = b
-	}
-	for _, id := range ch.DropSandboxes {
-		delete(c.Sandboxes, id)
-	}
-	for _, s := range ch.PutSandboxes {
-		c.Sandboxes[s.ID] = s
-	}
-	for _, k := range ch.DropPorts {
-		delete(c.Ports, k)
-	}
-	for _, p := range ch.PutPorts {
-		c.Ports[p.PortKey] = p
-	}
-	ch.applyServices(c)
+	c.Mesh, c.Keys = ch.To.Mesh, ch.To.Keys
+	patch(c.Overlays, ch.DropOverlays, ch.PutOverlays, func(o *Overlay) string { return o.ID })
+	patch(c.Bridges, ch.DropBridges, ch.PutBridges, func(b *Bridge) string { return b.Device })
+	patch(c.Sandboxes, ch.DropSandboxes, ch.PutSandboxes, func(s *Sandbox) string { return s.ID })
+	patch(c.Ports, ch.DropPorts, ch.PutPorts, func(p *Port) PortKey { return p.PortKey })
+	patch(c.Zones, ch.DropZones, ch.PutZones, func(z *Zone) string { return z.ID })
+	patch(c.Balancers, ch.DropBalancers, ch.PutBalancers, func(b *Balancer) BalancerKey { return b.BalancerKey })
+	patch(c.MeshPorts, ch.DropMeshPorts, ch.PutMeshPorts, func(p *MeshPort) MeshKey { return p.MeshKey })
 	return c
 }
 
-func (ch *Changes) applyServices(c *Config) {
-	c.Mesh, c.Keys = ch.To.Mesh, ch.To.Keys
-	for _, id := range ch.DropZones {
-		delete(c.Zones, id)
+func patch[K comparable, V any](m map[K]*V, drop []K, put []*V, key func(*V) K) {
+	for _, k := range drop {
+		delete(m, k)
 	}
-	for _, z := range ch.PutZones {
-		c.Zones[z.ID] = z
-	}
-	for _, k := range ch.DropBalancers {
-		delete(c.Balancers, k)
-	}
-	for _, b := range ch.PutBalancers {
-		c.Balancers[b.BalancerKey] = b
-	}
-	for _, k := range ch.DropMeshPorts {
-		delete(c.MeshPorts, k)
-	}
-	for _, p := range ch.PutMeshPorts {
-		c.MeshPorts[p.MeshKey] = p
+	for _, v := range put {
+		m[key(v)] = v
 	}
 }
 
