@@ -112,6 +112,9 @@ func Create[T api.Object](tx *Tx, o T) error {
 	if id == "" {
 		return api.Errorf(api.Invalid, "a %s needs an id", k)
 	}
+	if k == KindTask && len(id) > maxTaskID {
+		return api.Errorf(api.Invalid, "task %s: an id of %d bytes; at most %d are accepted", id, len(id), maxTaskID)
+	}
 	if tx.get(k, id) != nil {
 		return api.Errorf(api.Exists, "%s %s already exists", k, id)
 	}

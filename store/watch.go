@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 )
 
@@ -28,7 +29,8 @@ type Watcher struct {
 	ready chan struct{} // capacity 1
 
 	mu       sync.Mutex
-	pending  []Change
+	pending  [][]Change // an entry's each; shared by watchers, so nobody changes them
+	count    int        // of changes in them
 	overflow bool
 }
 
@@ -55,20 +57,33 @@ func (w *Watcher) add(changes []Change) {
 	if w.overflow {
 		return
 	}
-	n := len(w.pending)
-	for i := range changes {
-		if w.kinds[changes[i].Kind] {
-			w.pending = append(w.pending, changes[i])
-		}
-	}
-	switch {
-	case len(w.pending) > w.limit:
-		w.pending, w.overflow = nil, true
-	case len(w.pending) == n:
+	if changes = w.of(changes); len(changes) == 0 {
 		return
+	}
+	w.pending, w.count = append(w.pending, changes), w.count+len(changes)
+	if w.count > w.limit {
+		w.drop()
 	}
 	w.wake()
 }
+
+// of returns the changes of the watcher's kinds.
+func (w *Watcher) of(changes []Change) []Change {
+	other := func(c Change) bool { return !w.kinds[c.Kind] }
+	if !slices.ContainsFunc(changes, other) {
+		return changes
+	}
+	var own []Change
+	for i := range changes {
+		if !other(changes[i]) {
+			own = append(own, changes[i])
+		}
+	}
+	return own
+}
+
+// drop has the watcher start over. Callers hold w.mu.
+func (w *Watcher) drop() { w.pending, w.count, w.overflow = nil, 0, true }
 
 func (w *Watcher) wake() {
 	select {
@@ -77,20 +92,22 @@ func (w *Watcher) wake() {
 	}
 }
 
-// Next waits for changes and returns all that there are, in order. ErrOverflow
-// is final; otherwise the error is ctx's.
+// Next waits for changes and returns all that there are, in order; they must not
+// be changed. ErrOverflow is final; otherwise the error is ctx's.
 func (w *Watcher) Next(ctx context.Context) ([]Change, error) {
 	defer waits(ctx, true)()
 	for {
 		w.mu.Lock()
-		changes, overflow := w.pending, w.overflow
-		w.pending = nil
+		pending, overflow := w.pending, w.overflow
+		w.pending, w.count = nil, 0
 		w.mu.Unlock()
 		switch {
 		case overflow:
 			return nil, ErrOverflow
-		case len(changes) > 0:
-			return changes, nil
+		case len(pending) == 1:
+			return pending[0], nil
+		case len(pending) > 1:
+			return slices.Concat(pending...), nil
 		}
 		select {
 		case <-ctx.Done():
@@ -111,7 +128,7 @@ func (w *Watcher) Close() {
 func (s *Store) failWatchers() {
 	for w := range s.watchers {
 		w.mu.Lock()
-		w.pending, w.overflow = nil, true
+		w.drop()
 		w.mu.Unlock()
 		w.wake()
 	}
