@@ -69,7 +69,7 @@ func (s *Store) publish(v *View, changes []Change) {
 		return
 	}
 	for w := range s.watchers {
-		w.add(changes)
+		w.add(v, changes)
 	}
 }
 

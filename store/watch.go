@@ -31,6 +31,7 @@ type Watcher struct {
 	mu       sync.Mutex
 	pending  [][]Change // an entry's each; shared by watchers, so nobody changes them
 	count    int        // of changes in them
+	after    *View      // has them all; nil without any
 	overflow bool
 }
 
@@ -51,7 +52,7 @@ func (s *Store) Watch(kinds ...Kind) (*View, *Watcher) {
 }
 
 // add never blocks.
-func (w *Watcher) add(changes []Change) {
+func (w *Watcher) add(v *View, changes []Change) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.overflow {
@@ -60,7 +61,7 @@ func (w *Watcher) add(changes []Change) {
 	if changes = w.of(changes); len(changes) == 0 {
 		return
 	}
-	w.pending, w.count = append(w.pending, changes), w.count+len(changes)
+	w.pending, w.count, w.after = append(w.pending, changes), w.count+len(changes), v
 	if w.count > w.limit {
 		w.drop()
 	}
@@ -83,7 +84,7 @@ func (w *Watcher) of(changes []Change) []Change {
 }
 
 // drop has the watcher start over. Callers hold w.mu.
-func (w *Watcher) drop() { w.pending, w.count, w.overflow = nil, 0, true }
+func (w *Watcher) drop() { w.pending, w.count, w.after, w.overflow = nil, 0, nil, true }
 
 func (w *Watcher) wake() {
 	select {
@@ -95,23 +96,30 @@ func (w *Watcher) wake() {
 // Next waits for changes and returns all that there are, in order; they must not
 // be changed. ErrOverflow is final; otherwise the error is ctx's.
 func (w *Watcher) Next(ctx context.Context) ([]Change, error) {
+	changes, _, err := w.NextView(ctx)
+	return changes, err
+}
+
+// NextView is Next, and returns the view that has these changes and none of the
+// watcher's kinds after them.
+func (w *Watcher) NextView(ctx context.Context) ([]Change, *View, error) {
 	defer waits(ctx, true)()
 	for {
 		w.mu.Lock()
-		pending, overflow := w.pending, w.overflow
-		w.pending, w.count = nil, 0
+		pending, view, overflow := w.pending, w.after, w.overflow
+		w.pending, w.count, w.after = nil, 0, nil
 		w.mu.Unlock()
 		switch {
 		case overflow:
-			return nil, ErrOverflow
+			return nil, nil, ErrOverflow
 		case len(pending) == 1:
-			return pending[0], nil
+			return pending[0], view, nil
 		case len(pending) > 1:
-			return slices.Concat(pending...), nil
+			return slices.Concat(pending...), view, nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-w.ready:
 		}
 	}

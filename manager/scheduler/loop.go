@@ -61,6 +61,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 	defer w.Close()
 	s := &session{Loop: l, state: New(), fresh: map[string]*api.Task{}, waiting: map[string]Placement{}}
 	s.load(view)
+	s.state.Settle(view)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
 	defer func() {
@@ -70,7 +71,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 	}()
 	for {
 		s.schedule(gctx, g)
-		changes, err := w.Next(gctx)
+		changes, view, err := w.NextView(gctx)
 		if err != nil {
 			return err
 		}
@@ -78,6 +79,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 		for i := range changes {
 			s.change(&changes[i], now)
 		}
+		s.state.Settle(view)
 	}
 }
 
