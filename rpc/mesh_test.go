@@ -294,3 +294,30 @@ func TestMeshFormer(t *testing.T) {
 		t.Error("its message arrived")
 	}
 }
+
+// TestMeshManySenders: what several goroutines send at the same time arrives whole,
+// that of each in its order, whoever has written it.
+func TestMeshManySenders(t *testing.T) {
+	a, b := two(t)
+	const senders, each = 8, 100
+	var all sync.WaitGroup
+	for s := range senders {
+		all.Go(func() {
+			for i := range each {
+				message := make([]byte, 2+(s*each+i)*50)
+				message[0], message[1] = byte(s), byte(i)
+				a.mesh.Send(2, b.addr(), message)
+			}
+		})
+	}
+	next := map[byte]int{}
+	for range senders * each {
+		m := <-b.got
+		s, i := m[0], int(m[1])
+		if want := 2 + (int(s)*each+i)*50; i != next[s] || len(m) != want {
+			t.Fatalf("message %d of sender %d has %d bytes; it is %d's turn", i, s, len(m), next[s])
+		}
+		next[s]++
+	}
+	all.Wait()
+}

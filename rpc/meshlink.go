@@ -26,20 +26,53 @@ type peerLink struct {
 	size  int
 	full  bool      // messages were dropped
 	up    bool      // the stream stands
+	wire  *wire     // what it is made of; nil until the first frame is sent
+	busy  bool      // somebody writes: sends a frame
+	fault error     // why wire could not be written to
 	heard time.Time // when the last receipt came
 	owed  time.Time // when the oldest frame without receipt was sent; zero: none
 }
 
-// push queues a message, unless there are too many.
+// push sends a message at once, if nothing else is being sent and there is room
+// for it: to have another goroutine send it takes longer than that. Else it is
+// queued, unless there are too many.
 func (p *peerLink) push(message []byte) {
 	p.mu.Lock()
-	if len(p.queue) >= maxQueued || p.size+len(message) > maxQueuedSize || !p.up && len(p.queue) >= maxEarly {
-		p.full = true // raft sends it again
+	w := p.wire
+	now := w != nil && !p.busy && len(p.queue) == 0
+	if now {
+		p.busy = true
 	} else {
-		p.queue = append(p.queue, message)
-		p.size += len(message)
+		p.queueUp(message)
 	}
 	p.mu.Unlock()
+	if !now {
+		p.poke()
+		return
+	}
+	if w.roomy(len(message)) {
+		_ = p.write(w, [][]byte{message}) // the connection ends then
+		return
+	}
+	p.mu.Lock()
+	p.busy = false
+	p.queueUp(message)
+	p.mu.Unlock()
+	p.poke()
+}
+
+// queueUp is for callers that hold mu.
+func (p *peerLink) queueUp(message []byte) {
+	if len(p.queue) >= maxQueued || p.size+len(message) > maxQueuedSize || !p.up && len(p.queue) >= maxEarly {
+		p.full = true // raft sends it again
+		return
+	}
+	p.queue = append(p.queue, message)
+	p.size += len(message)
+}
+
+// poke has the goroutine of send look what there is to do.
+func (p *peerLink) poke() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -47,9 +80,13 @@ func (p *peerLink) push(message []byte) {
 }
 
 // take returns the next messages, at most a frame full unless one alone is more.
+// Whoever gets some writes them. There are none while somebody else writes.
 func (p *peerLink) take() (messages [][]byte, dropped bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.busy {
+		return nil, false
+	}
 	size, n := 0, 0
 	for n < len(p.queue) && (n == 0 || size+len(p.queue[n]) <= frameSize) {
 		size += len(p.queue[n])
@@ -57,8 +94,29 @@ func (p *peerLink) take() (messages [][]byte, dropped bool) {
 	}
 	messages, p.queue = p.queue[:n:n], p.queue[n:]
 	p.size -= size
+	p.busy = n > 0
 	dropped, p.full = p.full, false
 	return messages, dropped
+}
+
+// write sends messages for whoever has made the link busy. An error ends the
+// connection.
+func (p *peerLink) write(w *wire, messages [][]byte) error {
+	err := p.frame(w, messages)
+	p.mu.Lock()
+	p.busy = false
+	more := len(p.queue) > 0
+	if err != nil && p.wire == w {
+		p.fault = err
+	}
+	p.mu.Unlock()
+	switch {
+	case err != nil:
+		_ = w.Close() // that ends its receiver, and all with it
+	case more:
+		p.poke()
+	}
+	return err
 }
 
 func (p *peerLink) reachable() bool {
@@ -125,7 +183,7 @@ func (p *peerLink) carry(ctx context.Context, w *wire) (stood bool, err error) {
 	defer context.AfterFunc(ctx, func() { _ = w.Close() })() // that ends what reads and writes
 	defer w.Close()                                          //nolint:errcheck // it may be closed already
 	p.mu.Lock()
-	p.up, p.heard, p.owed = true, time.Time{}, time.Time{}
+	p.up, p.heard, p.owed, p.fault = true, time.Time{}, time.Time{}, nil
 	p.mu.Unlock()
 	received := make(chan error, 1)
 	go func() { received <- p.receive(ctx, w) }()
@@ -139,8 +197,8 @@ func (p *peerLink) carry(ctx context.Context, w *wire) (stood bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	stood = !p.heard.IsZero()
-	p.up, p.queue, p.size = false, nil, 0
-	return stood, first(failed, err)
+	p.up, p.wire, p.queue, p.size = false, nil, nil, 0
+	return stood, first(p.fault, failed, err)
 }
 
 func first(errs ...error) error {
@@ -160,7 +218,7 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 		return err, false
 	}
 	p.mu.Lock()
-	p.owed = time.Now()
+	p.owed, p.wire = time.Now(), w
 	p.mu.Unlock()
 	for {
 		messages, dropped := p.take()
@@ -168,7 +226,7 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 			p.mesh.cfg.Unreachable(ctx, p.id)
 		}
 		if len(messages) > 0 {
-			if err := p.frame(w, messages); err != nil {
+			if err := p.write(w, messages); err != nil {
 				return err, false
 			}
 			continue
@@ -177,13 +235,14 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 		case <-p.wake:
 		case <-ping.C:
 			p.mu.Lock()
-			owed := p.owed
+			owed, idle := p.owed, !p.busy && p.owed.IsZero()
+			p.busy = p.busy || idle
 			p.mu.Unlock()
 			if !owed.IsZero() && time.Since(owed) > silence {
 				return errSilent, false
 			}
-			if owed.IsZero() {
-				if err := p.frame(w, nil); err != nil {
+			if idle {
+				if err := p.write(w, nil); err != nil {
 					return err, false
 				}
 			}
