@@ -262,9 +262,17 @@ func (n *Node) do(ctx context.Context, f func() error) error {
 	return <-reply
 }
 
-// request takes a request in Run's goroutine.
+// request takes a request in Run's goroutine. Proposals are gathered until
+// putAll.
 func (n *Node) request(ctx context.Context, r request) error {
-	var err error
+	if r.data != nil {
+		n.proposals = append(n.proposals, r)
+		if n.gathered += len(r.data); n.gathered > maxAppendSize {
+			n.putAll()
+		}
+		return nil
+	}
+	n.putAll()
 	switch {
 	case r.do != nil:
 		err := r.do(ctx)
@@ -273,27 +281,68 @@ func (n *Node) request(ctx context.Context, r request) error {
 	case r.read:
 		n.reads.add(n, r.reply)
 		return nil
-	case r.change != nil:
-		if err = n.mayChange(r.change); err == nil {
-			err = n.raw.ProposeConfChange(*r.change)
-		}
-		if err == nil {
-			n.changes = append(n.changes, r.seq)
-		}
-	case r.term != 0 && !n.leadsIn(r.term):
-		r.reply <- outcome{err: api.Errorf(api.NotLeader, "this manager does not lead in term %d any more; nothing was changed", r.term)}
-		return nil
-	default:
-		err = n.raw.Propose(r.data)
+	}
+	err := n.mayChange(r.change)
+	if err == nil {
+		err = n.raw.ProposeConfChange(*r.change)
 	}
 	if err != nil {
 		r.reply <- outcome{err: n.refusal(err)}
 		return nil
 	}
+	n.changes = append(n.changes, r.seq)
+	n.underWay([]request{r})
+	return nil
+}
+
+// putAll puts what was gathered in the log.
+func (n *Node) putAll() {
+	if len(n.proposals) == 0 {
+		return
+	}
+	all := n.proposals
+	n.proposals, n.gathered = nil, 0
+	all = slices.DeleteFunc(all, func(r request) bool {
+		late := r.term != 0 && !n.leadsIn(r.term)
+		if late {
+			r.reply <- outcome{err: api.Errorf(api.NotLeader, "this manager does not lead in term %d any more; nothing was changed", r.term)}
+		}
+		return late
+	})
+	entries := make([]raftpb.Entry, len(all))
+	for i := range all {
+		entries[i].Data = all[i].data
+	}
+	if n.put(entries) == nil {
+		n.underWay(all)
+		return
+	}
+	for i := range all { // there may be room for some
+		if err := n.put(entries[i : i+1]); err != nil {
+			all[i].reply <- outcome{err: n.refusal(err)}
+			continue
+		}
+		n.underWay(all[i : i+1])
+	}
+}
+
+// put puts entries in the log, all or none. Raft tells each member in one message,
+// which is answered once.
+func (n *Node) put(entries []raftpb.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	return n.raw.Step(raftpb.Message{Type: raftpb.MsgProp, From: n.cfg.ID, Entries: entries})
+}
+
+// underWay notes who waits for what was put in the log just now.
+func (n *Node) underWay(all []request) {
+	term := n.raw.BasicStatus().Term
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.waiting[r.seq] = waiter{r.reply, n.raw.BasicStatus().Term}
-	return nil
+	for i := range all {
+		n.waiting[all[i].seq] = waiter{all[i].reply, term}
+	}
 }
 
 func (n *Node) refusal(err error) error {
