@@ -29,7 +29,7 @@ const (
 	// it.
 	maxFrame = 2 << 20
 	// maxReceipt bounds what comes back for it.
-	maxReceipt = 1 << 10
+	maxReceipt = 4 << 10
 	// writeTimeout is how long a frame may wait for room on the way to the other
 	// manager, and half of it how long it may at least. With less than a megabyte in
 	// that time raft can't work.
