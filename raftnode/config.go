@@ -29,9 +29,9 @@ type Transport interface {
 	// SendSnapshot carries a snapshot to another member's StepSnapshot and
 	// returns when that has returned.
 	SendSnapshot(ctx context.Context, to Member, message []byte, data io.Reader) error
-	// Propose gives an entry to another member's Accept and returns what that
-	// said. An error of the way there and back is of class Unavailable or
-	// DeadlineExceeded.
+	// Propose gives an entry to another member's Accept or Offer and returns what
+	// that said; but if it took the entry, perhaps only when ctx ends. An error of
+	// the way there and back is of class Unavailable or DeadlineExceeded.
 	Propose(ctx context.Context, to Member, term uint64, entry []byte) error
 }
 
