@@ -154,8 +154,7 @@ func (s *session) schedule(ctx context.Context, g *errgroup.Group) {
 		if len(batch) == 0 {
 			return
 		}
-		now := time.Now().UTC()
-		placements := s.state.Schedule(batch, now)
+		placements := s.state.Schedule(batch, time.Now())
 		for i := range placements {
 			if p := &placements[i]; p.NodeID == "" {
 				s.waiting[p.Task.ID] = *p
@@ -167,6 +166,7 @@ func (s *session) schedule(ctx context.Context, g *errgroup.Group) {
 			return p.NodeID == "" && p.Task.Status.Err == p.Why && len(p.Evict) == 0
 		})
 		if len(placements) > 0 {
+			now := s.Store.Now()
 			g.Go(func() error { return s.write(ctx, placements, now) })
 		}
 	}
