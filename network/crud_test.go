@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,6 +146,9 @@ func TestListAndPrune(t *testing.T) {
 	n.create(dnet.CreateRequest{Name: "idle", Labels: map[string]string{"a": "1"}})
 	n.create(dnet.CreateRequest{Name: "other"})
 	n.join("c1", "used")
+	if d := []string{n.Driver("used"), n.Driver("none"), n.Driver("nosuch")}; !slices.Equal(d, []string{"bridge", "null", ""}) {
+		t.Errorf("drivers %q", d)
+	}
 	names := func(f api.Filters) string {
 		t.Helper()
 		l, err := n.List(f)
@@ -167,6 +171,8 @@ func TestListAndPrune(t *testing.T) {
 		{api.Filters{"driver": {"null", "host"}}, "host none"},
 		{api.Filters{"dangling": {"true"}}, "idle other"},
 		{api.Filters{"name": {"us", "th"}}, "other used"},
+		{api.Filters{"name": {"^o", "t$"}}, "host other"},
+		{api.Filters{"name": {"["}}, ""},
 		{api.Filters{"scope": {"swarm"}}, ""},
 	} {
 		if got := names(c.f); got != c.want {
@@ -180,6 +186,8 @@ func TestListAndPrune(t *testing.T) {
 	if err != nil || strings.Join(r.NetworksDeleted, " ") != "idle" {
 		t.Errorf("pruned %v, %v", r, err)
 	}
+	n.create(dnet.CreateRequest{Name: "settings", ConfigOnly: true})
+	n.create(dnet.CreateRequest{Name: "docker_gwbridge"})
 	if r, err = n.Prune(t.Context(), nil); err != nil || strings.Join(r.NetworksDeleted, " ") != "other" {
 		t.Errorf("pruned %v, %v", r, err)
 	}

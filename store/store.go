@@ -27,7 +27,8 @@ type Config struct {
 	// Proposer is where updates go. It may be nil until SetProposer: then Update
 	// answers Unavailable.
 	Proposer Proposer
-	// Now dates writes; nil: time.Now. It is only asked before the log.
+	// Now is this manager's wall clock, which may be set at any time; nil: the
+	// system's. It is only asked before the log.
 	Now func() time.Time
 	// WatchLimit bounds how many changes a watcher may have pending; 0: 100,000.
 	WatchLimit int
@@ -68,6 +69,10 @@ func New(c Config) (*Store, error) {
 	s.view.Store(&View{})
 	return s, nil
 }
+
+// Now is this manager's wall clock, by which writes are dated: what is compared
+// with stored times is taken from it. It may go back, and has no monotonic reading.
+func (s *Store) Now() time.Time { return s.now().UTC().Round(0) }
 
 // SetProposer says where updates go from now on; nil: nowhere.
 func (s *Store) SetProposer(p Proposer) {
@@ -153,7 +158,7 @@ func wait(ctx context.Context, d time.Duration) error {
 }
 
 func (s *Store) begin() *Tx {
-	return &Tx{store: s, view: s.View(), now: s.now().UTC(), index: map[ref]int{}}
+	return &Tx{store: s, view: s.View(), now: s.Now(), index: map[ref]int{}}
 }
 
 // encode makes the entry of a transaction. A spec goes with it unless the

@@ -107,12 +107,16 @@ func (tx *Tx) write(c *touched) {
 }
 
 // Create adds an object. Exists if its id, or its name where names are unique,
-// is taken. CreatedAt and UpdatedAt are set; o is not touched.
+// is taken. CreatedAt and UpdatedAt are set, but for a CreatedAt that is later than
+// now, which stays: it says what the object comes after. o is not touched.
 func Create[T api.Object](tx *Tx, o T) error {
 	k := kindOf[T]()
 	id := idOf(o)
 	if id == "" {
 		return api.Errorf(api.Invalid, "a %s needs an id", k)
+	}
+	if k == KindTask && len(id) > maxTaskID {
+		return api.Errorf(api.Invalid, "task %s: an id of %d bytes; at most %d are accepted", id, len(id), maxTaskID)
 	}
 	if tx.get(k, id) != nil {
 		return api.Errorf(api.Exists, "%s %s already exists", k, id)
@@ -122,7 +126,10 @@ func Create[T api.Object](tx *Tx, o T) error {
 	}
 	c := clone(o)
 	m := metaOf(c)
-	m.CreatedAt, m.UpdatedAt = tx.now, tx.now
+	m.UpdatedAt = tx.now
+	if !m.CreatedAt.After(tx.now) {
+		m.CreatedAt = tx.now
+	}
 	return tx.put(ref{k, id}, c)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/moby/moby/api/types/network"
@@ -80,6 +81,11 @@ func (n *Networks) Join(_ context.Context, id string, endpoints map[string]*netw
 	}
 	n.boxes[id] = b
 	return b, nil
+}
+
+// Driver implements engine.Networks: "driver-of-" and the network's name.
+func (n *Networks) Driver(net string) string {
+	return "driver-of-" + strings.TrimPrefix(net, "id-of-")
 }
 
 // SetDNS implements engine.Networks.

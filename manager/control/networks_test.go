@@ -182,7 +182,7 @@ func TestNetworkLife(t *testing.T) {
 		t.Error(removed, err)
 	}
 	for filter, want := range map[string]int{"dangling": 0, "name": 1, "label": 1, "type": 2, "driver": 2} {
-		value := map[string]string{"dangling": "true", "name": "we", "label": "a=b", "type": "custom", "driver": "overlay"}[filter]
+		value := map[string]string{"dangling": "true", "name": "^w.b$", "label": "a=b", "type": "custom", "driver": "overlay"}[filter]
 		l, err := f.NetworkList(t.Context(), api.Filters{filter: {value}})
 		if err != nil || len(l) != want {
 			t.Errorf("filter %s=%s: %d networks, %v; want %d", filter, value, len(l), err, want)

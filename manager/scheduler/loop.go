@@ -61,6 +61,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 	defer w.Close()
 	s := &session{Loop: l, state: New(), fresh: map[string]*api.Task{}, waiting: map[string]Placement{}}
 	s.load(view)
+	s.state.Settle(view)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
 	defer func() {
@@ -70,7 +71,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 	}()
 	for {
 		s.schedule(gctx, g)
-		changes, err := w.Next(gctx)
+		changes, view, err := w.NextView(gctx)
 		if err != nil {
 			return err
 		}
@@ -78,6 +79,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 		for i := range changes {
 			s.change(&changes[i], now)
 		}
+		s.state.Settle(view)
 	}
 }
 
@@ -152,8 +154,7 @@ func (s *session) schedule(ctx context.Context, g *errgroup.Group) {
 		if len(batch) == 0 {
 			return
 		}
-		now := time.Now().UTC()
-		placements := s.state.Schedule(batch, now)
+		placements := s.state.Schedule(batch, time.Now())
 		for i := range placements {
 			if p := &placements[i]; p.NodeID == "" {
 				s.waiting[p.Task.ID] = *p
@@ -165,6 +166,7 @@ func (s *session) schedule(ctx context.Context, g *errgroup.Group) {
 			return p.NodeID == "" && p.Task.Status.Err == p.Why && len(p.Evict) == 0
 		})
 		if len(placements) > 0 {
+			now := s.Store.Now()
 			g.Go(func() error { return s.write(ctx, placements, now) })
 		}
 	}
