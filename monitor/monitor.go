@@ -19,9 +19,9 @@ import (
 )
 
 // Slack is by how much the monitor's sleeps may be longer. While a goroutine is in
-// a long system call, others may wait as long for its processor, if no other is
-// free.
-const Slack = 500 * time.Microsecond
+// a long system call, others may wait twice as long for its processor, if no other
+// is free. When it has found nothing for a while, the runtime itself looks each 10 ms.
+const Slack = time.Millisecond
 
 // Relax sets Slack for the monitor of this process. To be called once, in the
 // process that lives long. It needs CAP_SYS_NICE; an error does no harm.
