@@ -150,8 +150,13 @@ func (c *cryptor) send(t *tap) {
 	var n int
 	var errno unix.Errno
 	take := func(fd uintptr) bool {
-		n, errno = rawRead(fd, frame)
-		return errno != unix.EAGAIN
+		if n, errno = rawRead(fd, frame); errno != unix.EAGAIN {
+			return true
+		}
+		if to, data, size, ok := s.Flush(); ok { // nothing follows soon
+			w.send(to, data, size)
+		}
+		return false
 	}
 	for {
 		if t.raw.Read(take) != nil {
