@@ -65,7 +65,7 @@ type changes struct {
 
 func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
 	old := a.tasks[id]
-	if t == nil || t.NodeID != a.node {
+	if t == nil || t.NodeID != a.node || t.Status.State == swarm.TaskStateOrphaned { // given up: what runs of it is to end
 		if old != nil {
 			delete(a.tasks, id)
 			c.gone = append(c.gone, &swarmpb.AssignmentChange{
