@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/legion-swarm/legion/api"
 )
@@ -68,6 +69,7 @@ func (s *Store) publish(v *View, changes []Change) {
 	if len(changes) == 0 {
 		return
 	}
+	changes = slices.Clip(changes) // watchers share them
 	for w := range s.watchers {
 		w.add(v, changes)
 	}

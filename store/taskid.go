@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"encoding/binary"
 
 	"github.com/legion-swarm/legion/api"
 )
@@ -23,12 +22,19 @@ func taskIDOf(id string) (k taskID, ok bool) {
 	if len(id) > maxTaskID {
 		return k, false
 	}
-	var buf [maxTaskID]byte
-	copy(buf[:], id)
-	return taskID{
-		binary.BigEndian.Uint64(buf[:]), binary.BigEndian.Uint64(buf[8:]), binary.BigEndian.Uint64(buf[16:]),
-		uint64(buf[24])<<8 | uint64(len(id)),
-	}, true
+	n := uint64(len(id))
+	if n < maxTaskID { // which is seldom
+		var buf [maxTaskID]byte
+		copy(buf[:], id)
+		id = string(buf[:])
+	}
+	return taskID{word(id), word(id[8:]), word(id[16:]), uint64(id[24])<<8 | n}, true
+}
+
+// word is binary.BigEndian.Uint64 of a string.
+func word(s string) uint64 {
+	_ = s[7]
+	return uint64(s[7]) | uint64(s[6])<<8 | uint64(s[5])<<16 | uint64(s[4])<<24 | uint64(s[3])<<32 | uint64(s[2])<<40 | uint64(s[1])<<48 | uint64(s[0])<<56
 }
 
 func (k taskID) group() uint64 { return k.tail >> groupShift }
