@@ -15,6 +15,9 @@ type Networks interface {
 	// ids of networks to settings; "bridge" for the default one. An empty map
 	// gives a namespace with loopback only.
 	Join(ctx context.Context, containerID string, endpoints map[string]*network.EndpointSettings, ports network.PortMap) (*Sandbox, error)
+	// CheckAddresses refuses addresses that a container can never have in a network
+	// that is known here, by name or id.
+	CheckAddresses(net string, asked *network.EndpointIPAMConfig) error
 	// SetDNS says which servers a container wants to have asked for names that its
 	// networks don't know, for the next Join. Empty: those of the host.
 	SetDNS(containerID string, servers []netip.Addr)

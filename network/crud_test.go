@@ -128,7 +128,12 @@ func TestStaticAddresses(t *testing.T) {
 		{"web", "10.5.0.255", "subnet's own"},
 		{"web", "10.6.0.1", "not in its subnet"},
 		{"bridge", "172.17.0.9", "user defined networks only"},
+		{"none", "172.17.0.9", "user defined networks only"},
 	} {
+		early := n.CheckAddresses(c.net, &dnet.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr(c.ip)})
+		if never := c.text == "not in its subnet" || c.text == "user defined networks only"; (early != nil) != never {
+			t.Errorf("%s in %s before it is taken: %v", c.ip, c.net, early)
+		}
 		if _, err := join("c2", c.net, c.ip); err == nil || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s in %s: %v", c.ip, c.net, err)
 		}

@@ -88,6 +88,14 @@ func (n *Networks) Driver(net string) string {
 	return "driver-of-" + strings.TrimPrefix(net, "id-of-")
 }
 
+// CheckAddresses implements engine.Networks: subnets are 172.30.0.0/16.
+func (n *Networks) CheckAddresses(net string, asked *network.EndpointIPAMConfig) error {
+	if asked != nil && asked.IPv4Address.IsValid() && !netip.MustParsePrefix("172.30.0.0/16").Contains(asked.IPv4Address) {
+		return api.Errorf(api.Invalid, "network %s: address %s is not in its subnet", net, asked.IPv4Address)
+	}
+	return nil
+}
+
 // SetDNS implements engine.Networks.
 func (n *Networks) SetDNS(id string, servers []netip.Addr) {
 	n.mu.Lock()

@@ -96,7 +96,7 @@ type user struct {
 
 func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
 	old, known := a.tasks[id]
-	if t == nil || t.NodeID != a.node {
+	if t == nil || t.NodeID != a.node || t.Status.State == swarm.TaskStateOrphaned { // given up: what runs of it is to end
 		if known {
 			delete(a.tasks, id)
 			c.gone = append(c.gone, &swarmpb.AssignmentChange{

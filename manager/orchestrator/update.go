@@ -190,7 +190,7 @@ func (u *updater) advance() {
 			u.again(late)
 			continue
 		}
-		if u.live(s).CreatedAt.Before(u.started) || !u.replaced(s) {
+		if u.live(s).CreatedAt.Before(u.started) || !u.replaced(s) || u.roomless(s) {
 			continue
 		}
 		at, done := u.reached(s)
@@ -235,6 +235,13 @@ func (u *updater) advance() {
 	default:
 		u.status(swarm.UpdateStateCompleted, "update completed", true)
 	}
+}
+
+// roomless reports whether the slot's new task waits for room, and none before it had
+// any: nothing is lost by going on.
+func (u *updater) roomless(s *slot) bool {
+	t := u.live(s)
+	return !mayHaveRun(t) && t.Status.Err != "" && !slices.ContainsFunc(s.tasks, mayHaveRun)
 }
 
 // reached returns when the slot's new task ran, or failed to.

@@ -18,6 +18,9 @@ const (
 	// orphanAfter is how long a node is down until its tasks are given up:
 	// whatever they hold (networks, volumes) can then be used again. As Docker's.
 	orphanAfter = 24 * time.Hour
+	// observed is how long of that the leader has seen for itself: DownSince may be by
+	// a clock that is wrong.
+	observed = time.Hour
 )
 
 // watchdog keeps since when nodes are without a manager, and which are down. It
@@ -57,7 +60,7 @@ func (g *watchdog) see(n *api.Node, now, wall time.Time) {
 	case n.Status.State != swarm.NodeStateDown:
 		delete(g.down, n.ID)
 	case !n.DownSince.Equal(g.down[n.ID].stored) || n.DownSince.IsZero():
-		g.down[n.ID] = absence{n.DownSince, now.Add(-min(max(wall.Sub(n.DownSince), 0), orphanAfter))}
+		g.down[n.ID] = absence{n.DownSince, now.Add(-min(max(wall.Sub(n.DownSince), 0), orphanAfter-observed))}
 	}
 	g.judge(n, now)
 }

@@ -72,6 +72,15 @@ func TestWatchdog(t *testing.T) {
 	g.see(&back, at(4*time.Minute), at(5*time.Minute))
 	want(4*time.Minute+orphanAfter, map[string]verdict{"m2": dead, "d": orphan})
 
+	next := newWatchdog(15 * time.Second) // leads from now on, and its clock is two days ahead
+	next.see(&back, start, back.DownSince.Add(48*time.Hour))
+	if got := next.due(at(observed - time.Second)); len(got) > 0 {
+		t.Errorf("by a clock that is ahead: %v", got)
+	}
+	if got := next.due(at(observed)); got["d"] != orphan {
+		t.Errorf("by a clock that is ahead, after %v: %v", observed, got)
+	}
+
 	// A manager that became a worker serves nobody.
 	m1 := node("m1", "m3", swarm.NodeStateReady)
 	g.see(m1, at(time.Hour), at(time.Hour))

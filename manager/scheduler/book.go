@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"iter"
+	"maps"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -15,8 +16,14 @@ import (
 type book struct {
 	base  *store.View          // nil: none
 	other map[string]*api.Task // by id; nil: it holds nothing
-	heard []string             // ids that were heard of since base
+	heard []heard              // since base
 	count int
+}
+
+// heard is what the next base says of a task; nil: it holds nothing.
+type heard struct {
+	id   string
+	task *api.Task
 }
 
 // holds reports whether a task holds something: from the moment it is assigned
@@ -44,46 +51,67 @@ func (b *book) settled(id string) *api.Task {
 	return nil
 }
 
-func (b *book) put(t *api.Task) {
-	if b.get(t.ID) == nil {
-		b.count++
+// before returns what get does, for who knows the version that was heard last.
+func (b *book) before(id string, was *api.Task) *api.Task {
+	if t, ok := b.other[id]; ok {
+		return t
 	}
+	if holds(was) {
+		return was
+	}
+	return nil
+}
+
+// add, replace and remove are for a task that the book has not, or has.
+func (b *book) add(t *api.Task) {
+	b.count++
 	b.other[t.ID] = t
 }
 
+func (b *book) replace(t *api.Task) { b.other[t.ID] = t }
+
 func (b *book) remove(id string) {
-	if b.get(id) != nil {
-		b.count--
+	b.count--
+	if b.other[id] = nil; b.base == nil {
+		delete(b.other, id)
 	}
-	b.other[id] = nil
 }
 
-// hear notes that base may say of a task what the book does, with the next one.
-func (b *book) hear(id string) {
-	if b.base != nil {
-		b.heard = append(b.heard, id)
+// hear notes what the next base says of a task.
+func (b *book) hear(id string, t *api.Task) {
+	if b.base == nil {
+		return
 	}
+	if !holds(t) {
+		t = nil
+	}
+	b.heard = append(b.heard, heard{id, t})
 }
 
 // settle takes a view that has all that was heard, and nothing after it.
 func (b *book) settle(view *store.View) {
-	first := b.base == nil
+	if b.base == nil {
+		b.base = view
+		maps.DeleteFunc(b.other, func(id string, t *api.Task) bool { return t == b.settled(id) })
+		if len(b.other) == 0 {
+			b.other = map[string]*api.Task{} // it was as large as the swarm
+		}
+		return
+	}
 	b.base = view
-	if first {
-		for id := range b.other {
-			b.heard = append(b.heard, id)
+	for _, h := range b.heard {
+		if t, ok := b.other[h.id]; ok && t == h.task {
+			delete(b.other, h.id)
 		}
 	}
-	for _, id := range b.heard {
-		if t, ok := b.other[id]; ok && t == b.settled(id) {
-			delete(b.other, id)
-		}
-	}
-	b.heard = b.heard[:0]
-	if first && len(b.other) == 0 {
-		b.other, b.heard = map[string]*api.Task{}, nil // which were as large as the swarm
+	clear(b.heard)
+	if b.heard = b.heard[:0]; cap(b.heard) > maxHeard {
+		b.heard = nil
 	}
 }
+
+// maxHeard is for how many changes there is room in quiet times.
+const maxHeard = 1 << 10
 
 // all gives the tasks in no order.
 func (b *book) all() iter.Seq[*api.Task] {

@@ -47,8 +47,13 @@ func TestSettledStateIsTheSame(t *testing.T) {
 			var pending []*api.Task
 			for i, st := range states {
 				for _, c := range changes {
+					was, _ := c.Old.(*api.Task)
 					is, _ := c.New.(*api.Task)
-					st.SetTask(c.ID, is, time.Time{})
+					if i == 0 {
+						st.SetTask(c.ID, is, time.Time{})
+					} else {
+						st.Change(c.ID, was, is, time.Time{})
+					}
 				}
 				if i == 1 {
 					st.Settle(view)

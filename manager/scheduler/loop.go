@@ -89,7 +89,7 @@ func (s *session) load(view *store.View) {
 		s.state.SetNode(n)
 	}
 	for t := range store.List[*api.Task](view) {
-		s.task(t.ID, t, now)
+		s.task(t.ID, nil, t, now)
 	}
 	slices.SortFunc(s.queue, older)
 }
@@ -110,8 +110,9 @@ func (s *session) change(c *store.Change, now time.Time) {
 		}
 		s.retry()
 	case store.KindTask:
+		was, _ := c.Old.(*api.Task)
 		t, _ := c.New.(*api.Task)
-		s.task(c.ID, t, now)
+		s.task(c.ID, was, t, now)
 	}
 }
 
@@ -129,8 +130,8 @@ func (s *session) retry() {
 	slices.SortFunc(s.queue[n:], older)
 }
 
-// task takes a task's new version; nil: it was deleted.
-func (s *session) task(id string, t *api.Task, now time.Time) {
+// task takes a task's new version, after the last one; nil: it was deleted.
+func (s *session) task(id string, was, t *api.Task, now time.Time) {
 	pending := t != nil && t.Status.State == swarm.TaskStatePending && !api.ToldToEnd(t.DesiredState)
 	if p, ok := s.waiting[id]; pending && ok && t.Status.Err == p.Why { // our own explanation
 		s.waiting[id] = Placement{Task: t, Why: p.Why}
@@ -138,7 +139,7 @@ func (s *session) task(id string, t *api.Task, now time.Time) {
 	}
 	delete(s.fresh, id)
 	delete(s.waiting, id)
-	if s.state.SetTask(id, t, now) {
+	if s.state.Change(id, was, t, now) {
 		s.retry()
 	}
 	if pending {

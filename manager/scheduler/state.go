@@ -95,8 +95,18 @@ func (s *State) Settle(view *store.View) { s.tasks.settle(view) }
 // takes room on its node as long as it holds something. It reports whether there
 // is more room now.
 func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
-	old, held := s.tasks.get(id), holds(t)
-	s.tasks.hear(id)
+	return s.setTask(id, s.tasks.get(id), t, now)
+}
+
+// Change is SetTask for who knows the version that was told last; nil: none.
+func (s *State) Change(id string, was, t *api.Task, now time.Time) (better bool) {
+	return s.setTask(id, s.tasks.before(id, was), t, now)
+}
+
+// setTask takes a new version of a task, old as the book has it.
+func (s *State) setTask(id string, old, t *api.Task, now time.Time) (better bool) {
+	held := holds(t)
+	s.tasks.hear(id, t)
 	if len(s.promises) > 0 && (t == nil || t.Status.State != swarm.TaskStatePending || leaving(t)) {
 		better = s.unpromise(id)
 	}
@@ -122,14 +132,14 @@ func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 		n.leave(t.ServiceID, sign)
 		better = sign > 0
 	}
-	s.tasks.put(t)
+	s.tasks.replace(t)
 	return better
 }
 
 // hold has a task take its room, drop has it given back. The room itself is
 // counted apart where it matters which node it was.
 func (s *State) hold(t *api.Task) {
-	s.tasks.put(t)
+	s.tasks.add(t)
 	s.countPriority(t, 1)
 	s.count(t, 1)
 }

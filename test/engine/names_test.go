@@ -3,6 +3,7 @@ package test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/engine"
 )
 
@@ -139,5 +142,34 @@ func TestNetworksOfTheStopped(t *testing.T) {
 	}
 	if l := shown(); len(l) != 1 || l["bridge"] == nil {
 		t.Errorf("disconnected: %+v", l)
+	}
+}
+
+// TestCreateNeedsOthers: what a container is made with has to be there. It is not
+// NotFound, by which clients understand that the image is missing.
+func TestCreateNeedsOthers(t *testing.T) {
+	r := newRig(t)
+	r.image(t, nil)
+	for what, with := range map[string]func(o *engine.CreateOptions){
+		"network":   func(o *engine.CreateOptions) { o.Host.NetworkMode = "container:other" },
+		"processes": func(o *engine.CreateOptions) { o.Host.PidMode = "container:other" },
+		"memory":    func(o *engine.CreateOptions) { o.Host.IpcMode = "container:other" },
+		"volumes":   func(o *engine.CreateOptions) { o.Host.VolumesFrom = []string{"other:ro"} },
+		"link":      func(o *engine.CreateOptions) { o.Host.Links = []string{"other:alias"} },
+		"some address": func(o *engine.CreateOptions) {
+			o.Host.NetworkMode = "netown"
+			o.Networking = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{
+				"netown": {IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.0.0.7")}},
+			}}
+		},
+	} {
+		o := engine.CreateOptions{Name: "one", Config: &container.Config{Image: "app:1"}, Host: &container.HostConfig{}}
+		with(&o)
+		if _, err := r.ContainerCreate(t.Context(), o); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "other") && what != "some address" {
+			t.Errorf("%s of another: %v", what, err)
+		}
+	}
+	if l, err := r.ContainerList(t.Context(), engine.ContainerListOptions{All: true}); err != nil || len(l) > 0 {
+		t.Errorf("left: %+v, %v", l, err)
 	}
 }
