@@ -12,9 +12,14 @@ import (
 // messages of a write. While there are writes, the next entries say it too; so
 // these wait for them, but not for long.
 type held struct {
-	messages map[uint64]raftpb.Message // by receiver
+	messages map[uint64]heldMessage // by receiver
 	timer    *time.Timer
-	due      <-chan time.Time // the timer's; nil: nothing is held
+	due      <-chan time.Time // the timer's; nil: it is not set, and nothing is held
+}
+
+type heldMessage struct {
+	raftpb.Message
+	since time.Time // when the receiver was first not told
 }
 
 // hold reports whether a MsgApp is held back. One that is not takes the place of
@@ -27,18 +32,26 @@ func (n *Node) hold(m *raftpb.Message, committed []raftpb.Entry) bool {
 		return false
 	}
 	if h.messages == nil {
-		h.messages = map[uint64]raftpb.Message{}
+		h.messages = map[uint64]heldMessage{}
 	}
-	h.messages[m.To] = *m
+	since := time.Now()
+	if was, ok := h.messages[m.To]; ok {
+		since = was.since
+	}
+	h.messages[m.To] = heldMessage{*m, since}
 	if h.due == nil {
-		if h.timer == nil {
-			h.timer = time.NewTimer(commitHold)
-		} else {
-			h.timer.Reset(commitHold)
-		}
-		h.due = h.timer.C
+		h.set(commitHold)
 	}
 	return true
+}
+
+func (h *held) set(d time.Duration) {
+	if h.timer == nil {
+		h.timer = time.NewTimer(d)
+	} else {
+		h.timer.Reset(d)
+	}
+	h.due = h.timer.C
 }
 
 // concerns reports whether one of the entries was proposed by the member, or
@@ -53,13 +66,22 @@ func concerns(entries []raftpb.Entry, id uint64) bool {
 	return false
 }
 
-// release sends what is held.
+// release sends what was held for long enough.
 func (n *Node) release() {
+	now := time.Now()
 	n.held.due = nil
+	rest := commitHold
 	for id, m := range n.held.messages {
+		if age := now.Sub(m.since); age < commitHold {
+			rest = min(rest, commitHold-age)
+			continue
+		}
 		delete(n.held.messages, id)
-		if b := n.encode(&m); b != nil {
+		if b := n.encode(&m.Message); b != nil {
 			n.cfg.Transport.Send(Member{ID: id, Address: n.addresses[id]}, b)
 		}
+	}
+	if len(n.held.messages) > 0 {
+		n.held.set(rest)
 	}
 }
