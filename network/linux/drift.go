@@ -17,6 +17,7 @@ import (
 // overlayWatch hears of changes in an overlay's namespace, and knows which of them
 // should not be.
 type overlayWatch struct {
+	id   string // of the overlay
 	f    *os.File
 	ns   unix.Stat_t // of the namespace
 	lent lender      // sockets in it
@@ -42,7 +43,7 @@ func (p *Plane) watchOverlay(id string) error {
 		return err
 	}
 	p.unwatchOverlay(id)
-	w = &overlayWatch{f: f, ns: ns}
+	w = &overlayWatch{id: id, f: f, ns: ns}
 	p.mu.Lock()
 	p.watches[id] = w
 	p.mu.Unlock()
@@ -154,9 +155,30 @@ func (p *Plane) overlayDrift(w *overlayWatch, kind uint16, d []byte) bool {
 	tunnel := w.tunnel != "" && l.name == w.tunnel
 	w.mu.Unlock()
 	gone := kind == unix.RTM_DELLINK || !l.up
-	_, veth := p.knows(l.name)
-	veth = veth || l.name == meshPort && p.meshWanted()
-	return l.name == overlayBridge && gone || (veth || tunnel) && (gone || !l.master)
+	bridge, port := p.expects(w, l.name)
+	if !(bridge && gone || (port || tunnel) && (gone || !l.master)) {
+		return false
+	}
+	h, err := p.overlayHandle(w.id)
+	if err == nil {
+		defer h.Close()
+		if !linkAmiss(h, l.name, !bridge) {
+			return false // what was heard is old
+		}
+	}
+	bridge, port = p.expects(w, l.name) // or a Set has removed it meanwhile
+	return bridge || port || tunnel && p.watchOf(w.id) == w
+}
+
+// expects reports whether a device in an overlay's namespace is its bridge, or a port
+// of that other than the tunnel's, which is to be there.
+func (p *Plane) expects(w *overlayWatch, name string) (bridge, port bool) {
+	if p.watchOf(w.id) != w {
+		return false, false
+	}
+	have := p.believed()
+	_, veth := p.knows(name)
+	return name == overlayBridge && have != nil && have.Overlays[w.id] != nil, veth || name == meshPort && p.meshWanted()
 }
 
 // linkScope reports whether a message is of an address that counts on its link only.

@@ -53,14 +53,14 @@ func (n *inside) makeMacvlan(f *network.Interface) error {
 	if f.Mode == network.MacvlanPassthru {
 		mac = nil // it has its parent's
 	}
-	make := func() error {
+	create := func() error {
 		host.macvlan(f.Name, parent, mode, f.MTU, mac, n.ns)
 		return host.run()
 	}
-	err = make()
+	err = create()
 	if errors.Is(err, unix.EEXIST) { // left half-made by a daemon that was killed
 		if err = n.dropInterface(f); err == nil {
-			err = make()
+			err = create()
 		}
 	}
 	switch {

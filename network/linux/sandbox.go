@@ -257,14 +257,14 @@ func (n *inside) makeInterface(f *network.Interface) error {
 	if err != nil {
 		return err
 	}
-	make := func() error {
+	create := func() error {
 		side.veth(f.HostName, bridge, f.MTU, f.Name, mac, n.ns)
 		return side.run()
 	}
-	err = make()
+	err = create()
 	if errors.Is(err, unix.EEXIST) { // left half-made by a daemon that was killed
 		if err = n.dropInterface(f); err == nil {
-			err = make()
+			err = create()
 		}
 	}
 	if err != nil {

@@ -5,9 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/network"
@@ -135,7 +137,27 @@ func (p *Plane) routeDrift(kind uint16, d []byte) bool {
 		return p.meshWanted() && (gone || !l.carries)
 	}
 	bridge, veth := p.knows(l.name)
-	return bridge && gone || veth && (gone || !l.master)
+	if !(bridge && gone || veth && (gone || !l.master)) || !p.amiss(l.name, veth) {
+		return false
+	}
+	bridge, veth = p.knows(l.name) // or a Set has removed it meanwhile
+	return bridge || veth
+}
+
+// amiss reports whether a device of the host is not there, down, or off its bridge
+// though it should be a port. What is heard of it may be old: of when it was made.
+func (p *Plane) amiss(name string, port bool) bool {
+	h, err := p.handle()
+	if err != nil {
+		return true
+	}
+	defer p.put(h)
+	return linkAmiss(h, name, port)
+}
+
+func linkAmiss(h *netlink.Handle, name string, port bool) bool {
+	l, err := h.LinkByName(name)
+	return err != nil || l.Attrs().Flags&net.FlagUp == 0 || port && l.Attrs().MasterIndex == 0
 }
 
 // knows reports what a device is to us.
