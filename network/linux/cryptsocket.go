@@ -22,9 +22,12 @@ type cryptSocket struct {
 }
 
 const (
-	// cryptBuffer is what the socket may hold, in bytes: some 50 frames of the
-	// largest kind.
-	cryptBuffer = 4 << 20
+	// arrivedBuffer and sentBuffer are what the socket may hold, in bytes, as the
+	// kernel counts them: some 200 and 50 frames of the largest kind. A frame that
+	// finds no room as it arrives is 45 segments lost, of many streams' that share the
+	// socket, and a daemon may have to wait 10 ms for a processor.
+	arrivedBuffer = 16 << 20
+	sentBuffer    = 4 << 20
 	// maxOOB is enough for what the kernel says of a datagram.
 	maxOOB = 64
 	// roomWait is how long a sender waits for room, in milliseconds.
@@ -55,9 +58,8 @@ func listenCrypt(at netip.AddrPort) (*cryptSocket, error) {
 }
 
 func setCryptSocket(fd, domain int) error {
-	for _, o := range []int{unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, cryptBuffer) // a smaller one will do
-	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, arrivedBuffer) // a smaller one will do
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sentBuffer)
 	_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // an older kernel does without
 	// An overlay with a larger MTU than fits goes in fragments, as others do.
 	if domain == unix.AF_INET {
