@@ -75,7 +75,8 @@ func (n networks) NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dn
 		}
 		made, err := n.local.Create(ctx, r)
 		if err == nil {
-			n.tell(events.ActionCreate, made.ID, r.Name, n.local.Driver(made.ID))
+			o, _ := n.local.Known(made.ID)
+			n.tell(events.ActionCreate, made.ID, o.Name, o.Driver)
 		}
 		return made, err
 	}
