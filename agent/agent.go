@@ -37,6 +37,8 @@ type Config struct {
 	Dir string
 	// Log is required.
 	Log *slog.Logger
+	// Now is the node's wall clock, which may be set at any time; nil: the system's.
+	Now func() time.Time
 	// Notify is told what a manager says of the swarm, in order, from one
 	// goroutine; it must not block. Nil: nobody is.
 	Notify func(Notice)
@@ -74,6 +76,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Notify == nil {
 		c.Notify = func(Notice) {}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Failed == nil {
 		c.Failed = func(string, error) {}

@@ -22,8 +22,6 @@ const (
 	statusTimeout = 10 * time.Second
 )
 
-func now() time.Time { return time.Now().UTC() }
-
 // runner takes one task through its life. run is the only goroutine that calls
 // the controller's methods (but for Logs) and that changes the status.
 type runner struct {
@@ -141,7 +139,7 @@ func (r *runner) run(ctx context.Context) {
 	var delay time.Duration
 	for ctx.Err() == nil {
 		t, gone := r.snapshot()
-		op, status := exec.Next(t.Status, t.DesiredState, now())
+		op, status := exec.Next(t.Status, t.DesiredState, r.worker.now())
 		switch {
 		case op == exec.Advance:
 			r.setStatus(status)
@@ -227,7 +225,7 @@ func (r *runner) step(ctx context.Context, op exec.Operation) bool {
 	if err != nil && opCtx.Err() != nil {
 		return true // interrupted: look again at what is to be done
 	}
-	out := exec.Done(t.Status, op, err, now())
+	out := exec.Done(t.Status, op, err, r.worker.now())
 	if out.Stop {
 		if err := r.controller.Terminate(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("terminating what is left of a failed task", "err", err)

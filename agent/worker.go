@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -204,10 +205,13 @@ func (w *worker) update(m *swarmpb.Task) {
 	w.start(t, m)
 }
 
+// now dates statuses.
+func (w *worker) now() time.Time { return w.cfg.Now().UTC() }
+
 func (w *worker) start(t *api.Task, m *swarmpb.Task) {
 	controller, err := w.cfg.Executor.Controller(t, w)
 	if err != nil {
-		t.Status = exec.Done(t.Status, exec.Prepare, err, now()).Status
+		t.Status = exec.Done(t.Status, exec.Prepare, err, w.now()).Status
 		w.cfg.Log.Warn("task rejected", "task", t.ID, "err", err)
 		w.reporter.put(t.ID, &t.Status)
 		return

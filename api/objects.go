@@ -191,17 +191,23 @@ type Task struct {
 	Ran time.Duration `json:",omitzero"`
 }
 
-// Since is when the task came to be in its state, as far as a node's clock is to be
-// believed.
+// Since is when the task came to be in its state, by the clocks of managers where the
+// node's says what can't be.
 func (t *Task) Since() time.Time {
 	at := t.Status.Timestamp
-	if at.After(t.UpdatedAt) {
+	if at.After(t.UpdatedAt) || at.Before(t.Born()) {
 		at = t.UpdatedAt
 	}
-	if at.Before(t.CreatedAt) {
-		at = t.CreatedAt
-	}
 	return at
+}
+
+// Born is when the task was made. CreatedAt also has the order of a slot's tasks: it
+// is later than that if a clock was set back after others of the slot were made.
+func (t *Task) Born() time.Time {
+	if t.UpdatedAt.Before(t.CreatedAt) {
+		return t.UpdatedAt
+	}
+	return t.CreatedAt
 }
 
 // TaskSpec is all that tasks of one version of a service have in common.

@@ -37,6 +37,8 @@ const (
 	// absentAfter is how long a node must be away, while the rotation is under way,
 	// to be taken for absent.
 	absentAfter = 10 * time.Second
+	// clocksDiffer is by how much managers' clocks may differ without harm.
+	clocksDiffer = time.Minute
 	// maxBundles bounds what is remembered of the texts that nodes say they trust.
 	maxBundles = 1024
 )
@@ -55,7 +57,7 @@ func Next(r *api.RootCA, nodes []*api.Node, now time.Time) (Step, error) {
 	var idle []*api.Node
 	trusted := map[string]bool{} // by bundle; there are few different ones
 	for _, n := range nodes {
-		if at, away := absentFrom(r, n); away && !now.Before(at) {
+		if at, away := absentFrom(r, n); away && !waits(at, absentAfter, now) {
 			s.absent(desired, n)
 			continue
 		} else if away && !shows(desired, n) {
@@ -80,7 +82,7 @@ func Next(r *api.RootCA, nodes []*api.Node, now time.Time) (Step, error) {
 		switch {
 		case n.Certificate.State == api.CertificateRotate || n.Certificate.State == api.CertificatePending || n.Certificate.State == api.CertificateRenew:
 			busy += connected(n)
-		case issued != nil && !n.Certificate.Waiting && now.Before(issued.NotBefore.Add(Backdate+reportTime)):
+		case issued != nil && !n.Certificate.Waiting && waits(issued.NotBefore.Add(Backdate+reportTime), reportTime, now):
 			busy += connected(n)
 			s.again(issued.NotBefore.Add(Backdate + reportTime))
 		case issued != nil && connected(n) == 0: // it will say so when it is back
@@ -96,6 +98,12 @@ func Next(r *api.RootCA, nodes []*api.Node, now time.Time) (Step, error) {
 	}
 	s.Done = Rotating(r) && s.Left == 0
 	return s, nil
+}
+
+// waits reports whether a wait for so long that ends at a time is not over. One that
+// has longer to go began before a clock was set back, and counts as over.
+func waits(end time.Time, long time.Duration, now time.Time) bool {
+	return now.Before(end) && end.Sub(now) <= long+clocksDiffer
 }
 
 func (s *Step) again(at time.Time) {

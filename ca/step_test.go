@@ -68,6 +68,9 @@ func TestNextAsksAgain(t *testing.T) {
 	if step, _ = ca.Next(r, []*api.Node{n}, step.Again); len(step.Renew) != 1 {
 		t.Errorf("after a minute: %+v", step)
 	}
+	if step, _ = ca.Next(r, []*api.Node{n}, now().Add(-2*time.Hour)); len(step.Renew) != 1 {
+		t.Errorf("after a clock was set back: %+v", step)
+	}
 	n.Status.State, n.DownSince = swarm.NodeStateDown, now()
 	if step, _ = ca.Next(r, []*api.Node{n}, now().Add(9*time.Second)); len(step.Renew) != 0 || step.Left != 1 {
 		t.Errorf("while it is down: %+v", step)
@@ -99,6 +102,7 @@ func TestNextWithoutAbsentNodes(t *testing.T) {
 		{name: "down for long", after: 10 * time.Second, absent: true, left: 1},
 		{name: "down for long, the rotation has just begun", after: 9 * time.Second, left: 1, again: 10 * time.Second},
 		{name: "down since a moment", node: func(n *api.Node) { n.DownSince = begun.Add(time.Hour) }, after: time.Hour + 9*time.Second, left: 1, again: time.Hour + 10*time.Second},
+		{name: "down, and then a clock was set back", node: func(n *api.Node) { n.DownSince = begun.Add(24 * time.Hour) }, after: time.Hour, absent: true, left: 1},
 		{name: "unknown, its manager is gone", node: func(n *api.Node) { n.Status.State = swarm.NodeStateUnknown; n.Session.ID = "s" }, after: time.Hour, left: 1},
 		{name: "never heard of", node: func(n *api.Node) { n.Status.State = swarm.NodeStateUnknown }, after: time.Hour, absent: true, left: 1},
 		{name: "its certificate waits", node: func(n *api.Node) { n.Description.TLSInfo = waits }, after: time.Hour, done: true},

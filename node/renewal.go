@@ -43,6 +43,8 @@ type renewal struct {
 	// request gets a new certificate and takes it: renew, but in tests.
 	request func(context.Context) error
 	log     *slog.Logger
+	// now is the wall clock, which may be set at any time.
+	now func() time.Time
 
 	refused []byte // a root that is not taken over
 }
@@ -50,6 +52,8 @@ type renewal struct {
 const (
 	renewRetry   = time.Minute
 	renewTimeout = 30 * time.Second
+	// renewAgain is the least time between two renewals that succeed.
+	renewAgain = 10 * time.Minute
 	// minRenewPause is the first pause before a role is asked for again.
 	minRenewPause = 200 * time.Millisecond
 	// maxTimer bounds one wait: the clock may be set, and timers do not follow it.
@@ -57,7 +61,7 @@ const (
 )
 
 func (r *renewal) run(ctx context.Context) error {
-	at := ca.RenewAt(r.creds.Keys().Leaf(), rand.Float64())
+	at := r.due(0)
 	var pause time.Duration
 	var rotated *api.Node // the last rotate that was done
 	owed := false         // what was asked for failed
@@ -66,7 +70,7 @@ func (r *renewal) run(ctx context.Context) error {
 		r.trust(w.root)
 		role := r.creds.Keys().Identity().Role
 		now := owed || w.role != "" && w.role != role || w.rotate != nil && w.rotate != rotated
-		wait := max(time.Until(at), 0)
+		wait := at.left(r.now())
 		if now {
 			wait = pause
 		}
@@ -76,7 +80,7 @@ func (r *renewal) run(ctx context.Context) error {
 			}
 			continue
 		}
-		if !now && time.Now().Before(at) {
+		if !now && at.left(r.now()) > 0 {
 			continue
 		}
 		if err := r.request(ctx); err != nil {
@@ -86,17 +90,40 @@ func (r *renewal) run(ctx context.Context) error {
 			leaf := r.creds.Keys().Leaf()
 			r.log.Error("this node's certificate could not be renewed; will try again", "expires", leaf.NotAfter, "err", err)
 			pause = min(max(2*pause, minRenewPause), renewRetry)
-			at = time.Now().Add(renewRetry/2 + rand.N(renewRetry/2))
+			at = moment{sleep: time.Now().Add(renewRetry/2 + rand.N(renewRetry/2))}
 			owed = now // the managers may think that it was done, and not ask again soon
 			continue
 		}
 		keys := r.creds.Keys()
 		r.log.Info("this node's certificate was renewed", "role", keys.Identity().Role, "expires", keys.Leaf().NotAfter)
-		at, pause, rotated, owed = ca.RenewAt(keys.Leaf(), rand.Float64()), 0, w.rotate, false
+		at, pause, rotated, owed = r.due(renewAgain), 0, w.rotate, false
 		if w.role != "" && keys.Identity().Role != w.role {
 			pause = minRenewPause // the managers have changed their minds meanwhile
 		}
 	}
+}
+
+// moment is a time by the wall clock, or one that comes whatever is done to that.
+type moment struct {
+	wall, sleep time.Time // one of both; sleep has a monotonic reading
+}
+
+// due is when to renew the certificate that is in use now, but not before some time has
+// passed: by a clock that is wrong a new one may have expired.
+func (r *renewal) due(soonest time.Duration) moment {
+	at := ca.RenewAt(r.creds.Keys().Leaf(), rand.Float64())
+	if at.Sub(r.now()) <= soonest {
+		return moment{sleep: time.Now().Add(soonest)}
+	}
+	return moment{wall: at}
+}
+
+// left is how long it is until the moment comes.
+func (m moment) left(now time.Time) time.Duration {
+	if m.wall.IsZero() {
+		return max(time.Until(m.sleep), 0)
+	}
+	return max(m.wall.Sub(now), 0)
 }
 
 // trust takes over the root that the managers name, if this node's certificate is
@@ -111,7 +138,7 @@ func (r *renewal) trust(rootPEM []byte) {
 		if err != nil {
 			return err
 		}
-		keys, err := old.WithRoot(root, time.Now())
+		keys, err := old.WithRoot(root, r.now())
 		if err != nil {
 			return err
 		}
@@ -127,11 +154,24 @@ func (r *renewal) trust(rootPEM []byte) {
 
 // take puts keys on disk and in use.
 func (r *renewal) take(keys *ca.Keys) error {
+	if err := r.outlived(keys); err != nil {
+		return err
+	}
 	if err := r.vault.take(keys); err != nil {
 		return err
 	}
 	r.refused = nil
 	r.renewed()
+	return nil
+}
+
+// outlived refuses a certificate that has expired while the one in use has not: whoever
+// signed it has a clock that is behind by more than a certificate's life.
+func (r *renewal) outlived(keys *ca.Keys) error {
+	now, leaf := r.now(), keys.Leaf()
+	if now.After(leaf.NotAfter) && !now.After(r.creds.Keys().Leaf().NotAfter) {
+		return api.Errorf(api.Unavailable, "the managers have signed a certificate that expired at %s: their clock is behind", leaf.NotAfter.Format(time.RFC3339))
+	}
 	return nil
 }
 
@@ -172,7 +212,7 @@ func (r *renewal) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	keys, err := ca.NewKeys(old.Root, cert, key, time.Now())
+	keys, err := ca.NewKeys(old.Root, cert, key, r.now())
 	if err != nil {
 		return err
 	}
@@ -181,6 +221,9 @@ func (r *renewal) renew(ctx context.Context) error {
 	}
 	kek, err := unlockKeyFrom(ctx, addr, keys)
 	if err != nil {
+		return err
+	}
+	if err := r.outlived(keys); err != nil {
 		return err
 	}
 	if err := r.vault.promote(keys, kek); err != nil {

@@ -27,7 +27,9 @@ type renewing struct {
 	root    *ca.Root       // that signs
 	role    swarm.NodeRole // what it gives
 	fail    bool
-	when    []time.Time // it was asked
+	when    []time.Time   // it was asked
+	off     time.Duration // by which the node's wall clock is wrong
+	behind  time.Duration // by which the managers' is
 	wish    wish
 	changed chan struct{}
 }
@@ -46,7 +48,7 @@ func renews(t *testing.T, test func(*renewing)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.renewal = renewal{creds: creds, vault: v, log: slog.New(slog.NewTextHandler(t.Output(), nil)), renewed: func() {}}
+		r.renewal = renewal{creds: creds, vault: v, log: slog.New(slog.NewTextHandler(t.Output(), nil)), renewed: func() {}, now: r.wall}
 		r.wanted = func() (wish, <-chan struct{}) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -74,6 +76,13 @@ func renews(t *testing.T, test func(*renewing)) {
 	})
 }
 
+// wall is the node's wall clock.
+func (r *renewing) wall() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Add(r.off).Round(0)
+}
+
 // issue makes keys of a certificate that root signs, for a node that trusts trust.
 func (r *renewing) issue(root, trust *ca.Root) *ca.Keys {
 	r.t.Helper()
@@ -82,13 +91,13 @@ func (r *renewing) issue(root, trust *ca.Root) *ca.Keys {
 		r.t.Fatal(err)
 	}
 	r.mu.Lock()
-	role := r.role
+	role, at := r.role, time.Now().Add(-r.behind)
 	r.mu.Unlock()
-	cert, err := root.Issue(csr, ca.Identity{NodeID: "n", Role: role, Cluster: "c"}, 24*time.Hour, time.Now())
+	cert, err := root.Issue(csr, ca.Identity{NodeID: "n", Role: role, Cluster: "c"}, 24*time.Hour, at)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	keys, err := ca.NewKeys(trust, cert, key, time.Now())
+	keys, err := ca.NewKeys(trust, cert, key, at)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -162,6 +171,37 @@ func TestRenewalIsTriedAgain(t *testing.T) {
 		r.set(func() { r.fail = false })
 		pass(time.Minute)
 		r.asked(1, "when a manager answers again")
+	})
+}
+
+// Clocks that are set neither keep a certificate from being renewed in time nor have it
+// renewed again and again.
+func TestRenewalWithClocksThatJump(t *testing.T) {
+	const day = 24 * time.Hour
+	renews(t, func(r *renewing) {
+		r.set(func() { r.off = -400 * day })
+		pass(20 * time.Hour)
+		r.asked(0, "a certificate that by this node's clock is not good yet")
+		r.set(func() { r.off = 0 })
+		pass(time.Hour)
+		r.asked(1, "when the clock is right again")
+		r.set(func() { r.off = 400 * day })
+		pass(2 * time.Hour)
+		if n := len(r.took()); n == 0 || n > 13 {
+			t.Errorf("%d times within two hours, by a clock at which each certificate has expired", n)
+		}
+		r.set(func() { r.off = 0 })
+		pass(time.Hour)
+		r.took()
+		r.set(func() { r.behind = 30 * time.Hour })
+		pass(20 * time.Hour)
+		if leaf := r.creds.Keys().Leaf(); leaf.NotAfter.Before(time.Now()) {
+			t.Errorf("it took a certificate that had expired at %v", leaf.NotAfter)
+		}
+		r.set(func() { r.behind = 0 })
+		r.took()
+		pass(time.Minute)
+		r.asked(1, "when the managers' clock is right again")
 	})
 }
 
@@ -258,7 +298,7 @@ func TestFailedRenewalIsTold(t *testing.T) {
 	if err := nobody.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r := renewal{
+	r := renewal{now: time.Now,
 		creds: creds, vault: v, failed: func(addr string, _ error) { told = addr },
 		dial: func(context.Context) (*grpc.ClientConn, string, error) {
 			conn, err := rpc.DialManager(addr, creds)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
@@ -50,7 +51,7 @@ func (w *workerPart) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := renewal{creds: w.creds, vault: w.vault, dial: w.dial, wanted: w.wanted, failed: w.recovery.failed, log: w.log}
+	r := renewal{creds: w.creds, vault: w.vault, dial: w.dial, wanted: w.wanted, failed: w.recovery.failed, log: w.log, now: time.Now}
 	r.request = r.renew
 	r.renewed = func() {
 		w.renewed()

@@ -165,11 +165,20 @@ func (k *checks) proposed(m *manager, s sum) {
 func (k *checks) follow(ctx context.Context, m *manager) error {
 	for ctx.Err() == nil {
 		view, w := m.store.Watch(store.KindTask, store.KindNode, store.KindService, store.KindNetwork)
-		f := follower{k: k, host: m.host.id, slots: map[slot]map[string]bool{}, holdings: newHoldings()}
+		h := newHoldings()
+		f := follower{k: k, host: m.host.id, slots: map[slot]map[string]bool{}, holdings: h, rules: newRules(h), pace: newPace(h, m.c.clocksAgree)}
 		for t := range store.List[*api.Task](view) {
 			f.note(nil, t)
+			for _, follow := range []func(store.Change){f.rules.change, f.pace.change} {
+				follow(store.Change{Kind: store.KindTask, ID: t.ID, New: t})
+			}
 		}
 		f.holdings.load(view)
+		for n := range store.List[*api.Node](view) {
+			for _, follow := range []func(store.Change){f.rules.change, f.pace.change} {
+				follow(store.Change{Kind: store.KindNode, ID: n.ID, New: n})
+			}
+		}
 		f.look(view.Index())
 		var err error
 		for err == nil {
@@ -178,6 +187,10 @@ func (k *checks) follow(ctx context.Context, m *manager) error {
 			for i, c := range changes {
 				k.marks(c)
 				f.holdings.change(c)
+				if c.Kind == store.KindTask || c.Kind == store.KindNode {
+					f.rules.change(c)
+					f.pace.change(c)
+				}
 				was, _ := c.Old.(*api.Task)
 				is, _ := c.New.(*api.Task)
 				f.note(was, is)
@@ -209,11 +222,13 @@ func slotOf(t *api.Task) slot {
 
 // follower is what was seen of a replica's tasks.
 type follower struct {
-	k       *checks
-	host    string
-	slots   map[slot]map[string]bool // the live tasks
-	touched []slot
-	*holdings
+	k        *checks
+	host     string
+	slots    map[slot]map[string]bool // the live tasks
+	touched  []slot
+	holdings *holdings
+	rules    *rules
+	pace     *pace
 }
 
 // live reports whether a task is the one that its slot is to have.
@@ -258,8 +273,10 @@ func (f *follower) look(index uint64) {
 		}
 	}
 	f.touched = f.touched[:0]
-	if what := f.holdings.look(); what != "" {
-		f.k.failf("%s: at entry %d %s", f.host, index, what)
+	for _, look := range []func() string{f.holdings.look, f.rules.look, f.pace.look} {
+		if what := look(); what != "" {
+			f.k.failf("%s: at entry %d %s", f.host, index, what)
+		}
 	}
 }
 

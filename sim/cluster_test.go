@@ -57,8 +57,11 @@ type cluster struct {
 	mended  atomic.Bool // images that fail do so no more
 	acked   atomic.Int64
 	clock   atomic.Int64
-	raftIDs atomic.Uint64
-	wg      sync.WaitGroup
+	// clockSet is when somebody last set a host's clock.
+	clockSet atomic.Int64
+	steps    []string // of the script
+	raftIDs  atomic.Uint64
+	wg       sync.WaitGroup
 
 	mu     sync.Mutex
 	broken []string
@@ -97,11 +100,12 @@ func (c *cluster) failf(format string, args ...any) {
 	c.failed()
 }
 
-// simulate runs one seed.
-func simulate(t *testing.T, seed uint64) {
+// simulate runs one seed, and returns the steps of its script.
+func simulate(t *testing.T, seed uint64) (steps []string) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, seed)
 		c.run()
+		steps = append(c.steps, fmt.Sprintf("%+v", c.plan))
 		if len(c.broken) > 0 {
 			t.Errorf("seed %d (%+v): %s\n\nwhat happened last:\n%s", seed, c.plan, c.broken[0], c.events.tail())
 			return
@@ -109,6 +113,7 @@ func simulate(t *testing.T, seed uint64) {
 		t.Logf("seed %d: %d managers, %d workers, %s, %d writes acknowledged, %d entries, %d operations on registers",
 			seed, c.plan.managers, c.plan.workers, time.Since(c.events.began).Round(time.Second), c.acked.Load(), c.checks.frontier, len(c.history.ops))
 	})
+	return steps
 }
 
 func (c *cluster) run() {

@@ -18,6 +18,7 @@ type holdings struct {
 	services map[string]*api.Service
 	holders  map[string]map[string]bool // of what only one may have
 	reserved map[string]*[2]int64       // CPU and memory of nodes
+	numbers  map[string]int64           // generic resources of nodes, by both
 	jobs     map[string]map[string]*api.Task
 	// What has changed since look.
 	things map[string]bool
@@ -28,7 +29,7 @@ type holdings struct {
 func newHoldings() *holdings {
 	return &holdings{
 		nodes: map[string]*api.Node{}, services: map[string]*api.Service{}, holders: map[string]map[string]bool{},
-		reserved: map[string]*[2]int64{}, jobs: map[string]map[string]*api.Task{},
+		reserved: map[string]*[2]int64{}, numbers: map[string]int64{}, jobs: map[string]map[string]*api.Task{},
 		things: map[string]bool{}, on: map[string]bool{}, of: map[string]bool{},
 	}
 }
@@ -118,6 +119,11 @@ func things(o any) (out []string) {
 				out = append(out, fmt.Sprint("port ", p.PublishedPort, "/", p.Protocol, " of ", o.NodeID))
 			}
 		}
+		for _, g := range o.GenericResources {
+			if r := g.NamedResourceSpec; r != nil && placed(o) {
+				out = append(out, fmt.Sprint(r.Kind, " ", r.Value, " of ", o.NodeID))
+			}
+		}
 	}
 	return out
 }
@@ -128,6 +134,14 @@ func placed(t *api.Task) bool {
 }
 
 func (h *holdings) reserve(t *api.Task, sign int64) {
+	if placed(t) {
+		for _, g := range t.GenericResources {
+			if r := g.DiscreteResourceSpec; r != nil {
+				h.numbers[t.NodeID+" "+r.Kind] += sign * r.Value
+				h.on[t.NodeID] = true
+			}
+		}
+	}
 	if !placed(t) || t.Spec.Resources == nil || t.Spec.Resources.Reservations == nil {
 		return
 	}
@@ -150,11 +164,22 @@ func (h *holdings) look() string {
 	}
 	for id := range h.on {
 		n, r := h.nodes[id], h.reserved[id]
+		if r == nil {
+			r = &[2]int64{}
+		}
 		if n == nil || n.Description.Resources.NanoCPUs == 0 {
 			continue
 		}
 		if have := n.Description.Resources; r[0] > have.NanoCPUs || r[1] > have.MemoryBytes {
 			return fmt.Sprintf("%s has %d CPU and %d bytes, of which %d and %d are reserved", id, have.NanoCPUs, have.MemoryBytes, r[0], r[1])
+		}
+		for _, g := range n.Description.Resources.GenericResources {
+			if d := g.DiscreteResourceSpec; d != nil && h.numbers[id+" "+d.Kind] > d.Value {
+				return fmt.Sprintf("%s has %d of %s, of which %d are reserved", id, d.Value, d.Kind, h.numbers[id+" "+d.Kind])
+			}
+		}
+		if k := h.numbers[id+" "+gpu]; k != 0 {
+			return fmt.Sprintf("%d of %s on %s are given out by number", k, gpu, id)
 		}
 	}
 	for id := range h.of {

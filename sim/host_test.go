@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -28,7 +29,8 @@ type host struct {
 	c        *cluster
 	id, addr string // id is what it is called; the managers know it as node()
 	fake     *exectest.Fake
-	dark     bool // without power; guarded by network.mu
+	dark     bool         // without power; guarded by network.mu
+	clock    atomic.Int64 // by how much the wall clock is wrong
 
 	mu      sync.Mutex
 	nodeID  string
@@ -200,7 +202,7 @@ func (h *host) startAgent() func(kill bool) {
 	known, dir := agent.NewManagers(h.peers), h.dir
 	h.mu.Unlock()
 	a, err := agent.New(agent.Config{
-		Executor: h.fake, Dir: dir, Log: h.c.events.logger(h.id).With("component", "agent"), Managers: known, Notify: h.noticed,
+		Executor: machine{h.fake}, Now: h.now, Dir: dir, Log: h.c.events.logger(h.id).With("component", "agent"), Managers: known, Notify: h.noticed,
 		Dial: func(context.Context) (*grpc.ClientConn, string, error) {
 			prefer := ""
 			if h.managing() != nil {

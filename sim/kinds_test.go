@@ -30,7 +30,7 @@ func (o *operator) create(ctx context.Context, m *manager) {
 		shape func(s *swarm.ServiceSpec)
 	}{
 		{"web", o.web}, {"canary", o.canary}, {"global", o.global}, {"job", o.replicatedJob}, {"globaljob", o.globalJob},
-		{"big", o.big}, {"secret", o.secretive},
+		{"big", o.big}, {"secret", o.secretive}, {"picky", o.picky}, {"device", o.devices},
 	}
 	k := kinds[o.rng.IntN(len(kinds))]
 	order := ""
@@ -155,6 +155,34 @@ func (o *operator) big(s *swarm.ServiceSpec) {
 	s.Labels[api.PriorityLabel] = fmt.Sprint(o.rng.IntN(4))
 	s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{NanoCPUs: int64(1+o.rng.IntN(3)) * 1e9, MemoryBytes: 1 << 30}}
 	s.EndpointSpec = o.endpoint()
+}
+
+// picky services have rules about where their tasks are, and with whom.
+func (o *operator) picky(s *swarm.ServiceSpec) {
+	p := o.placement()
+	p.MaxReplicas = uint64(o.rng.IntN(3))
+	s.TaskTemplate.Placement = p
+	other := s.Name
+	if len(o.names) > 0 && o.rng.IntN(4) > 0 {
+		other = o.names[o.rng.IntN(len(o.names))]
+	}
+	rules := []string{"service==", "service!=", "service==~", "service!=~"}
+	s.Labels[api.AffinityLabel] = rules[o.rng.IntN(len(rules))] + other
+	s.Labels[api.PolicyPrefix+"schedule.strategy"] = []string{"spread", "binpack", "random"}[o.rng.IntN(3)]
+	s.EndpointSpec = o.endpoint()
+}
+
+// devices need generic resources, by name and by number.
+func (o *operator) devices(s *swarm.ServiceSpec) {
+	want := func(kind string, most int) swarm.GenericResource {
+		return swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: kind, Value: int64(1 + o.rng.IntN(most))}}
+	}
+	r := &swarm.Resources{GenericResources: []swarm.GenericResource{want(gpu, gpus)}}
+	if o.rng.IntN(2) == 0 {
+		r.GenericResources = append(r.GenericResources, want(licence, licences))
+	}
+	s.Labels[api.PriorityLabel] = fmt.Sprint(o.rng.IntN(3))
+	s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: r}
 }
 
 func (o *operator) secretive(s *swarm.ServiceSpec) {

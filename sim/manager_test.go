@@ -59,7 +59,7 @@ func (h *host) openManager(id uint64, first bool) (_ *manager, err error) {
 		host: h, id: id, first: first, book: &contact{addrs: map[uint64]string{}}, log: h.c.events.logger(h.id), founded: make(chan struct{}),
 		listen: bufconn.Listen(1 << 20),
 	}
-	if m.store, err = store.New(store.Config{}); err != nil {
+	if m.store, err = store.New(store.Config{Now: h.now}); err != nil {
 		return nil, err
 	}
 	m.raft, err = raftnode.Open(raftnode.Config{

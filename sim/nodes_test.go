@@ -89,7 +89,7 @@ func (c *cluster) removedLate(ctx context.Context, otherwise func() string) stri
 // settleNodes has all hosts join that are no nodes, and removes nodes without a host.
 // It says what it had to do.
 func (c *cluster) settleNodes(ctx context.Context) string {
-	m := c.manager(c.rng)
+	m := c.leader()
 	if m == nil {
 		return "no manager"
 	}

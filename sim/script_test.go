@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -12,13 +13,16 @@ import (
 
 // script does random things to hosts and network, until its steps are done.
 func (c *cluster) script(ctx context.Context) {
-	for range c.plan.steps {
+	for step := range c.plan.steps {
+		// What a step draws depends on what it finds; the next one's is the seed's.
+		c.rng = rand.New(rand.NewPCG(c.seed, 1000+uint64(step)))
 		if !pause(ctx, time.Duration(200+c.rng.IntN(5000))*time.Millisecond) {
 			return
 		}
 		h := c.hosts[c.rng.IntN(len(c.hosts))]
 		faults := c.faults(ctx)
 		f := faults[c.rng.IntN(len(faults))]
+		c.steps = append(c.steps, f.name+" "+h.id)
 		c.events.add("SCRIPT: " + f.name + " " + h.id)
 		f.do(h)
 	}
@@ -121,6 +125,8 @@ func (c *cluster) faults(ctx context.Context) []fault {
 				h.mend()
 			}
 		}},
+		{"set the clock of", c.setAClock}, {"set the clock of", c.setAClock},
+		{"set all clocks right, at", func(*host) { c.clocksRight() }},
 		{"tasks die", func(h *host) {
 			for _, id := range h.fake.Running() {
 				if c.rng.IntN(2) == 0 {

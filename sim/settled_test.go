@@ -41,7 +41,7 @@ func (c *cluster) unsettled() string {
 	if running != len(want) {
 		return fmt.Sprintf("%d containers run for %d tasks", running, len(want))
 	}
-	return undone(view)
+	return undone(view, c.leader().host.now().UTC())
 }
 
 // agreed is what all managers have, once they have the same.
@@ -82,6 +82,8 @@ func unserved(view *store.View, s *api.Service, want map[string]bool) string {
 			newest[at] = t
 		}
 		switch {
+		case api.ToldToEnd(t.DesiredState) && api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned):
+			continue // an update that waits knows its slot by it
 		case api.Final(t.Status.State):
 			if t.Status.State == swarm.TaskStateComplete && s.Iteration(t) {
 				n.done[slotOf(t)] = true
@@ -131,7 +133,7 @@ func amiss(view *store.View, s *api.Service, n tally) string {
 	case mode.Global == nil && mode.GlobalJob == nil:
 		return ""
 	}
-	cs, err := api.ParseConstraints(placement(s).Constraints)
+	cs, err := api.ParseConstraints(placement(s.Spec.TaskTemplate.Placement).Constraints)
 	if err != nil {
 		return err.Error()
 	}
@@ -147,8 +149,8 @@ func amiss(view *store.View, s *api.Service, n tally) string {
 	return ""
 }
 
-func placement(s *api.Service) *swarm.Placement {
-	if p := s.Spec.TaskTemplate.Placement; p != nil {
+func placement(p *swarm.Placement) *swarm.Placement {
+	if p != nil {
 		return p
 	}
 	return &swarm.Placement{}
@@ -156,8 +158,7 @@ func placement(s *api.Service) *swarm.Placement {
 
 // undone says what the leader's loops would do, if they began now: they have forgotten
 // something then, or count something in that is not in the store any more.
-func undone(view *store.View) string {
-	now := time.Now().UTC()
+func undone(view *store.View, now time.Time) string {
 	nodes, room := map[string]*api.Node{}, scheduler.New()
 	for n := range store.List[*api.Node](view) {
 		nodes[n.ID] = n

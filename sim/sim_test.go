@@ -2,9 +2,12 @@ package sim
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -17,6 +20,19 @@ func TestSeeds(t *testing.T) {
 			t.Parallel()
 			simulate(t, seed)
 		})
+	}
+}
+
+// TestSameSeed: the same seed has the same plan and the same script, whatever the script
+// finds, and another seed has others.
+func TestSameSeed(t *testing.T) {
+	seed := rand.Uint64N(1_000_000)
+	first, again := simulate(t, seed), simulate(t, seed)
+	if !slices.Equal(first, again) {
+		t.Errorf("seed %d did\n%s\nand then\n%s", seed, strings.Join(first, "\n"), strings.Join(again, "\n"))
+	}
+	if other := simulate(t, seed+1); slices.Equal(first, other) {
+		t.Errorf("seeds %d and the next do the same", seed)
 	}
 }
 

@@ -27,7 +27,8 @@ type Config struct {
 	// Proposer is where updates go. It may be nil until SetProposer: then Update
 	// answers Unavailable.
 	Proposer Proposer
-	// Now dates writes; nil: time.Now. It is only asked before the log.
+	// Now is this manager's wall clock, which may be set at any time; nil: the
+	// system's. It is only asked before the log.
 	Now func() time.Time
 	// WatchLimit bounds how many changes a watcher may have pending; 0: 100,000.
 	WatchLimit int
@@ -69,6 +70,10 @@ func New(c Config) (*Store, error) {
 	return s, nil
 }
 
+// Now is this manager's wall clock, by which writes are dated: what is compared
+// with stored times is taken from it. It may go back, and has no monotonic reading.
+func (s *Store) Now() time.Time { return s.now().UTC().Round(0) }
+
 // SetProposer says where updates go from now on; nil: nowhere.
 func (s *Store) SetProposer(p Proposer) {
 	s.mu.Lock()
@@ -89,9 +94,18 @@ func (s *Store) View() *View { return s.view.Load() }
 // Unavailable and NotLeader mean that the change may or may not come to pass.
 func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64, err error) {
 	pause := time.Millisecond
+	catchUp, _ := ctx.Value(laggingKey{}).(func(context.Context) error)
 	for {
 		tx := s.begin()
-		if err := fn(tx); err != nil {
+		err := fn(tx)
+		if catchUp != nil && (err != nil || tx.listed || len(tx.written) == 0) {
+			if err := catchUp(ctx); err != nil {
+				return 0, err
+			}
+			catchUp = nil
+			continue
+		}
+		if err != nil {
 			return 0, err
 		}
 		if len(tx.written) == 0 {
@@ -120,6 +134,18 @@ func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64
 	}
 }
 
+// Lagging returns a context for Update where View may lag behind what was
+// acknowledged elsewhere before the call. What a function got by id is compared when
+// the entry is applied, wherever it ran, and so are names that must be unique. But
+// when it listed anything, returned an error or wrote nothing, that says nothing yet:
+// then catchUp is called, which returns once View does not lag, and the function is
+// run again. Its error is Update's.
+func Lagging(ctx context.Context, catchUp func(context.Context) error) context.Context {
+	return context.WithValue(ctx, laggingKey{}, catchUp)
+}
+
+type laggingKey struct{}
+
 func wait(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -132,7 +158,7 @@ func wait(ctx context.Context, d time.Duration) error {
 }
 
 func (s *Store) begin() *Tx {
-	return &Tx{store: s, view: s.View(), now: s.now().UTC(), index: map[ref]int{}}
+	return &Tx{store: s, view: s.View(), now: s.Now(), index: map[ref]int{}}
 }
 
 // encode makes the entry of a transaction. A spec goes with it unless the

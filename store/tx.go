@@ -20,6 +20,7 @@ type Tx struct {
 	items   []touched // what was read or written, in the order of the first time
 	index   map[ref]int
 	written []int // items, in the order of their first write
+	listed  bool  // it depends on more than its items
 
 	// scratch is the view with the writes up to some moment, for lists; pending
 	// has the items that were written since.
@@ -69,6 +70,7 @@ func (tx *Tx) touch(k Kind, id string) *touched {
 }
 
 func (tx *Tx) list(k Kind, by By) iter.Seq[any] {
+	tx.listed = true
 	return func(yield func(any) bool) { by.index(tx.tables(), k)(yield) }
 }
 
@@ -105,12 +107,16 @@ func (tx *Tx) write(c *touched) {
 }
 
 // Create adds an object. Exists if its id, or its name where names are unique,
-// is taken. CreatedAt and UpdatedAt are set; o is not touched.
+// is taken. CreatedAt and UpdatedAt are set, but for a CreatedAt that is later than
+// now, which stays: it says what the object comes after. o is not touched.
 func Create[T api.Object](tx *Tx, o T) error {
 	k := kindOf[T]()
 	id := idOf(o)
 	if id == "" {
 		return api.Errorf(api.Invalid, "a %s needs an id", k)
+	}
+	if k == KindTask && len(id) > maxTaskID {
+		return api.Errorf(api.Invalid, "task %s: an id of %d bytes; at most %d are accepted", id, len(id), maxTaskID)
 	}
 	if tx.get(k, id) != nil {
 		return api.Errorf(api.Exists, "%s %s already exists", k, id)
@@ -120,7 +126,10 @@ func Create[T api.Object](tx *Tx, o T) error {
 	}
 	c := clone(o)
 	m := metaOf(c)
-	m.CreatedAt, m.UpdatedAt = tx.now, tx.now
+	m.UpdatedAt = tx.now
+	if !m.CreatedAt.After(tx.now) {
+		m.CreatedAt = tx.now
+	}
 	return tx.put(ref{k, id}, c)
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -284,7 +283,7 @@ func (s *session) settle(ctx context.Context, id string, refused error) {
 
 // allocateTasks moves tasks on, in halves if the store won't take them at once.
 func (s *session) allocateTasks(ctx context.Context, ids []string) error {
-	now := time.Now().UTC()
+	now := s.Store.Now()
 	var undo []func()
 	waiting := map[string]string{} // network by task
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {

@@ -45,7 +45,7 @@ func (c *Control) ServiceHistory(_ context.Context, name string) ([]api.VersionI
 // ServiceRollback makes an earlier version of a service its newest one.
 // NotFound: the version is not kept (any more).
 func (c *Control) ServiceRollback(ctx context.Context, name string, to uint64) error {
-	now := time.Now().UTC()
+	now := c.cfg.Store.Now()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		old, err := c.service(tx, name)
 		if err != nil {

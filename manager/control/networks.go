@@ -210,7 +210,7 @@ func (c *Control) NetworkPrune(ctx context.Context, f api.Filters) ([]string, er
 	if err := checkFilters(f, "label", "label!", "until"); err != nil {
 		return nil, err
 	}
-	until, err := parseUntil(f["until"], time.Now())
+	until, err := parseUntil(f["until"], c.cfg.Store.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -121,7 +121,7 @@ func (c *Control) mayDemote(tx *store.Tx, demoted *api.Node) error {
 
 // NodeRemove takes a node out of the swarm.
 func (c *Control) NodeRemove(ctx context.Context, name string, force bool) error {
-	now := time.Now().UTC()
+	now := c.cfg.Store.Now()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		n, err := find(tx, "node", name, nodeID)
 		if err != nil {

@@ -23,7 +23,7 @@ func (c *Control) ServicePlan(_ context.Context, name string, spec *swarm.Servic
 	if err := ValidateService(spec); err != nil {
 		return nil, err
 	}
-	view, now := c.cfg.Store.View(), time.Now().UTC()
+	view, now := c.cfg.Store.View(), c.cfg.Store.Now()
 	n, old, err := c.intended(view, name, spec, now)
 	if err != nil {
 		return nil, err

@@ -110,6 +110,14 @@ func (c *Control) SecretInspect(_ context.Context, name string) (*swarm.Secret, 
 	return &out, nil
 }
 
+// follow has an object count as made after another: the newest version of a secret is
+// the last that was made, also by a clock that was set back.
+func follow(n, other *swarm.Meta) {
+	if !n.CreatedAt.After(other.CreatedAt) {
+		n.CreatedAt = other.CreatedAt.Add(1)
+	}
+}
+
 // SecretCreate adds a secret.
 func (c *Control) SecretCreate(ctx context.Context, spec *swarm.SecretSpec) (string, error) {
 	if err := validateObject(ctx, "secret", &spec.Annotations, spec.Data, api.MaxSecretSize, spec.Templating, spec.Driver); err != nil {
@@ -117,7 +125,12 @@ func (c *Control) SecretCreate(ctx context.Context, spec *swarm.SecretSpec) (str
 	}
 	s := &api.Secret{}
 	s.ID, s.Spec = api.NewID(), *spec
-	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error { return store.Create(tx, s) })
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		for o := range store.List[*api.Secret](tx) {
+			follow(&s.Meta, &o.Meta)
+		}
+		return store.Create(tx, s)
+	})
 	return s.ID, err
 }
 
@@ -187,7 +200,12 @@ func (c *Control) ConfigCreate(ctx context.Context, spec *swarm.ConfigSpec) (str
 	}
 	o := &api.Config{}
 	o.ID, o.Spec = api.NewID(), *spec
-	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error { return store.Create(tx, o) })
+	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		for other := range store.List[*api.Config](tx) {
+			follow(&o.Meta, &other.Meta)
+		}
+		return store.Create(tx, o)
+	})
 	return o.ID, err
 }
 

@@ -43,7 +43,7 @@ func (c *Control) serviceCreate(ctx context.Context, spec *swarm.ServiceSpec, o 
 	if err := ValidateService(spec); err != nil {
 		return nil, err
 	}
-	id, now := api.NewID(), time.Now().UTC()
+	id, now := api.NewID(), c.cfg.Store.Now()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		n := &api.Service{RegistryAuth: o.RegistryAuth, SpecVersion: 1, Number: 1, SpecSince: now}
 		n.ID = id
@@ -76,7 +76,7 @@ func (c *Control) ServiceUpdate(ctx context.Context, name string, version uint64
 			return nil, err
 		}
 	}
-	now := time.Now().UTC()
+	now := c.cfg.Store.Now()
 	_, err := c.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		old, err := c.service(tx, name)
 		if err != nil {
@@ -195,7 +195,7 @@ func (c *Control) ServiceInspect(_ context.Context, name string, defaults bool) 
 		return nil, err
 	}
 	out := s.Service
-	out.UpdateStatus = progress(view, s, time.Now().UTC())
+	out.UpdateStatus = progress(view, s, c.cfg.Store.Now())
 	if defaults {
 		out.Spec = withDefaults(out.Spec)
 	}

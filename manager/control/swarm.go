@@ -73,7 +73,7 @@ func (c *Control) SwarmUpdate(ctx context.Context, version uint64, spec *swarm.S
 	}
 	for range updateTries {
 		// What takes long, or asks others, is done before the transaction.
-		n, err := c.updated(ctx, base, spec, rotate, time.Now())
+		n, err := c.updated(ctx, base, spec, rotate, c.cfg.Store.Now())
 		if err != nil {
 			return err
 		}

@@ -120,6 +120,10 @@ func TestAssignmentSet(t *testing.T) {
 	step("-t2", func(tx *store.Tx) error { return store.Delete[*api.Task](tx, "t2") }, "t2")
 	step("+pending", change("pending", func(t *api.Task) { t.Status.State = swarm.TaskStateAssigned }), "pending")
 	step("-t1", func(tx *store.Tx) error { return store.Delete[*api.Task](tx, "t1") })
+	step("+s1 +t3", create(newTask("t3", "node1", "s1")), "t3")
+	orphan := func(t *api.Task) { t.Status.State = swarm.TaskStateOrphaned }
+	step("-t3 -s1", change("t3", orphan), "t3")
+	step("", change("other", orphan), "t3", "other")
 	step("", func(*store.Tx) error { return nil }, "never", "other")
 }
 

@@ -218,7 +218,7 @@ func (d *Dispatcher) down(ctx context.Context, node, session, why string) {
 		err := d.setStatus(ctx, node, session, func(n *api.Node) bool {
 			n.Status = swarm.NodeStatus{State: swarm.NodeStateDown, Addr: n.Status.Addr, Message: why}
 			if n.DownSince.IsZero() {
-				n.DownSince = time.Now().UTC()
+				n.DownSince = d.cfg.Store.Now()
 			}
 			return true
 		})

@@ -32,7 +32,7 @@ func (d *Dispatcher) UpdateTaskStatus(ctx context.Context, req *swarmpb.UpdateTa
 		return &swarmpb.UpdateTaskStatusResponse{}, err
 	}
 	for chunk := range slices.Chunk(updates, maxChunk) {
-		now := time.Now()
+		now := d.cfg.Store.Now()
 		err := d.writer.do(ctx, func(tx *store.Tx) error {
 			if !s.live() {
 				return s.cause

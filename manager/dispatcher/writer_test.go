@@ -98,7 +98,7 @@ func TestRan(t *testing.T) {
 		"it ran":                         {swarm.TaskStateRunning, swarm.TaskStateFailed, time.Minute, time.Minute},
 		"it never did":                   {swarm.TaskStateStarting, swarm.TaskStateFailed, time.Minute, 0},
 		"it was told to end":             {swarm.TaskStateRunning, swarm.TaskStateShutdown, time.Minute, 0},
-		"the node's clock went back":     {swarm.TaskStateRunning, swarm.TaskStateFailed, -time.Minute, 0},
+		"the node's clock went back":     {swarm.TaskStateRunning, swarm.TaskStateFailed, -time.Minute, time.Hour},
 		"the node's clock jumped a year": {swarm.TaskStateRunning, swarm.TaskStateFailed, 365 * 24 * time.Hour, time.Hour},
 	} {
 		s := newStore(t)

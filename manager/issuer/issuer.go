@@ -143,7 +143,7 @@ func (i *Issuer) join(ctx context.Context, req *swarmpb.IssueNodeCertificateRequ
 			return err
 		}
 		n := NewNode(id, role, req.GetAvailability().API(), req.GetCsr())
-		return store.Create(tx, Sign(c, n, time.Now()))
+		return store.Create(tx, Sign(c, n, i.cfg.Store.Now()))
 	})
 	if err != nil {
 		return "", err
@@ -190,7 +190,7 @@ func (i *Issuer) renew(ctx context.Context, id string, csr []byte) error {
 		}
 		n := *old
 		n.Certificate = api.Certificate{Role: n.Role, CSR: csr, State: api.CertificateRenew, CN: id}
-		return store.Put(tx, Sign(c, &n, time.Now()))
+		return store.Put(tx, Sign(c, &n, i.cfg.Store.Now()))
 	})
 	return err
 }

@@ -81,7 +81,7 @@ func (i *Issuer) step(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return time.Hour, nil
 	}
-	now := time.Now()
+	now := i.cfg.Store.Now()
 	s, err := ca.Next(&c.RootCA, slices.Collect(store.List[*api.Node](view)), now)
 	if err != nil {
 		i.cfg.Log.Error("the swarm's root CA can't be read", "err", err)
@@ -144,7 +144,7 @@ func (i *Issuer) signAbsent(ctx context.Context, c *api.Cluster, ids []string) e
 			}
 			n := *old
 			n.Certificate = api.Certificate{Role: waitingRole(old), CSR: old.Certificate.CSR, State: api.CertificateRenew, CN: id, Waiting: true}
-			if err := store.Put(tx, Sign(c, &n, time.Now())); err != nil {
+			if err := store.Put(tx, Sign(c, &n, i.cfg.Store.Now())); err != nil {
 				return err
 			}
 		}

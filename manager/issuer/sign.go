@@ -218,7 +218,7 @@ func (i *Issuer) signOne(ctx context.Context, id string) (again bool, err error)
 	if n == nil || settled(n) {
 		return false, nil
 	}
-	sign := func(c *api.Cluster, n *api.Node) *api.Node { return Sign(c, n, time.Now()) }
+	sign := func(c *api.Cluster, n *api.Node) *api.Node { return Sign(c, n, i.cfg.Store.Now()) }
 	if len(external(c)) > 0 {
 		cert, err := i.signOutside(ctx, c, n)
 		if ctx.Err() != nil {

@@ -53,7 +53,7 @@ func (l *Loop) follow(ctx context.Context) error {
 func (l *Loop) step(ctx context.Context) (wait time.Duration, err error) {
 	plan := func(r store.Reader) (was *api.Cluster, is api.NetworkKeys) {
 		for c := range store.List[*api.Cluster](r) {
-			is, wait = Plan(c.NetworkKeys, Needed(r), time.Now(), secret)
+			is, wait = Plan(c.NetworkKeys, Needed(r), l.Store.Now(), secret)
 			return c, is
 		}
 		return nil, is

@@ -58,9 +58,10 @@ func TestPlan(t *testing.T) {
 		{spread / 2, true, false, "3 4* 5 rest 2", spread / 2},
 		{spread / 2, true, false, "4 5* 6 rest 1", spread},
 		{spread, true, false, "5 6* 7 rest 0", Age},
-		{-Age, true, false, "5 6* 7 rest 0", Age}, // the clock is set back
+		{-spread, true, false, "5 6* 7 rest 0", Age}, // another manager's clock is behind
+		{-Age, true, false, "6 7* 8 rest 0", Age},    // the clock is set back
 		{0, false, false, "rest 0", 0},
-		{0, true, false, "8* 9 rest 0", Age},
+		{0, true, false, "9* 10 rest 0", Age},
 	} {
 		now = now.Add(s.after)
 		if s.ask {

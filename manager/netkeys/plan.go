@@ -62,12 +62,16 @@ func Plan(is api.NetworkKeys, needed bool, now time.Time, secret func() [32]byte
 	return n, due(n, now)
 }
 
-// due is in how long the next change comes. A clock that was set back does not hold
-// it up for longer than a key may live.
+// due is in how long the next change comes. It comes at once if a clock was set back
+// since the last one: else nobody could tell how old the key is.
 func due(n api.NetworkKeys, now time.Time) time.Duration {
 	age := Age
 	if n.Replace > 0 {
 		age = spread
 	}
-	return max(min(n.Since.Add(age).Sub(now), age), 0)
+	left := n.Since.Add(age).Sub(now)
+	if left > age+spread { // less may be how far managers' clocks differ
+		return 0
+	}
+	return max(min(left, age), 0)
 }

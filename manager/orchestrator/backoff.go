@@ -26,11 +26,11 @@ const (
 
 // quick reports whether a task ended by itself soon after it might start.
 func quick(t *api.Task) bool {
-	from := t.CreatedAt
+	from := t.Born()
 	if t.NotBefore.After(from) {
 		from = t.NotBefore
 	}
-	return t.Status.State == swarm.TaskStateRejected || byItself(t) && since(t).Sub(from) < calmTime
+	return t.Status.State == swarm.TaskStateRejected || byItself(t) && since(t).Sub(from) < calmTime && t.Ran < calmTime
 }
 
 // row is how many quick failures in a row the tasks, newest first, begin with.

@@ -59,7 +59,7 @@ func (u *updater) await() {
 	switch {
 	case u.labels().Promote == api.PromoteManual:
 		u.say(fmt.Sprintf("%d of %d tasks are canaries of the update and run; it goes on with: legion service promote %s", n, of, u.Service.Spec.Name))
-	case end.After(u.Now):
+	case u.waits(end, u.config.Monitor):
 		u.again(end)
 		u.say(fmt.Sprintf("%d of %d tasks are canaries of the update and run; it goes on if they still do after %s", n, of, u.config.Monitor))
 	default:

@@ -88,10 +88,10 @@ func (p *plan) moving(s *slot) (late time.Time, ok bool) {
 	if live == nil || p.running(live) || api.Final(live.Status.State) || p.unplaceable(live) {
 		return late, false
 	}
-	late = live.CreatedAt.Add(patience)
+	late = live.Born().Add(patience)
 	for _, t := range s.tasks {
 		if t != live {
-			return late, !byItself(t) && late.After(p.Now)
+			return late, !byItself(t) && p.waits(late, patience)
 		}
 	}
 	return late, false
@@ -115,8 +115,8 @@ func (p *plan) covers(s *slot, live, t *api.Task) bool {
 		}
 		first = o
 	}
-	late := first.CreatedAt.Add(patience)
-	if !late.After(p.Now) {
+	late := first.Born().Add(patience)
+	if !p.waits(late, patience) {
 		return false
 	}
 	p.again(late)

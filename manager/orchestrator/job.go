@@ -121,7 +121,8 @@ func (p *plan) retry(tries []*api.Task) (standing, time.Time) {
 	case r.MaxAttempts != nil && *r.MaxAttempts > 0 && restarts(tries, r.Window, since(t)) >= *r.MaxAttempts:
 		return spent, time.Time{}
 	}
-	if at := since(t).Add(p.jobDelay(tries)); at.After(p.Now) {
+	delay := p.jobDelay(tries)
+	if at := since(t).Add(delay); p.waits(at, delay) {
 		return waiting, at
 	}
 	return open, time.Time{}
@@ -132,7 +133,7 @@ func (p *plan) retry(tries []*api.Task) (standing, time.Time) {
 func restarts(tries []*api.Task, window *time.Duration, end time.Time) uint64 {
 	var n uint64
 	for i, t := range tries[:len(tries)-1] {
-		if byItself(tries[i+1]) && (window == nil || *window == 0 || end.Sub(t.CreatedAt) < *window) {
+		if byItself(tries[i+1]) && within(window, t, end) {
 			n++
 		}
 	}

@@ -258,13 +258,13 @@ func sameForPlans(a, b *api.Node) bool {
 // again; if even one has too much to write, it is done in smaller steps.
 func (s *session) plan(ctx context.Context, services []string, limit int) error {
 	done := map[string]outcome{}
-	now := time.Now().UTC() // before the transaction, so that tasks are not older than their plan
+	now := s.Store.Now() // before the transaction, so that tasks are not older than their plan
 	_, err := s.Store.Update(ctx, func(tx *store.Tx) error {
 		clear(done)
 		left := limit
 		for _, id := range services {
 			if left <= 0 {
-				done[id] = outcome{again: now}
+				done[id] = outcome{again: time.Now()}
 				continue
 			}
 			in := s.input(tx, id, now)
@@ -309,7 +309,10 @@ type outcome struct {
 }
 
 func result(in *Input, out *Output, local bool) outcome {
-	o := outcome{again: out.Again, local: local, waits: out.Waits}
+	o := outcome{local: local, waits: out.Waits}
+	if !out.Again.IsZero() {
+		o.again = time.Now().Add(out.Again.Sub(in.Now)) // timers do not follow a clock that is set
+	}
 	if out.Quiet {
 		o.quiet = in.Service.Version.Index
 	}

@@ -74,6 +74,7 @@ type plan struct {
 	moved       map[string]bool // tasks that others were made for elsewhere
 	policyOf    *api.Policy     // see labels
 	staying     map[string]bool // tasks on drained nodes whose turn has not come
+	started     time.Time       // when the update under way began; zero: there is none
 }
 
 func newPlan(in Input) *plan {
@@ -83,6 +84,9 @@ func newPlan(in Input) *plan {
 	}
 	if in.Service != nil {
 		p.spec = in.Service.TaskSpec()
+		if st := in.Service.UpdateStatus; st != nil && underWay(st.State) && st.StartedAt != nil {
+			p.started = *st.StartedAt
+		}
 	}
 	return p
 }
@@ -196,7 +200,7 @@ func (p *plan) newTask(s *slot) *api.Task {
 		Status:       swarm.TaskStatus{State: swarm.TaskStateNew, Timestamp: p.Now, Message: "created"},
 		DesiredState: swarm.TaskStateRunning,
 	}
-	t.CreatedAt = p.Now
+	t.CreatedAt = p.sequel(s.tasks)
 	s.created = true
 	p.out.Create = append(p.out.Create, t)
 	return t
@@ -208,7 +212,7 @@ func (p *plan) release() {
 		for _, t := range s.present() {
 			switch {
 			case p.desired(t) != swarm.TaskStateReady:
-			case t.NotBefore.After(p.Now):
+			case p.early(t):
 				p.again(t.NotBefore)
 			case !p.blocked(s, t) && !p.full():
 				p.want(t, swarm.TaskStateRunning)

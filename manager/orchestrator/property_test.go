@@ -19,7 +19,7 @@ import (
 func TestInvariants(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t)
-		c := &chaos{world: w, rt: rt, lost: map[string]bool{}, startFirst: rapid.Bool().Draw(rt, "start first")}
+		c := &chaos{world: w, rt: rt, lost: map[string]bool{}, startFirst: rapid.Bool().Draw(rt, "start first"), clocks: rapid.Bool().Draw(rt, "clocks")}
 		for i := range rapid.IntRange(1, 3).Draw(rt, "nodes") {
 			w.node(fmt.Sprint("n", i), nil).Description.Resources.MemoryBytes = 8 << 30
 		}
@@ -54,18 +54,27 @@ func TestInvariants(t *testing.T) {
 	})
 }
 
+// jumps are by how much clocks are set.
+var jumps = []time.Duration{-time.Second, -time.Minute, -time.Hour, -48 * time.Hour, time.Second, time.Minute, time.Hour, 48 * time.Hour}
+
 type chaos struct {
 	*world
 	rt         *rapid.T
 	startFirst bool
+	clocks     bool            // they are set now and then
 	lost       map[string]bool // tasks whose node was down once
 }
 
 // step does one thing: a plan, a placement, one task's next state, or a blow of
 // fate.
 func (c *chaos) step() {
-	const steps = "PPPPSSSSttttttttttttttwrunee" // how often each is done
+	steps := "PPPPSSSSttttttttttttttwrunee" // how often each is done
+	if c.clocks {
+		steps += "c"
+	}
 	switch rapid.SampledFrom([]byte(steps)).Draw(c.rt, "step") {
+	case 'c':
+		c.setClock(rapid.SampledFrom(jumps).Draw(c.rt, "jump"))
 	case 'P':
 		c.plan()
 	case 'S':
@@ -230,8 +239,12 @@ func TestAvailability(t *testing.T) {
 			least = replicas
 		}
 		images := 0
+		steps := "PPSSttttttttttwud"
+		if rapid.Bool().Draw(rt, "clocks") {
+			steps = "PPSSttttttttttwuc" // the patience with tasks that leave a drained node is a time
+		}
 		for range 600 {
-			switch rapid.SampledFrom([]byte("PPSSttttttttttwud")).Draw(rt, "step") {
+			switch rapid.SampledFrom([]byte(steps)).Draw(rt, "step") {
 			case 'P':
 				w.plan()
 			case 'S':
@@ -240,6 +253,8 @@ func TestAvailability(t *testing.T) {
 				w.step(rapid.SampledFrom(w.sorted()).Draw(rt, "task"))
 			case 'w':
 				w.now = w.now.Add(time.Second)
+			case 'c':
+				w.setClock(rapid.SampledFrom(jumps).Draw(rt, "jump"))
 			case 'u': // a new version, once the last one is out
 				if st := w.services["web"].UpdateStatus; images == 0 || st != nil && st.State == swarm.UpdateStateCompleted {
 					images++

@@ -56,7 +56,7 @@ func (o *Output) orphaned() map[string]bool {
 
 // reapHistory deletes, in each slot, ended tasks beyond the history that is
 // kept, oldest first, and those that no node ever had. What restart policy and
-// update look at is kept longer.
+// update look at is kept longer: by what it replaced, an update knows its task.
 func (p *plan) reapHistory() {
 	if p.History < 0 {
 		return
@@ -65,7 +65,8 @@ func (p *plan) reapHistory() {
 	if r := p.policy(); r.MaxAttempts != nil && *r.MaxAttempts > 0 {
 		keep = max(keep, int(min(*r.MaxAttempts, maxHistory))+1)
 	}
-	if st := p.Service.UpdateStatus; st != nil && underWay(st.State) {
+	updating := p.Service.UpdateStatus != nil && underWay(p.Service.UpdateStatus.State) || p.out.Update != nil
+	if updating {
 		keep = max(keep, 2)
 	}
 	for _, s := range p.slots {
@@ -78,7 +79,7 @@ func (p *plan) reapHistory() {
 		}
 		for i := last; i >= 0; i-- {
 			t := s.tasks[i]
-			if t.DesiredState != swarm.TaskStateShutdown || !ended(t) || mayHaveRun(t) && (i == 0 || i < keep) {
+			if t.DesiredState != swarm.TaskStateShutdown || !ended(t) || mayHaveRun(t) && (i == 0 || i < keep) || updating && i == 1 && p.stale(t) {
 				continue
 			}
 			if p.full() {

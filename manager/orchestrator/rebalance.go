@@ -66,7 +66,7 @@ func (p *plan) rebalance() {
 		case !p.running(t) || p.stale(t) || p.evicted(t):
 			return
 		}
-		if end := since(t).Add(config.Delay); t.MovedFrom != "" && end.After(p.Now) {
+		if end := since(t).Add(config.Delay); t.MovedFrom != "" && p.waits(end, config.Delay) {
 			p.again(end)
 			return
 		}
@@ -201,10 +201,11 @@ func (b *balancer) movable(node string) (int, *slot) {
 	on := b.on[node]
 	for i := len(on) - 1; i >= 0; i-- {
 		until := on[i].restsUntil()
-		if !until.After(b.Now) && !b.moved[b.live(on[i]).ID] {
+		rests := b.waits(until, rested)
+		if !rests && !b.moved[b.live(on[i]).ID] {
 			return i, on[i]
 		}
-		if until.After(b.Now) && (b.wake.IsZero() || until.Before(b.wake)) {
+		if rests && (b.wake.IsZero() || until.Before(b.wake)) {
 			b.wake = until
 		}
 	}
@@ -215,8 +216,8 @@ func (b *balancer) movable(node string) (int, *slot) {
 func (s *slot) restsUntil() time.Time {
 	var last time.Time
 	for _, t := range s.tasks {
-		if t.MovedFrom != "" && t.CreatedAt.After(last) {
-			last = t.CreatedAt
+		if at := t.Born(); t.MovedFrom != "" && at.After(last) {
+			last = at
 		}
 	}
 	if last.IsZero() {
@@ -258,7 +259,7 @@ func (p *plan) abandon() {
 		}
 		lost := api.Final(live.Status.State) || p.evicted(live)
 		if !lost && live.NodeID == "" {
-			if late := live.CreatedAt.Add(time.Minute); late.After(p.Now) {
+			if late := live.Born().Add(patience); p.waits(late, patience) {
 				p.again(late)
 			} else {
 				lost = true // the room has gone meanwhile

@@ -36,7 +36,7 @@ func (p *plan) tend(s *slot) {
 		return
 	}
 	switch {
-	case api.Final(t.Status.State) && t.NotBefore.After(p.Now):
+	case api.Final(t.Status.State) && p.early(t):
 		p.again(t.NotBefore) // it could not even be prepared while it waited
 	case api.Final(t.Status.State):
 		p.want(t, swarm.TaskStateShutdown)
@@ -85,6 +85,13 @@ func (p *plan) mayRestart(s *slot, t *api.Task) bool {
 	return p.attempts(s, r.Window, since(t)) < *r.MaxAttempts
 }
 
+// within reports whether a task was made in the window before a time; nil or 0: no
+// window. One that comes after that time is of before a clock was set back.
+func within(window *time.Duration, t *api.Task, end time.Time) bool {
+	ago := end.Sub(t.Born())
+	return window == nil || *window == 0 || ago >= 0 && ago < *window
+}
+
 // attempts counts how often the slot's tasks of the present spec were restarted,
 // within the window before the end of the last one if there is a window.
 func (p *plan) attempts(s *slot, window *time.Duration, end time.Time) uint64 {
@@ -93,7 +100,7 @@ func (p *plan) attempts(s *slot, window *time.Duration, end time.Time) uint64 {
 		if p.stale(t) || i == len(s.tasks)-1 || !byItself(s.tasks[i+1]) || p.stale(s.tasks[i+1]) {
 			break
 		}
-		if window == nil || *window == 0 || end.Sub(t.CreatedAt) < *window {
+		if within(window, t, end) {
 			n++
 		}
 	}

@@ -42,7 +42,8 @@ func (p *plan) update() {
 		if len(u.stale) == 0 {
 			return
 		}
-		u.started = p.Now
+		u.started = p.sequel(p.Tasks)
+		p.started = u.started
 		u.status(swarm.UpdateStateUpdating, "update in progress", false)
 	} else if failed := u.failed(); failed != "" {
 		u.fail(failed)
@@ -160,8 +161,9 @@ func (u *updater) fail(task string) {
 	case u.config.FailureAction == swarm.UpdateFailureActionRollback && u.Service.PreviousSpec != nil:
 		s := u.Service.Rollback()
 		s.SpecSince = u.Now
+		started := u.sequel(u.Tasks)
 		s.UpdateStatus = &swarm.UpdateStatus{
-			State: swarm.UpdateStateRollbackStarted, StartedAt: new(u.Now), Message: "update rolled back " + why,
+			State: swarm.UpdateStateRollbackStarted, StartedAt: &started, Message: "update rolled back " + why,
 		}
 		u.out.Update = s
 	default:
@@ -181,14 +183,14 @@ func (u *updater) status(state swarm.UpdateState, message string, done bool) {
 // advance updates as many slots as may be under way at once, and completes the
 // update when all are done and were watched long enough.
 func (u *updater) advance() {
-	settled := u.started
+	var settled time.Time
 	for _, s := range u.fresh {
 		if late, moving := u.moving(s); moving {
 			u.busy++
 			u.again(late)
 			continue
 		}
-		if u.live(s).CreatedAt.Before(u.started) || !u.replaced(s) {
+		if u.live(s).CreatedAt.Before(u.started) || !u.replaced(s) || u.roomless(s) {
 			continue
 		}
 		at, done := u.reached(s)
@@ -196,11 +198,11 @@ func (u *updater) advance() {
 			u.busy++
 			continue
 		}
-		if end := at.Add(u.config.Delay); len(u.stale) > 0 && end.After(u.Now) {
+		if end := at.Add(u.config.Delay); len(u.stale) > 0 && u.waits(end, u.config.Delay) {
 			u.busy++
 			u.again(end)
 		}
-		if end := at.Add(u.config.Monitor); end.After(settled) {
+		if end := at.Add(u.config.Monitor); u.waits(end, u.config.Monitor) && end.After(settled) {
 			settled = end
 		}
 	}
@@ -226,13 +228,20 @@ func (u *updater) advance() {
 	}
 	switch {
 	case len(u.stale) > 0 || u.busy > 0 || u.out.Update != nil:
-	case settled.After(u.Now):
+	case !settled.IsZero():
 		u.again(settled)
 	case u.rollback:
 		u.status(swarm.UpdateStateRollbackCompleted, "rollback completed", true)
 	default:
 		u.status(swarm.UpdateStateCompleted, "update completed", true)
 	}
+}
+
+// roomless reports whether the slot's new task waits for room, and none before it had
+// any: nothing is lost by going on.
+func (u *updater) roomless(s *slot) bool {
+	t := u.live(s)
+	return !mayHaveRun(t) && t.Status.Err != "" && !slices.ContainsFunc(s.tasks, mayHaveRun)
 }
 
 // reached returns when the slot's new task ran, or failed to.

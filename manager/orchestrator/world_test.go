@@ -125,6 +125,14 @@ func (w *world) pass(d time.Duration) {
 	}
 }
 
+// setClock sets the wall clock. Timers that run do not follow it.
+func (w *world) setClock(by time.Duration) {
+	w.now = w.now.Add(by)
+	for id, at := range w.again {
+		w.again[id] = at.Add(by)
+	}
+}
+
 func (w *world) plan() (changed bool) {
 	ids := map[string]bool{}
 	for _, s := range w.services {
@@ -177,7 +185,7 @@ func (w *world) apply(out *orchestrator.Output) bool {
 		c.ID = slot + letters(w.names[slot])
 		w.names[slot]++
 		w.index++
-		c.CreatedAt, c.UpdatedAt, c.Version.Index = w.now, w.now, w.index
+		c.UpdatedAt, c.Version.Index = w.now, w.index // CreatedAt is the plan's, as the store has it
 		w.tasks[c.ID] = &c
 		wait := ""
 		if c.NotBefore.After(w.now) {

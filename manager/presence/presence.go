@@ -73,7 +73,7 @@ func (l *Loop) watch(ctx context.Context) error {
 	})
 	g := newWatchdog(l.grace())
 	for n := range store.List[*api.Node](view) {
-		g.see(n, time.Now())
+		g.see(n, time.Now(), l.Store.Now())
 	}
 	g.managers(l.Reachable, time.Now())
 	tick := time.NewTicker(interval)
@@ -81,10 +81,10 @@ func (l *Loop) watch(ctx context.Context) error {
 	for {
 		select {
 		case cs := <-changes:
-			now := time.Now()
+			now, wall := time.Now(), l.Store.Now()
 			for _, c := range cs {
 				if n, _ := c.New.(*api.Node); n != nil {
-					g.see(n, now)
+					g.see(n, now, wall)
 				} else {
 					g.forget(c.ID)
 				}
@@ -156,7 +156,7 @@ func (l *Loop) mark(ctx context.Context, seen *api.Node, state swarm.NodeState, 
 		n := *old
 		n.Status = swarm.NodeStatus{State: state, Addr: old.Status.Addr, Message: why}
 		if state == swarm.NodeStateDown {
-			n.DownSince = time.Now().UTC()
+			n.DownSince = l.Store.Now()
 		}
 		return store.Put(tx, &n)
 	})
@@ -176,7 +176,7 @@ func (l *Loop) orphan(ctx context.Context, seen *api.Node) error {
 			if n == nil || n.Status.State != swarm.NodeStateDown || n.DownSince != seen.DownSince {
 				return nil
 			}
-			now := time.Now().UTC()
+			now := l.Store.Now()
 			for t := range store.List[*api.Task](tx, store.ByNode(seen.ID)) {
 				if api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) || api.Final(t.Status.State) {
 					continue

@@ -18,6 +18,9 @@ const (
 	// orphanAfter is how long a node is down until its tasks are given up:
 	// whatever they hold (networks, volumes) can then be used again. As Docker's.
 	orphanAfter = 24 * time.Hour
+	// observed is how long of that the leader has seen for itself: DownSince may be by
+	// a clock that is wrong.
+	observed = time.Hour
 )
 
 // watchdog keeps since when nodes are without a manager, and which are down. It
@@ -28,18 +31,23 @@ type watchdog struct {
 	nodes     map[string]*api.Node
 	leads     map[string]*api.Node // those of nodes that are managers
 	unserved  map[string]time.Time // since when
-	down      map[string]time.Time
+	down      map[string]absence
 }
+
+// absence is that of a node which is down: since when by the store, and by this
+// process's own time, which is never set.
+type absence struct{ stored, since time.Time }
 
 func newWatchdog(grace time.Duration) *watchdog {
 	return &watchdog{
 		grace: grace, reachable: map[string]bool{}, nodes: map[string]*api.Node{}, leads: map[string]*api.Node{},
-		unserved: map[string]time.Time{}, down: map[string]time.Time{},
+		unserved: map[string]time.Time{}, down: map[string]absence{},
 	}
 }
 
-// see takes what the store says of a node.
-func (g *watchdog) see(n *api.Node, now time.Time) {
+// see takes what the store says of a node. wall is the clock by which stored times
+// are dated: it tells how long a node was down before, and no more.
+func (g *watchdog) see(n *api.Node, now, wall time.Time) {
 	if old := g.nodes[n.ID]; old != nil && old.Session != n.Session {
 		delete(g.unserved, n.ID) // it moved over: what was before does not count
 	}
@@ -48,9 +56,11 @@ func (g *watchdog) see(n *api.Node, now time.Time) {
 	if n.Role == swarm.NodeRoleManager {
 		g.leads[n.ID] = n
 	}
-	delete(g.down, n.ID)
-	if n.Status.State == swarm.NodeStateDown {
-		g.down[n.ID] = n.DownSince
+	switch {
+	case n.Status.State != swarm.NodeStateDown:
+		delete(g.down, n.ID)
+	case !n.DownSince.Equal(g.down[n.ID].stored) || n.DownSince.IsZero():
+		g.down[n.ID] = absence{n.DownSince, now.Add(-min(max(wall.Sub(n.DownSince), 0), orphanAfter-observed))}
 	}
 	g.judge(n, now)
 }
@@ -116,8 +126,8 @@ func (g *watchdog) due(now time.Time) map[string]verdict {
 			all[id] = probe
 		}
 	}
-	for id, since := range g.down {
-		if now.Sub(since) >= orphanAfter {
+	for id, a := range g.down {
+		if now.Sub(a.since) >= orphanAfter {
 			all[id] = orphan
 			delete(g.down, id) // once is enough
 		}
