@@ -137,6 +137,16 @@ func madeUpName() string {
 	return pick(first) + "_" + pick(second)
 }
 
+// ContainerName is the name of a container, by id; empty: there is none.
+func (e *Engine) ContainerName(id string) string {
+	c, err := e.find(id)
+	if err != nil {
+		return ""
+	}
+	r := c.snapshot()
+	return r.Name
+}
+
 func pick(list []string) string {
 	n, err := rand.Int(rand.Reader, big.NewInt(int64(len(list))))
 	if err != nil {

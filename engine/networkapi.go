@@ -64,6 +64,9 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 	if r.Host.NetworkMode.IsContainer() || r.Host.NetworkMode.IsHost() {
 		return api.Errorf(api.Conflict, "container sharing network namespace with another container or host cannot be connected to any other network")
 	}
+	if n, known := e.cfg.Networks.Known(net); known {
+		net = n.Name
+	}
 	if ep == nil {
 		ep = &network.EndpointSettings{}
 	}
@@ -74,6 +77,9 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 		ep.DNSNames = dnsNames(&r, net, ep)
 		if given, err = e.cfg.Networks.Connect(ctx, c.id, net, ep); err != nil {
 			return err
+		}
+		if n, known := e.cfg.Networks.Known(given.NetworkID); known {
+			net = n.Name // one of the swarm's is known from now on
 		}
 		c.noteInHosts(&r, given, true)
 		if len(given.DNSNames) > 0 {
@@ -93,7 +99,7 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 			}
 			delete(r.Joined, network.NetworkNone)
 			r.Joined[net] = given
-			r.see(e.cfg.Networks.Driver)
+			r.see(e.cfg.Networks.Known)
 		}
 	})
 	if err != nil {

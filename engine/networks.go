@@ -28,8 +28,8 @@ type Networks interface {
 	// Connect and Disconnect change a running container's networks.
 	Connect(ctx context.Context, containerID, net string, e *network.EndpointSettings) (*network.EndpointSettings, error)
 	Disconnect(ctx context.Context, containerID, net string, force bool) error
-	// Driver is that of a network, by name or id; empty where it is not known.
-	Driver(net string) string
+	// Known returns a network, by name or id, if it is known on this node.
+	Known(net string) (_ network.Network, known bool)
 	// Keep tells at start which containers still exist; all else is removed.
 	Keep(ctx context.Context, containerIDs []string) error
 }

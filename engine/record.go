@@ -114,10 +114,11 @@ func (r *record) seen(name string) seenNetwork {
 }
 
 // see notes the networks that it is in now.
-func (r *record) see(driver func(net string) string) {
+func (r *record) see(known func(net string) (network.Network, bool)) {
 	r.Seen = make(map[string]seenNetwork, len(r.Joined))
 	for name, ep := range r.Joined {
-		r.Seen[name] = seenNetwork{ID: ep.NetworkID, Driver: driver(ep.NetworkID)}
+		n, _ := known(ep.NetworkID)
+		r.Seen[name] = seenNetwork{ID: ep.NetworkID, Driver: n.Driver}
 	}
 }
 

@@ -217,7 +217,7 @@ func (c *ctr) join(ctx context.Context, rec *record, env *environment) error {
 	}
 	if err := c.change(func(r *record) {
 		r.Joined, r.Ports, r.Sandbox = box.Endpoints, box.Ports, box.Path
-		r.see(c.e.cfg.Networks.Driver)
+		r.see(c.e.cfg.Networks.Known)
 	}); err != nil {
 		return err
 	}
@@ -229,8 +229,8 @@ func (c *ctr) join(ctx context.Context, rec *record, env *environment) error {
 }
 
 func (c *ctr) networkEvent(action events.Action, name string, n seenNetwork) {
-	if n.Driver == "" {
-		n.Driver = c.e.cfg.Networks.Driver(name)
+	if known, ok := c.e.cfg.Networks.Known(name); ok && n.Driver == "" {
+		n = seenNetwork{ID: known.ID, Driver: known.Driver}
 	}
 	c.e.Emit(events.NetworkEventType, action, n.ID, map[string]string{"container": c.id, "name": name, "type": n.Driver})
 }

@@ -33,16 +33,15 @@ func (n *Networks) Inspect(name string) (*dnet.Inspect, error) {
 	return r, nil
 }
 
-// Driver is that of a network that is known here, by name or id; empty: it is not
-// known.
-func (n *Networks) Driver(net string) string {
+// Known returns a network that is known here, by name or id.
+func (n *Networks) Known(net string) (_ dnet.Network, known bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	w, err := n.lookup(net)
 	if err != nil {
-		return ""
+		return dnet.Network{}, false
 	}
-	return w.Network.Driver
+	return w.Network, true
 }
 
 // resource describes an endpoint in a network's inspect.

@@ -96,7 +96,10 @@ func (w *netw) checkAddresses(asked *dnet.EndpointIPAMConfig) error {
 			for _, c := range w.Network.IPAM.Config {
 				subnets = append(subnets, c.Subnet.String())
 			}
-			return api.Errorf(api.Invalid, "network %s: address %s is not in its subnet %s", w.Network.Name, a, strings.Join(subnets, ", "))
+			if len(subnets) == 1 {
+				return api.Errorf(api.Invalid, "network %s: address %s is not in its subnet %s", w.Network.Name, a, subnets[0])
+			}
+			return api.Errorf(api.Invalid, "network %s: address %s is in none of its subnets [%s]", w.Network.Name, a, strings.Join(subnets, " "))
 		}
 	}
 	return nil

@@ -61,6 +61,9 @@ type Networks struct {
 
 	kicked      chan struct{}
 	gatewayTurn chan struct{} // held by who makes the gateway network
+	// gatewayWanted says that this node has come into a swarm and has not yet seen to
+	// its gateway network. Guarded by mu.
+	gatewayWanted bool
 }
 
 // netw is a network. The record is replaced, never changed.

@@ -110,6 +110,7 @@ func (n *Networks) Run(ctx context.Context) error {
 			}
 			continue
 		case <-kicked:
+			n.offerGateway(ctx)
 		case <-t.C:
 			n.lookAtMTUs(ctx)
 		}

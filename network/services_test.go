@@ -282,6 +282,18 @@ func TestMesh(t *testing.T) {
 		want := []string{"peer 10.0.0.3 at 192.0.2.2", "peer 10.0.0.4 at 192.0.2.2", "mesh ing 10.0.0.2/24", "mesh-port tcp 8080 -> 80 at 10.0.0.4",
 			"mesh-port udp 53 on 192.0.2.0/24 on eth0 on ?! -> 53 at 10.0.0.4"}
 		n.is("all", want...)
+		gateway, err := n.Inspect("docker_gwbridge")
+		if err != nil || n.fake.There().Bridges["br-"+gateway.ID[:12]] == nil {
+			t.Errorf("a node of a swarm has %+v, %v", gateway, err)
+		}
+		if err := n.Remove(t.Context(), "docker_gwbridge"); err != nil {
+			t.Error(err)
+		}
+		n.told(api.NetworkUpdate{ID: "ing", Ingress: ingressNetwork(), Own: own})
+		n.is("the same again", want...)
+		if _, err := n.Inspect("docker_gwbridge"); !api.Is(err, api.NotFound) {
+			t.Errorf("what a user removed is back: %v", err)
+		}
 		if err := n.Close(t.Context(), true); !api.Is(err, api.Conflict) {
 			t.Errorf("all would be removed: %v", err)
 		}

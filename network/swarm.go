@@ -260,6 +260,22 @@ func (n *Networks) makeGateway(ctx context.Context) error {
 	return nil
 }
 
+// offerGateway makes the gateway network of a node that has come into a swarm, where
+// users and tools look for it beside the ingress network. It is done once: a user who
+// removes it may make another.
+func (n *Networks) offerGateway(ctx context.Context) {
+	n.mu.Lock()
+	wanted := n.gatewayWanted
+	n.gatewayWanted = false
+	n.mu.Unlock()
+	if !wanted {
+		return
+	}
+	if err := n.makeGateway(ctx); err != nil && ctx.Err() == nil {
+		n.log.Warn("network: the gateway network could not be made; it will be when a container needs it", "error", err)
+	}
+}
+
 func (n *Networks) gatewayNetwork() *netw {
 	for _, w := range n.nets {
 		if w.Network.Name == gatewayName && w.Device != "" {

@@ -193,7 +193,7 @@ func (n *Networks) joinMesh(o *api.Network, own []netip.Prefix) {
 			n.log.Error("network: this node has no part in the routing mesh", "error", err)
 			return
 		}
-		n.mesh.network = o.ID
+		n.mesh.network, n.gatewayWanted = o.ID, true
 	}
 	n.mesh.own = own
 }

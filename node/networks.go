@@ -52,6 +52,8 @@ type networks struct {
 type containerNetworks interface {
 	NetworkConnect(ctx context.Context, net, container string, e *dnet.EndpointSettings) error
 	NetworkDisconnect(ctx context.Context, net, container string, force bool) error
+	// ContainerName is empty where there is no container with this id.
+	ContainerName(id string) string
 	// Emit publishes what happened to a network of this node.
 	Emit(kind events.Type, action events.Action, id string, attributes map[string]string)
 }
@@ -75,7 +77,8 @@ func (n networks) NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dn
 		}
 		made, err := n.local.Create(ctx, r)
 		if err == nil {
-			n.tell(events.ActionCreate, made.ID, r.Name, n.local.Driver(made.ID))
+			o, _ := n.local.Known(made.ID)
+			n.tell(events.ActionCreate, made.ID, o.Name, o.Driver)
 		}
 		return made, err
 	}
@@ -162,12 +165,12 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 	case e != nil && !api.Is(e, api.NotFound):
 		return nil, e
 	case e == nil && own.Scope == scopeLocal && (scope == "" || scope == scopeLocal):
-		return own, nil
+		return n.withNames(own), nil
 	}
 	s := n.swarm()
 	if s == nil || scope == scopeLocal {
 		if e == nil && own.Scope == scopeSwarm && scope != scopeLocal {
-			return own, nil
+			return n.withNames(own), nil
 		}
 		return nil, err
 	}
@@ -180,7 +183,19 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 	if here, e := n.local.Inspect(in.ID); e == nil && here.Scope == scopeSwarm {
 		in.Containers, in.Status = here.Containers, nil
 	}
-	return in, nil
+	return n.withNames(in), nil
+}
+
+// withNames gives the containers in a network their names: also where they are not
+// found by them, as on the default bridge and in the ingress network.
+func (n networks) withNames(in *dnet.Inspect) *dnet.Inspect {
+	for id, c := range in.Containers {
+		if name := n.containers.ContainerName(id); name != "" {
+			c.Name = name
+			in.Containers[id] = c
+		}
+	}
+	return in
 }
 
 func (n networks) NetworkRemove(ctx context.Context, name string) error {

@@ -21,12 +21,15 @@ func (told) NetworkConnect(context.Context, string, string, *dnet.EndpointSettin
 
 func (told) NetworkDisconnect(context.Context, string, string, bool) error { return nil }
 
+func (told) ContainerName(id string) string { return map[string]string{"c1": "web"}[id] }
+
 func (l *told) Emit(_ events.Type, action events.Action, _ string, a map[string]string) {
 	*l = append(*l, strings.TrimSpace(string(action)+" "+a["name"]+" "+a["type"]))
 }
 
-// TestNetworkEvents: who follows events sees this node's own networks come and go.
-func TestNetworkEvents(t *testing.T) {
+// TestNodeNetworks: who follows events sees this node's own networks come and go, and
+// inspect names the containers in one.
+func TestNodeNetworks(t *testing.T) {
 	local, err := network.New(t.Context(), network.Options{
 		Dataplane: networktest.NewFake(), Dir: t.TempDir(), RuntimeDir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
 	})
@@ -48,6 +51,14 @@ func TestNetworkEvents(t *testing.T) {
 	}
 	if _, err := n.NetworkPrune(ctx, nil); err != nil {
 		t.Error(err)
+	}
+	for _, id := range []string{"c1", "c2"} {
+		if _, err := local.Join(ctx, id, map[string]*dnet.EndpointSettings{"bridge": {}}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if in, err := n.NetworkInspect(ctx, "bridge", "", false); err != nil || in.Containers["c1"].Name != "web" || in.Containers["c2"].Name != "c2" {
+		t.Errorf("%+v, %v", in, err)
 	}
 	want := []string{"create a bridge", "create b bridge", "create c null", "destroy a bridge", "destroy c null", "destroy b bridge", "prune"}
 	if !slices.Equal(l, want) {

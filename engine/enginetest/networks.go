@@ -83,9 +83,11 @@ func (n *Networks) Join(_ context.Context, id string, endpoints map[string]*netw
 	return b, nil
 }
 
-// Driver implements engine.Networks: "driver-of-" and the network's name.
-func (n *Networks) Driver(net string) string {
-	return "driver-of-" + strings.TrimPrefix(net, "id-of-")
+// Known implements engine.Networks: a network's id is "id-of-" and its name, its
+// driver "driver-of-" and its name.
+func (n *Networks) Known(net string) (network.Network, bool) {
+	name := strings.TrimPrefix(net, "id-of-")
+	return network.Network{Name: name, ID: "id-of-" + name, Driver: "driver-of-" + name}, known(name)
 }
 
 // CheckAddresses implements engine.Networks: subnets are 172.30.0.0/16.

@@ -239,9 +239,12 @@ func TestNodes(t *testing.T) {
 	refused(t, f.NodeUpdate(ctx, "boss", boss.Version.Index, &s), api.Invalid, "last manager")
 	s.Role, s.Availability = swarm.NodeRoleManager, "resting"
 	refused(t, f.NodeUpdate(ctx, "boss", boss.Version.Index, &s), api.Invalid, "resting")
-	s.Availability, s.Labels = swarm.NodeAvailabilityDrain, map[string]string{"zone": "a"}
+	s.Role, s.Availability, s.Labels = "Manager", "Drain", map[string]string{"zone": "a"}
 	if err := f.NodeUpdate(ctx, "boss", boss.Version.Index, &s); err != nil {
 		t.Fatal(err)
+	}
+	if got, err := f.NodeInspect(ctx, "boss"); err != nil || got.Spec.Role != swarm.NodeRoleManager || got.Spec.Availability != swarm.NodeAvailabilityDrain {
+		t.Errorf("%+v, %v", got.Spec, err)
 	}
 	refused(t, f.NodeUpdate(ctx, "boss", boss.Version.Index, &s), api.OutOfSequence, "out of sequence")
 	if got, err := f.NodeList(ctx, api.Filters{"node.label": {"zone=a"}, "membership": {"accepted"}}); err != nil || len(got) != 1 || got[0].ID != "m" {

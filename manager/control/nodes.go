@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -55,13 +56,16 @@ func (c *Control) NodeInspect(_ context.Context, name string) (*swarm.Node, erro
 	return &out, nil
 }
 
-// NodeUpdate changes a node's labels, availability and role.
-func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, spec *swarm.NodeSpec) error {
+// NodeUpdate changes a node's labels, availability and role; the latter two whatever
+// their case, as with Docker.
+func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, asked *swarm.NodeSpec) error {
+	spec := *asked
+	spec.Role, spec.Availability = swarm.NodeRole(strings.ToLower(string(asked.Role))), swarm.NodeAvailability(strings.ToLower(string(asked.Availability)))
 	switch {
-	case !contains([]string{"active", "pause", "drain"}, string(spec.Availability)):
-		return invalid("invalid Availability: %q", spec.Availability)
 	case !contains([]string{"worker", "manager"}, string(spec.Role)):
-		return invalid("invalid Role: %q", spec.Role)
+		return invalid("invalid Role: %q", asked.Role)
+	case !contains([]string{"active", "pause", "drain"}, string(spec.Availability)):
+		return invalid("invalid Availability: %q", asked.Availability)
 	}
 	if err := validateLabels(spec.Labels); err != nil {
 		return err
@@ -77,7 +81,7 @@ func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, spe
 			}
 		}
 		u := *n
-		u.Version.Index, u.Spec = version, *spec
+		u.Version.Index, u.Spec = version, spec
 		return store.Put(tx, &u)
 	})
 	return err

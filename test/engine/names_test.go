@@ -97,7 +97,7 @@ func TestNetworksOfTheStopped(t *testing.T) {
 	r.image(t, nil)
 	id := r.create(t, "one", func(o *engine.CreateOptions) { o.Host.NetworkMode = "bridge" }, "sleep")
 	r.start(t, id)
-	if err := r.NetworkConnect(t.Context(), "netown", "one", nil); err != nil {
+	if err := r.NetworkConnect(t.Context(), "id-of-netown", "one", nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.ContainerKill(t.Context(), "one", "KILL"); err != nil {
