@@ -10,7 +10,7 @@ import (
 func layers() [][]string {
 	return [][]string{
 		{"api"},
-		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "network/bpf", "engine/logfile", "settings", "bundle", "collector"},
+		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "network/bpf", "engine/logfile", "settings", "bundle", "collector", "monitor"},
 		{"machine", "raftnode/disktest", "network/dns", "test/traffic"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence", "manager/rotator", "manager/netkeys"},

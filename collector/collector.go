@@ -23,7 +23,7 @@ const (
 	// most is by how much it may grow at other times, unless that is more than
 	// headroom or a part of the computer's memory.
 	most         = 200
-	headroom     = 512 << 20
+	headroom     = 768 << 20
 	memoryShare  = 16
 	window       = time.Second
 	tooMuch      = 0.04 // of a processor

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
@@ -81,6 +82,11 @@ func (e *Engine) plan(ctx context.Context, o *CreateOptions) (*record, []string,
 	if rec.Endpoints, err = planEndpoints(&host, o.Networking); err != nil {
 		return nil, nil, err
 	}
+	for net, ep := range rec.Endpoints {
+		if err := e.cfg.Networks.CheckAddresses(net, ep.IPAMConfig); err != nil {
+			return nil, nil, err
+		}
+	}
 	if rec.Config.Hostname == "" && !host.UTSMode.IsHost() && !host.NetworkMode.IsContainer() {
 		if host.NetworkMode.IsHost() {
 			rec.Config.Hostname = e.Hostname()
@@ -114,23 +120,36 @@ func platformString(p *ocispec.Platform) string {
 	return s
 }
 
-// checkOthers refuses modes that name containers which are not there, and
-// gives those that are there by id.
+// findOther finds a container that another one is made with. That it is not there
+// is Invalid: by NotFound Docker's clients understand that the image is missing, and
+// pull it.
+func (e *Engine) findOther(name string) (*ctr, error) {
+	c, err := e.find(name)
+	if api.Is(err, api.NotFound) {
+		err = api.Errorf(api.Invalid, "%w", err)
+	}
+	return c, err
+}
+
+// checkOthers refuses modes and links that name containers which are not there,
+// and gives the one whose network is shared by id.
 func (e *Engine) checkOthers(h *container.HostConfig) error {
-	for _, name := range []string{h.NetworkMode.ConnectedContainer(), h.PidMode.Container(), h.IpcMode.Container()} {
+	others := []string{h.NetworkMode.ConnectedContainer(), h.PidMode.Container(), h.IpcMode.Container()}
+	for _, l := range h.Links {
+		name, _, _ := strings.Cut(l, ":")
+		others = append(others, name)
+	}
+	for i, name := range others {
 		if name == "" {
 			continue
 		}
-		if _, err := e.find(name); err != nil {
-			return err
-		}
-	}
-	if h.NetworkMode.IsContainer() {
-		c, err := e.find(h.NetworkMode.ConnectedContainer())
+		c, err := e.findOther(name)
 		if err != nil {
 			return err
 		}
-		h.NetworkMode = container.NetworkMode("container:" + c.id)
+		if i == 0 {
+			h.NetworkMode = container.NetworkMode("container:" + c.id)
+		}
 	}
 	return nil
 }

@@ -125,8 +125,8 @@ func (c *ctr) finish(ctx context.Context, r *run) (restart bool) {
 		rec.ExitCode, rec.FinishedAt, rec.Error = r.exit.Code, r.exit.At.UTC(), r.exit.Reason
 		rec.Sandbox, rec.Ports, rec.Joined, rec.Unhealthy = "", nil, nil, unhealthy
 	})
-	for name, ep := range old.Joined {
-		c.networkEvent(events.ActionDisconnect, name, ep.NetworkID)
+	for name := range old.Joined {
+		c.networkEvent(events.ActionDisconnect, name, old.seen(name))
 	}
 	c.mu.Lock()
 	c.run = nil

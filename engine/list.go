@@ -166,9 +166,9 @@ func (e *Engine) filterFor(ctx context.Context, key string, values []string) (pr
 	}
 	switch key {
 	case "id":
-		return any(func(r *record, v string) bool { return strings.HasPrefix(r.ID, v) || matches([]string{v}, r.ID) }), nil
+		return any(func(r *record, v string) bool { return strings.HasPrefix(r.ID, v) || api.MatchesAny([]string{v}, r.ID) }), nil
 	case "name":
-		return func(_ *ctr, r *record) bool { return matches(values, r.Name, "/"+r.Name) }, nil
+		return func(_ *ctr, r *record) bool { return api.MatchesAny(values, r.Name, "/"+r.Name) }, nil
 	case "label":
 		return func(_ *ctr, r *record) bool { return hasLabels(r.Config.Labels, values) }, nil
 	case "annotation":

@@ -360,7 +360,7 @@ func (e *Engine) volumesFrom(specs []string) ([]mountPoint, error) {
 		if mode != "" && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" {
 			return nil, api.Errorf(api.Invalid, "invalid mode for volumes-from: %s", mode)
 		}
-		c, err := e.find(name)
+		c, err := e.findOther(name)
 		if err != nil {
 			return nil, err
 		}

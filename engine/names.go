@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"math/big"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,17 +143,4 @@ func pick(list []string) string {
 		return list[0]
 	}
 	return list[n.Int64()]
-}
-
-// matches reports whether any of the patterns, as in list filters, is in s.
-func matches(patterns []string, s ...string) bool {
-	for _, p := range patterns {
-		re, err := regexp.Compile(p)
-		for _, x := range s {
-			if p == x || err == nil && re.MatchString(x) {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -93,16 +93,14 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 			}
 			delete(r.Joined, network.NetworkNone)
 			r.Joined[net] = given
+			r.see(e.cfg.Networks.Driver)
 		}
 	})
 	if err != nil {
 		return err
 	}
-	id := net
-	if given != nil {
-		id = given.NetworkID
-	}
-	c.networkEvent(events.ActionConnect, net, id)
+	now := c.snapshot()
+	c.networkEvent(events.ActionConnect, net, now.seen(net))
 	return nil
 }
 
@@ -136,10 +134,12 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, net, name string, force 
 			c.noteInHosts(&r, ep, false)
 		}
 	}
-	id := r.networks()[key].NetworkID
+	seen := r.seen(key)
 	err = c.change(func(r *record) {
 		r.Endpoints = maps.Clone(r.Endpoints)
-		delete(r.Endpoints, key)
+		maps.DeleteFunc(r.Endpoints, func(wanted string, _ *network.EndpointSettings) bool { return wanted == key || wanted == seen.ID })
+		r.Seen = maps.Clone(r.Seen)
+		delete(r.Seen, key)
 		if r.Joined != nil {
 			r.Joined = maps.Clone(r.Joined)
 			delete(r.Joined, key)
@@ -151,7 +151,7 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, net, name string, force 
 	if err != nil {
 		return err
 	}
-	c.networkEvent(events.ActionDisconnect, key, id)
+	c.networkEvent(events.ActionDisconnect, key, seen)
 	return nil
 }
 

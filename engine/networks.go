@@ -15,6 +15,9 @@ type Networks interface {
 	// ids of networks to settings; "bridge" for the default one. An empty map
 	// gives a namespace with loopback only.
 	Join(ctx context.Context, containerID string, endpoints map[string]*network.EndpointSettings, ports network.PortMap) (*Sandbox, error)
+	// CheckAddresses refuses addresses that a container can never have in a network
+	// that is known here, by name or id.
+	CheckAddresses(net string, asked *network.EndpointIPAMConfig) error
 	// SetDNS says which servers a container wants to have asked for names that its
 	// networks don't know, for the next Join. Empty: those of the host.
 	SetDNS(containerID string, servers []netip.Addr)
@@ -25,6 +28,8 @@ type Networks interface {
 	// Connect and Disconnect change a running container's networks.
 	Connect(ctx context.Context, containerID, net string, e *network.EndpointSettings) (*network.EndpointSettings, error)
 	Disconnect(ctx context.Context, containerID, net string, force bool) error
+	// Driver is that of a network, by name or id; empty where it is not known.
+	Driver(net string) string
 	// Keep tells at start which containers still exist; all else is removed.
 	Keep(ctx context.Context, containerIDs []string) error
 }

@@ -43,10 +43,12 @@ type record struct {
 	// Endpoints are the networks wanted. Joined is what was given, while it runs.
 	Endpoints map[string]*network.EndpointSettings
 	Joined    map[string]*network.EndpointSettings `json:",omitempty"`
-	Ports     network.PortMap                      `json:",omitempty"` // as published, while it runs
-	Sandbox   string                               `json:",omitempty"` // path of the namespace, while it runs
-	Mounts    []mountPoint                         `json:",omitempty"`
-	Files     []fileRecord                         `json:",omitempty"`
+	// Seen are the networks that it has joined, by name, as long as they are wanted.
+	Seen    map[string]seenNetwork `json:",omitempty"`
+	Ports   network.PortMap        `json:",omitempty"` // as published, while it runs
+	Sandbox string                 `json:",omitempty"` // path of the namespace, while it runs
+	Mounts  []mountPoint           `json:",omitempty"`
+	Files   []fileRecord           `json:",omitempty"`
 
 	Phase        phase
 	Paused       bool `json:",omitzero"`
@@ -63,12 +65,60 @@ type record struct {
 	Unhealthy bool `json:",omitzero"`
 }
 
-// networks are the endpoints to show.
+// seenNetwork is what is told of a network when the container is not in it.
+type seenNetwork struct{ ID, Driver string }
+
+// networks are the endpoints to show. Those of a container that has run, and does
+// not now, have the ids of the networks that it was in: Compose compares them to
+// tell whether it is still as it should be.
 func (r *record) networks() map[string]*network.EndpointSettings {
 	if r.Joined != nil {
 		return r.Joined
 	}
-	return r.Endpoints
+	if len(r.Seen) == 0 {
+		return r.Endpoints
+	}
+	eps := make(map[string]*network.EndpointSettings, len(r.Endpoints))
+	for wanted, ep := range r.Endpoints {
+		name := r.seenAs(wanted)
+		ep = ep.Copy()
+		if seen, ok := r.Seen[name]; ok {
+			ep.NetworkID, ep.DNSNames = seen.ID, dnsNames(r, name, ep)
+		}
+		eps[name] = ep
+	}
+	return eps
+}
+
+// seenAs is the name of a network that was asked for by name or id.
+func (r *record) seenAs(wanted string) string {
+	if _, ok := r.Seen[wanted]; !ok {
+		for name, seen := range r.Seen {
+			if seen.ID == wanted {
+				return name
+			}
+		}
+	}
+	return wanted
+}
+
+// seen is what is known of one of the networks that it shows.
+func (r *record) seen(name string) seenNetwork {
+	if n, ok := r.Seen[name]; ok {
+		return n
+	}
+	if ep := r.networks()[name]; ep != nil && ep.NetworkID != "" {
+		return seenNetwork{ID: ep.NetworkID}
+	}
+	return seenNetwork{ID: name}
+}
+
+// see notes the networks that it is in now.
+func (r *record) see(driver func(net string) string) {
+	r.Seen = make(map[string]seenNetwork, len(r.Joined))
+	for name, ep := range r.Joined {
+		r.Seen[name] = seenNetwork{ID: ep.NetworkID, Driver: driver(ep.NetworkID)}
+	}
 }
 
 // fileRecord is a File without its data, which is in memory only.

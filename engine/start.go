@@ -217,24 +217,22 @@ func (c *ctr) join(ctx context.Context, rec *record, env *environment) error {
 	}
 	if err := c.change(func(r *record) {
 		r.Joined, r.Ports, r.Sandbox = box.Endpoints, box.Ports, box.Path
+		r.see(c.e.cfg.Networks.Driver)
 	}); err != nil {
 		return err
 	}
-	for name, ep := range box.Endpoints {
-		c.networkEvent(events.ActionConnect, name, ep.NetworkID)
+	now := c.snapshot()
+	for name := range box.Endpoints {
+		c.networkEvent(events.ActionConnect, name, now.seen(name))
 	}
 	return nil
 }
 
-func (c *ctr) networkEvent(action events.Action, name, id string) {
-	kind := "bridge"
-	switch name {
-	case network.NetworkHost:
-		kind = "host"
-	case network.NetworkNone:
-		kind = "null"
+func (c *ctr) networkEvent(action events.Action, name string, n seenNetwork) {
+	if n.Driver == "" {
+		n.Driver = c.e.cfg.Networks.Driver(name)
 	}
-	c.e.Emit(events.NetworkEventType, action, id, map[string]string{"container": c.id, "name": name, "type": kind})
+	c.e.Emit(events.NetworkEventType, action, n.ID, map[string]string{"container": c.id, "name": name, "type": n.Driver})
 }
 
 // dnsNames are the names of a container in a network of its own names.

@@ -33,6 +33,18 @@ func (n *Networks) Inspect(name string) (*dnet.Inspect, error) {
 	return r, nil
 }
 
+// Driver is that of a network that is known here, by name or id; empty: it is not
+// known.
+func (n *Networks) Driver(net string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w, err := n.lookup(net)
+	if err != nil {
+		return ""
+	}
+	return w.Network.Driver
+}
+
 // resource describes an endpoint in a network's inspect.
 func resource(id string, s *dnet.EndpointSettings) dnet.EndpointResource {
 	r := dnet.EndpointResource{Name: id[:min(12, len(id))], EndpointID: s.EndpointID, MacAddress: s.MacAddress}
@@ -160,8 +172,9 @@ func (n *Networks) describeUsers(w *netw) string {
 	return strings.Join(l, ", ")
 }
 
-// Prune removes the networks that users made and nobody is in. Filters: label
-// (and label!), until.
+// Prune removes the networks that users made and nobody is in, but for
+// configuration networks and the gateway network: what users set in them would be
+// lost. Filters: label (and label!), until.
 func (n *Networks) Prune(ctx context.Context, f api.Filters) (*dnet.PruneReport, error) {
 	match, err := compileFilters(f, "label", "label!", "until")
 	if err != nil {
@@ -175,7 +188,7 @@ func (n *Networks) Prune(ctx context.Context, f api.Filters) (*dnet.PruneReport,
 	var gone []*netw
 	n.mu.Lock()
 	for id, w := range n.nets {
-		if w.ofSwarm() || w.Network.ConfigOnly && len(n.configUsers(w.Network.Name)) > 0 || predefined(w.Network.Name) || len(w.users) > 0 || !match(w) || !until.IsZero() && w.Network.Created.After(until) {
+		if w.ofSwarm() || w.Network.ConfigOnly || w.Network.Name == gatewayName || predefined(w.Network.Name) || len(w.users) > 0 || !match(w) || !until.IsZero() && w.Network.Created.After(until) {
 			continue
 		}
 		delete(n.nets, id)

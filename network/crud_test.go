@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -127,7 +128,12 @@ func TestStaticAddresses(t *testing.T) {
 		{"web", "10.5.0.255", "subnet's own"},
 		{"web", "10.6.0.1", "not in its subnet"},
 		{"bridge", "172.17.0.9", "user defined networks only"},
+		{"none", "172.17.0.9", "user defined networks only"},
 	} {
+		early := n.CheckAddresses(c.net, &dnet.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr(c.ip)})
+		if never := c.text == "not in its subnet" || c.text == "user defined networks only"; (early != nil) != never {
+			t.Errorf("%s in %s before it is taken: %v", c.ip, c.net, early)
+		}
 		if _, err := join("c2", c.net, c.ip); err == nil || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s in %s: %v", c.ip, c.net, err)
 		}
@@ -145,6 +151,9 @@ func TestListAndPrune(t *testing.T) {
 	n.create(dnet.CreateRequest{Name: "idle", Labels: map[string]string{"a": "1"}})
 	n.create(dnet.CreateRequest{Name: "other"})
 	n.join("c1", "used")
+	if d := []string{n.Driver("used"), n.Driver("none"), n.Driver("nosuch")}; !slices.Equal(d, []string{"bridge", "null", ""}) {
+		t.Errorf("drivers %q", d)
+	}
 	names := func(f api.Filters) string {
 		t.Helper()
 		l, err := n.List(f)
@@ -167,6 +176,8 @@ func TestListAndPrune(t *testing.T) {
 		{api.Filters{"driver": {"null", "host"}}, "host none"},
 		{api.Filters{"dangling": {"true"}}, "idle other"},
 		{api.Filters{"name": {"us", "th"}}, "other used"},
+		{api.Filters{"name": {"^o", "t$"}}, "host other"},
+		{api.Filters{"name": {"["}}, ""},
 		{api.Filters{"scope": {"swarm"}}, ""},
 	} {
 		if got := names(c.f); got != c.want {
@@ -180,6 +191,8 @@ func TestListAndPrune(t *testing.T) {
 	if err != nil || strings.Join(r.NetworksDeleted, " ") != "idle" {
 		t.Errorf("pruned %v, %v", r, err)
 	}
+	n.create(dnet.CreateRequest{Name: "settings", ConfigOnly: true})
+	n.create(dnet.CreateRequest{Name: "docker_gwbridge"})
 	if r, err = n.Prune(t.Context(), nil); err != nil || strings.Join(r.NetworksDeleted, " ") != "other" {
 		t.Errorf("pruned %v, %v", r, err)
 	}

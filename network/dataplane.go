@@ -85,6 +85,10 @@ type Counters struct {
 // of the host has.
 var ErrPortInUse = errors.New("address already in use")
 
+// ErrNoKeys is wrapped by what each Set reports for the tunnel of an encrypted overlay
+// while the config has no keys: it is made, and lets nothing pass.
+var ErrNoKeys = errors.New("it is encrypted, and the managers have told no keys: nothing is sent to other nodes, rather than in clear text")
+
 // Item names a part of a Config: "bridge legion0", "overlay ID", "tunnel ID", "sandbox ID", "port tcp
 // 0.0.0.0:80", "balancers" for virtual addresses, "mesh", "mesh-port tcp 80", or "rules" for packet filter rules as a whole.
 type Item string

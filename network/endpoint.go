@@ -36,10 +36,10 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 		return e, api.Errorf(api.PermissionDenied, "network %s is a configuration network: containers can't be in it", w.Network.Name)
 	}
 	if w.plain() {
-		return e, nil
+		return e, w.checkAddresses(s.IPAMConfig)
 	}
-	if w.Network.Name == dnet.NetworkBridge && s.IPAMConfig != nil && (s.IPAMConfig.IPv4Address.IsValid() || s.IPAMConfig.IPv6Address.IsValid()) {
-		return e, api.Errorf(api.Invalid, "network bridge: user specified IP address is supported on user defined networks only")
+	if err := w.checkAddresses(s.IPAMConfig); err != nil {
+		return e, err
 	}
 	if _, _, err := parseEndpointOptions(s.DriverOpts); err != nil {
 		return e, err
@@ -68,6 +68,38 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 	}
 	e.HostName = hostNamePrefix + s.EndpointID[:maxDeviceName-len(hostNamePrefix)]
 	return e, nil
+}
+
+// CheckAddresses refuses addresses that a container can never have in a network, by
+// name or id. Networks that are not known here are left to who makes them known.
+func (n *Networks) CheckAddresses(net string, asked *dnet.EndpointIPAMConfig) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w, err := n.lookup(net)
+	if err != nil {
+		return nil
+	}
+	return w.checkAddresses(asked)
+}
+
+func (w *netw) checkAddresses(asked *dnet.EndpointIPAMConfig) error {
+	if asked == nil {
+		return nil
+	}
+	for _, a := range []netip.Addr{asked.IPv4Address, asked.IPv6Address} {
+		switch {
+		case !a.IsValid():
+		case predefined(w.Network.Name):
+			return api.Errorf(api.Invalid, "network %s: user specified IP address is supported on user defined networks only", w.Network.Name)
+		case !slices.ContainsFunc(w.Network.IPAM.Config, func(c dnet.IPAMConfig) bool { return c.Subnet.IsValid() && c.Subnet.Contains(a) }):
+			var subnets []string
+			for _, c := range w.Network.IPAM.Config {
+				subnets = append(subnets, c.Subnet.String())
+			}
+			return api.Errorf(api.Invalid, "network %s: address %s is not in its subnet %s", w.Network.Name, a, strings.Join(subnets, ", "))
+		}
+	}
+	return nil
 }
 
 // forgetOperational clears what an earlier attachment filled in. A MAC address

@@ -28,9 +28,6 @@ func compileFilters(f api.Filters, known ...string) (func(*netw) bool, error) {
 	}
 	return func(w *netw) bool {
 		n := &w.Network
-		partOf := func(s string) func(string) bool {
-			return func(v string) bool { return strings.Contains(s, v) }
-		}
 		is := func(s string) func(string) bool { return func(v string) bool { return s == v } }
 		kind := "custom"
 		if predefined(n.Name) {
@@ -40,10 +37,14 @@ func compileFilters(f api.Filters, known ...string) (func(*netw) bool, error) {
 			want, _ := strconv.ParseBool(v)
 			return want == (len(w.users) == 0 && kind == "custom")
 		}
-		return anyOf(f["driver"], is(n.Driver)) && anyOf(f["id"], partOf(n.ID)) && anyOf(f["name"], partOf(n.Name)) &&
+		return anyOf(f["driver"], is(n.Driver)) && matches(f["id"], n.ID) && matches(f["name"], n.Name) &&
 			anyOf(f["scope"], is(n.Scope)) && anyOf(f["type"], is(kind)) && anyOf(f["dangling"], dangling) &&
 			matchLabels(f["label"], n.Labels) && (len(f["label!"]) == 0 || !matchLabels(f["label!"], n.Labels))
 	}, nil
+}
+
+func matches(patterns []string, s string) bool {
+	return len(patterns) == 0 || api.MatchesAny(patterns, s)
 }
 
 func anyOf(values []string, match func(string) bool) bool {

@@ -50,7 +50,8 @@ func (n *Networks) Keep(ctx context.Context, ids []string) error {
 			n.dropTask(id)
 		}
 	}
-	if err := n.set.commit(ctx, n.config); err != nil {
+	// Keys may be on their way: Run says so if they stay away.
+	if _, err := withoutKeys(n.set.commit(ctx, n.config)); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
 	return nil
@@ -91,6 +92,7 @@ func (n *Networks) Run(ctx context.Context) error {
 	defer t.Stop()
 	defer n.saveTold()
 	var settled, saved <-chan time.Time
+	report := reporter{n: n}
 	for {
 		select {
 		case <-ctx.Done():
@@ -111,9 +113,7 @@ func (n *Networks) Run(ctx context.Context) error {
 		case <-t.C:
 			n.lookAtMTUs(ctx)
 		}
-		if err := n.set.commit(ctx, n.config); err != nil && ctx.Err() == nil {
-			n.log.Error("network: not all is as it should be; will try again", "error", err)
-		}
+		report.set(ctx)
 		if saved == nil && n.saveTold() {
 			saved = time.After(saveGap)
 		}

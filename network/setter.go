@@ -24,6 +24,7 @@ type setter struct {
 	wg      sync.WaitGroup
 
 	made map[string]bool // sandboxes that the last Set had; nil: there was none. Only drain's
+	knew atomic.Bool     // a Set has returned: what is there is known
 
 	building sync.Mutex  // held while a config is built and the data plane is narrowed to it
 	awaited  atomic.Bool // somebody is about to take building
@@ -78,6 +79,7 @@ func (s *setter) drain(ctx context.Context) {
 			bounded, cancel := context.WithTimeout(ctx, s.timeout)
 			r.err = s.plane.Set(bounded, c)
 			cancel()
+			s.knew.Store(true)
 		}
 		if r.err != nil {
 			s.log.Debug("network: set", "error", r.err)
@@ -137,6 +139,26 @@ func (s *setter) build(config func() *Config) *Config {
 func (s *setter) narrow(config func() *Config) {
 	if !s.awaited.Swap(true) {
 		s.build(config)
+	}
+}
+
+// takeBack has names and backends that config lacks, at a moment after the call,
+// taken back beside whatever Set is under way. It returns when that is done, or when
+// ctx ends; it is then done all the same. The rest is left to the next commit.
+func (s *setter) takeBack(ctx context.Context, config func() *Config) error {
+	if !s.knew.Load() { // what an earlier process left can't be narrowed
+		return s.commit(ctx, config)
+	}
+	done := make(chan struct{})
+	s.wg.Go(func() {
+		defer close(done)
+		s.build(config)
+	})
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -89,3 +89,37 @@ func TestDrainDoesNotWaitForEver(t *testing.T) {
 		}
 	})
 }
+
+// Nor does it wait for a Set that is under way: what takes the task out is done
+// beside it.
+func TestDrainWaitsForNoSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &steppedPlane{}
+		n := &swarmNode{node: newNode(t, func(o *network.Options) {
+			p.Fake = o.Dataplane.(*networktest.Fake)
+			o.Dataplane = p
+		})}
+		n.run()
+		defer func() { n.stop() }()
+		n.told(api.NetworkUpdate{ID: "net1", Whole: true, PutServices: []api.OverlayService{vip("s1", "Web", "10.0.9.100")}})
+		n.runTask("c1", "s1", "10.0.9.4")
+		n.runTask("c2", "s1", "10.0.9.5")
+		n.Serve("c1", true)
+		n.Serve("c2", true)
+		n.is("both serve", "tasks.web 10.0.9.4 10.0.9.5", "web 10.0.9.100", "web.c1 10.0.9.4", "web.c2 10.0.9.5", "balancer 10.0.9.100 in net1 -> 10.0.9.4 10.0.9.5")
+		p.step = make(chan struct{})
+		var others errgroup.Group
+		others.Go(func() error { return n.Leave(t.Context(), "c2") })
+		synctest.Wait()
+		begin := time.Now()
+		if was, err := n.Drain(t.Context(), "c1"); !was || err != nil || time.Since(begin) != 0 {
+			t.Errorf("%v, %v after %v", was, err, time.Since(begin))
+		}
+		n.is("while a Set is stuck", "tasks.web", "web 10.0.9.100", "balancer 10.0.9.100 in net1 ->")
+		close(p.step)
+		if err := others.Wait(); err != nil {
+			t.Error(err)
+		}
+		n.is("after it", "tasks.web", "web 10.0.9.100", "balancer 10.0.9.100 in net1 ->")
+	})
+}

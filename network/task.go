@@ -68,8 +68,9 @@ func (n *Networks) Serve(container string, can bool) {
 }
 
 // Drain takes a task out of all lists and names on this node, and returns when
-// that is done; its connections are left alone. It reports whether it was in a
-// list before: then others may not have heard yet.
+// that is done; its connections are left alone. It waits for no sandbox that is made
+// or removed meanwhile. It reports whether the task was in a list before: then
+// others may not have heard yet.
 func (n *Networks) Drain(ctx context.Context, container string) (was bool, err error) {
 	n.mu.Lock()
 	t := n.tasks[container]
@@ -81,8 +82,9 @@ func (n *Networks) Drain(ctx context.Context, container string) (was bool, err e
 	n.mu.Unlock()
 	limited, cancel := context.WithTimeout(ctx, drainPatience)
 	defer cancel()
-	// What could not be done is tried again by Run.
-	if err := n.set.commit(limited, n.config); ctx.Err() != nil {
+	err = n.set.takeBack(limited, n.config)
+	n.kick() // what is left to do, and what could not be done, Run does
+	if ctx.Err() != nil {
 		return false, err
 	}
 	return t.Stage == taskServing, nil

@@ -2,6 +2,7 @@ package node
 
 import (
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,6 +15,17 @@ import (
 type apiMetrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	known    sync.Map // answer → *answerMetrics: to find them by their labels takes longer
+}
+
+type answer struct {
+	operation string
+	status    int
+}
+
+type answerMetrics struct {
+	requests prometheus.Counter
+	seconds  prometheus.Observer // nil for answers that go on while the client listens
 }
 
 var _ dockerapi.Metrics = (*apiMetrics)(nil)
@@ -32,12 +44,22 @@ func newAPIMetrics() *apiMetrics {
 
 // RequestDone implements dockerapi.Metrics.
 func (m *apiMetrics) RequestDone(route dockerapi.Route, status int, took time.Duration) {
-	op := route.Operation
-	if op == "" {
-		op = "none"
+	k := answer{route.Operation, status}
+	if k.operation == "" {
+		k.operation = "none"
 	}
-	m.requests.WithLabelValues(op, strconv.Itoa(status)).Inc()
-	if !route.Streams {
-		m.seconds.WithLabelValues(op).Observe(took.Seconds())
+	v, ok := m.known.Load(k)
+	if !ok {
+		n := &answerMetrics{requests: m.requests.WithLabelValues(k.operation, strconv.Itoa(status))}
+		if !route.Streams {
+			n.seconds = m.seconds.WithLabelValues(k.operation)
+		}
+		v, _ = m.known.LoadOrStore(k, n)
+	}
+	if a, ok := v.(*answerMetrics); ok {
+		a.requests.Inc()
+		if a.seconds != nil {
+			a.seconds.Observe(took.Seconds())
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/dockerapi"
 	"github.com/legion-swarm/legion/manager/control"
+	"github.com/legion-swarm/legion/store"
 )
 
 // cluster serves the swarm's objects through the manager that this node is; on
@@ -42,6 +43,25 @@ func write[T any](ctx context.Context, c cluster, fn func(*control.Control) (T, 
 		}
 	}
 	out, err := fn(p.control)
+	return out, p.explain(err)
+}
+
+// writeAhead is write for a change that is one store.Update, with the context that
+// fn is given: it asks the leader how far the log is only if that matters.
+func writeAhead[T any](ctx context.Context, c cluster, fn func(context.Context, *control.Control) (T, error)) (T, error) {
+	p, err := c.swarm.leading()
+	if err != nil {
+		var none T
+		return none, err
+	}
+	st := p.raft.Status()
+	if st.Leader == 0 || !st.IsLeader && !p.mesh.Reachable(st.Leader) { // to say so is certain
+		return write(ctx, c, func(m *control.Control) (T, error) { return fn(ctx, m) })
+	}
+	if !st.IsLeader {
+		ctx = store.Lagging(ctx, func(ctx context.Context) error { return p.caughtUp(ctx, writeTimeout) })
+	}
+	out, err := fn(ctx, p.control)
 	return out, p.explain(err)
 }
 
@@ -80,7 +100,7 @@ func (c cluster) ServiceInspect(ctx context.Context, name string, defaults bool)
 }
 
 func (c cluster) ServiceCreate(ctx context.Context, s *swarm.ServiceSpec, o dockerapi.ServiceOptions) (*swarm.ServiceCreateResponse, error) {
-	return write(ctx, c, func(m *control.Control) (*swarm.ServiceCreateResponse, error) {
+	return writeAhead(ctx, c, func(ctx context.Context, m *control.Control) (*swarm.ServiceCreateResponse, error) {
 		return m.ServiceCreate(ctx, control.Complete(s), options(o))
 	})
 }

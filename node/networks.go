@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/events"
 	dnet "github.com/moby/moby/api/types/network"
 
 	"github.com/legion-swarm/legion/agent"
@@ -51,6 +52,8 @@ type networks struct {
 type containerNetworks interface {
 	NetworkConnect(ctx context.Context, net, container string, e *dnet.EndpointSettings) error
 	NetworkDisconnect(ctx context.Context, net, container string, force bool) error
+	// Emit publishes what happened to a network of this node.
+	Emit(kind events.Type, action events.Action, id string, attributes map[string]string)
 }
 
 // swarmNetworks are the swarm's networks, as package manager/control has them.
@@ -70,7 +73,11 @@ func (n networks) NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dn
 		if s != nil && hasNetwork(ctx, s, r.Name) {
 			return nil, api.Errorf(api.Exists, "network with name %s already exists in the swarm", r.Name)
 		}
-		return n.local.Create(ctx, r)
+		made, err := n.local.Create(ctx, r)
+		if err == nil {
+			n.tell(events.ActionCreate, made.ID, r.Name, n.local.Driver(made.ID))
+		}
+		return made, err
 	}
 	if s == nil {
 		return nil, api.Errorf(api.Unavailable, "%s", notManager)
@@ -86,6 +93,12 @@ func (n networks) NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dn
 func hasNetwork(ctx context.Context, s swarmNetworks, name string) bool {
 	l, err := s.NetworkList(ctx, api.Filters{"name": {name}})
 	return err == nil && slices.ContainsFunc(l, func(o dnet.Summary) bool { return o.Name == name })
+}
+
+// tell publishes that a network of this node came or went; the swarm's are told by
+// the managers.
+func (n networks) tell(action events.Action, id, name, driver string) {
+	n.containers.Emit(events.NetworkEventType, action, id, map[string]string{"name": name, "type": driver})
 }
 
 func (n networks) NetworkList(ctx context.Context, f api.Filters) ([]dnet.Summary, error) {
@@ -171,7 +184,11 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 }
 
 func (n networks) NetworkRemove(ctx context.Context, name string) error {
+	own, gone := n.local.Inspect(name)
 	err := n.local.Remove(ctx, name)
+	if gone == nil && err == nil {
+		n.tell(events.ActionDestroy, own.ID, own.Name, own.Driver)
+	}
 	if s := n.swarm(); s != nil && api.Is(err, api.NotFound) {
 		return s.NetworkRemove(ctx, name)
 	}
@@ -179,8 +196,21 @@ func (n networks) NetworkRemove(ctx context.Context, name string) error {
 }
 
 func (n networks) NetworkPrune(ctx context.Context, f api.Filters) (*dnet.PruneReport, error) {
+	before, err := n.local.List(nil)
+	if err != nil {
+		return nil, err
+	}
 	r, err := n.local.Prune(ctx, f)
-	if s := n.swarm(); s != nil && err == nil {
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range before {
+		if o.Scope == scopeLocal && slices.Contains(r.NetworksDeleted, o.Name) {
+			n.tell(events.ActionDestroy, o.ID, o.Name, o.Driver)
+		}
+	}
+	n.containers.Emit(events.NetworkEventType, events.ActionPrune, "", map[string]string{"reclaimed": "0"})
+	if s := n.swarm(); s != nil {
 		var more []string
 		more, err = s.NetworkPrune(ctx, f)
 		r.NetworksDeleted = append(r.NetworksDeleted, more...)

@@ -48,6 +48,15 @@ func (p *managerPart) Accept(ctx context.Context, from rpc.Peer, term uint64, en
 	return p.raft.Accept(ctx, term, entry)
 }
 
+// Offer takes a proposal of another manager, too.
+func (p *managerPart) Offer(from rpc.Peer, term uint64, entry []byte, told func(error)) {
+	if err := p.stillManager(from); err != nil {
+		told(err)
+		return
+	}
+	p.raft.Offer(term, entry, told)
+}
+
 // stillManager refuses nodes that have a manager's certificate but are none any
 // more.
 func (p *managerPart) stillManager(from rpc.Peer) error {

@@ -23,6 +23,7 @@ type applySide struct {
 	term    atomic.Uint64
 	writing atomic.Bool   // a snapshot; cleared by Run
 	every   atomic.Uint64 // entries a snapshot is taken
+	size    atomic.Int64  // bytes of the state in the last snapshot
 
 	conf      raftpb.ConfState
 	addresses map[uint64]string

@@ -30,6 +30,7 @@ type network struct {
 	rng    *rand.Rand
 	snaps  int
 	closed bool
+	sees   func(message []byte) // of all that is sent; may be nil
 }
 
 func newNetwork(seed uint64) *network {
@@ -54,6 +55,11 @@ func (f from) route(to uint64) (n *Node, d time.Duration) {
 }
 
 func (f from) Send(to Member, message []byte) {
+	f.net.mu.Lock()
+	if f.net.sees != nil {
+		f.net.sees(message)
+	}
+	f.net.mu.Unlock()
 	if n, d := f.route(to.ID); n != nil {
 		time.AfterFunc(d, func() { _ = n.Step(message) }) // as a network does
 	}

@@ -29,9 +29,9 @@ type Transport interface {
 	// SendSnapshot carries a snapshot to another member's StepSnapshot and
 	// returns when that has returned.
 	SendSnapshot(ctx context.Context, to Member, message []byte, data io.Reader) error
-	// Propose gives an entry to another member's Accept and returns what that
-	// said. An error of the way there and back is of class Unavailable or
-	// DeadlineExceeded.
+	// Propose gives an entry to another member's Accept or Offer and returns what
+	// that said; but if it took the entry, perhaps only when ctx ends. An error of
+	// the way there and back is of class Unavailable or DeadlineExceeded.
 	Propose(ctx context.Context, to Member, term uint64, entry []byte) error
 }
 
@@ -68,7 +68,10 @@ type Config struct {
 	// Address is where others reach this member; ForceNewCluster needs it.
 	Address string
 	// SnapshotInterval is after how many entries a snapshot is taken; 0: 10,000.
-	// One is also taken after 64 MiB of entries.
+	// Where the state takes more than 1 MiB, one waits until the entries since the
+	// last come to a quarter of the state's size, or are eight times as many. One
+	// is also taken after as many bytes of entries as the state has, but not less
+	// than 64 MiB and not more than 256.
 	SnapshotInterval uint64
 	// KeepOldSnapshots is how many are kept besides the newest.
 	KeepOldSnapshots uint64
@@ -90,7 +93,11 @@ const (
 	commitHold    = 2 * time.Millisecond // see hold
 	maxBacklog    = 128                  // batches that wait to be applied
 	inlineApply   = 256 << 10
-	snapshotBytes = 64 << 20 // of entries after which a snapshot is taken
+	snapshotBytes = 64 << 20  // of entries after which a snapshot may be taken
+	snapshotMost  = 256 << 20 // of entries after which one is taken
+	snapshotSmall = 1 << 20   // bytes of a state that may always be written
+	snapshotShare = 4         // of a larger state's size: what entries come to first
+	snapshotDelay = 8         // times SnapshotInterval, at most
 	spaceRetry    = time.Second
 	resendPause   = 500 * time.Millisecond // before an entry goes to the leader again
 	maxRecent     = 1 << 14                // forwarded entries that the leader remembers

@@ -288,7 +288,7 @@ func FuzzLog(f *testing.F) {
 func FuzzSnapshot(f *testing.F) {
 	var b bytes.Buffer
 	h := &snapshotHead{Index: 7, Term: 2, Voters: []uint64{1}, Addresses: map[uint64]string{1: "a:1"}}
-	if err := encodeSnapshot(&b, nil, h, func(w io.Writer) error { _, err := w.Write([]byte("data")); return err }); err != nil {
+	if _, err := encodeSnapshot(&b, nil, h, func(w io.Writer) error { _, err := w.Write([]byte("data")); return err }); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())

@@ -42,6 +42,8 @@ type Node struct {
 	addresses map[uint64]string
 	snapped   uint64   // index of the newest snapshot
 	changes   []uint64 // seqs of membership changes proposed since the last Ready
+	proposals []request
+	gathered  int // bytes of proposals
 	reads     reads
 	incoming  *incoming
 	reseal    *reseal

@@ -145,7 +145,8 @@ func (n *Node) sendSnapshot(ctx context.Context, to Member, message []byte, meta
 		encoded := make(chan struct{})
 		go func() {
 			defer close(encoded)
-			pw.CloseWithError(encodeSnapshot(pw, nil, h, func(w io.Writer) error { _, err := io.Copy(w, r); return err }))
+			_, err := encodeSnapshot(pw, nil, h, func(w io.Writer) error { _, err := io.Copy(w, r); return err })
+			pw.CloseWithError(err)
 		}()
 		err := n.cfg.Transport.SendSnapshot(ctx, to, message, pr)
 		pr.CloseWithError(io.ErrClosedPipe) // ends the encoder if it was not read to the end
@@ -219,5 +220,6 @@ func (n *Node) receive(path string, data io.Reader) (*snapshotHead, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h, writeSnapshot(n.cfg.FS, path, n.key().sealer, h, func(w io.Writer) error { _, err := io.Copy(w, r); return err })
+	_, err = writeSnapshot(n.cfg.FS, path, n.key().sealer, h, func(w io.Writer) error { _, err := io.Copy(w, r); return err })
+	return h, err
 }

@@ -118,10 +118,10 @@ func (n *Node) waitForSpace(ctx context.Context) error {
 		case <-n.messages: // dropped, as on a bad network
 		case r := <-n.requests:
 			if r.do != nil {
-				r.reply <- outcome{err: api.Errorf(api.Unavailable, "this manager's raft log can't be written (free some space in %s): %w", n.cfg.Dir, n.full)}
+				r.end(api.Errorf(api.Unavailable, "this manager's raft log can't be written (free some space in %s): %w", n.cfg.Dir, n.full))
 				continue
 			}
-			r.reply <- outcome{err: api.Errorf(api.Unavailable, "this manager's raft log can't be written (free some space in %s); nothing was changed: %w", n.cfg.Dir, n.full)}
+			r.end(api.Errorf(api.Unavailable, "this manager's raft log can't be written (free some space in %s); nothing was changed: %w", n.cfg.Dir, n.full))
 		}
 	}
 }

@@ -19,6 +19,7 @@ type request struct {
 	seq    uint64
 	term   uint64 // the only one in which data may be put in the log; 0: any
 	data   []byte
+	told   func(error) // of data that another member proposed: takes the place of seq and reply
 	change *raftpb.ConfChange
 	read   bool
 	do     func(ctx context.Context) error // its error ends Run
@@ -138,27 +139,48 @@ func (n *Node) forward(ctx context.Context, leader Member, term uint64, r *reque
 // leads in the term (NotLeader otherwise), and returns without waiting for more.
 // An entry that is there already is not put there again.
 func (n *Node) Accept(ctx context.Context, term uint64, entry []byte) error {
-	if len(entry) < proposalHeader || len(entry) > maxEntry {
-		return api.Errorf(api.Invalid, "a raft entry of %d bytes was proposed; from %d to %d are allowed", len(entry), proposalHeader, maxEntry)
+	told := make(chan error, 1)
+	r, err := offered(term, entry, func(err error) { told <- err })
+	if err != nil {
+		return err
 	}
-	return n.do(ctx, func() error {
-		if !n.leadsIn(term) {
-			return api.Errorf(api.NotLeader, "this manager does not lead in term %d (it is in %d); nothing was changed", term, n.raw.BasicStatus().Term)
-		}
-		id := [proposalHeader]byte(entry)
-		if !n.recent.add(id) {
-			return nil
-		}
-		if err := n.raw.Propose(entry); err != nil {
-			n.recent.remove(id)
-			err = n.refusal(err)
-			if api.Is(err, api.Unavailable) {
-				return api.Errorf(api.NotLeader, "%w", err) // nothing was changed: it is no fault of the way
-			}
-			return err
-		}
-		return nil
-	})
+	select {
+	case n.requests <- r:
+	case <-n.done:
+		return n.stopped()
+	case <-ctx.Done():
+		return tooBusy(ctx.Err())
+	}
+	select {
+	case err := <-told:
+		return err
+	case <-n.done:
+		return n.stopped()
+	case <-ctx.Done():
+		return tooBusy(ctx.Err())
+	}
+}
+
+// Offer is Accept for who can't wait: told gets its result, now or from Run's
+// goroutine, which it must not hold up; or nothing, when the member is stopping.
+func (n *Node) Offer(term uint64, entry []byte, told func(error)) {
+	r, err := offered(term, entry, told)
+	if err != nil {
+		told(err)
+		return
+	}
+	select {
+	case n.requests <- r:
+	default:
+		told(api.Errorf(api.Unavailable, "this manager has too much to do; nothing was changed"))
+	}
+}
+
+func offered(term uint64, entry []byte, told func(error)) (request, error) {
+	if len(entry) < proposalHeader || len(entry) > maxEntry {
+		return request{}, api.Errorf(api.Invalid, "a raft entry of %d bytes was proposed; from %d to %d are allowed", len(entry), proposalHeader, maxEntry)
+	}
+	return request{term: term, data: entry, told: told}, nil
 }
 
 // leadsIn is for Run's goroutine.
@@ -203,9 +225,13 @@ func (n *Node) call(ctx context.Context, r request) (uint64, error) {
 	case <-n.done:
 		return 0, n.stopped()
 	case <-ctx.Done():
-		return 0, api.Errorf(api.DeadlineExceeded, "the raft log did not take the request in time: %w", ctx.Err())
+		return 0, tooBusy(ctx.Err())
 	}
 	return n.outcome(ctx, &r, newPatience(n))
+}
+
+func tooBusy(err error) error {
+	return api.Errorf(api.DeadlineExceeded, "the raft log did not take the request in time: %w", err)
 }
 
 // outcome waits for that of a request.
@@ -262,9 +288,17 @@ func (n *Node) do(ctx context.Context, f func() error) error {
 	return <-reply
 }
 
-// request takes a request in Run's goroutine.
+// request takes a request in Run's goroutine. Proposals are gathered until
+// putAll.
 func (n *Node) request(ctx context.Context, r request) error {
-	var err error
+	if r.data != nil {
+		n.proposals = append(n.proposals, r)
+		if n.gathered += len(r.data); n.gathered > maxAppendSize {
+			n.putAll()
+		}
+		return nil
+	}
+	n.putAll()
 	switch {
 	case r.do != nil:
 		err := r.do(ctx)
@@ -273,27 +307,103 @@ func (n *Node) request(ctx context.Context, r request) error {
 	case r.read:
 		n.reads.add(n, r.reply)
 		return nil
-	case r.change != nil:
-		if err = n.mayChange(r.change); err == nil {
-			err = n.raw.ProposeConfChange(*r.change)
-		}
-		if err == nil {
-			n.changes = append(n.changes, r.seq)
-		}
-	case r.term != 0 && !n.leadsIn(r.term):
-		r.reply <- outcome{err: api.Errorf(api.NotLeader, "this manager does not lead in term %d any more; nothing was changed", r.term)}
-		return nil
-	default:
-		err = n.raw.Propose(r.data)
+	}
+	err := n.mayChange(r.change)
+	if err == nil {
+		err = n.raw.ProposeConfChange(*r.change)
 	}
 	if err != nil {
-		r.reply <- outcome{err: n.refusal(err)}
+		r.end(n.refusal(err))
 		return nil
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.waiting[r.seq] = waiter{r.reply, n.raw.BasicStatus().Term}
+	n.changes = append(n.changes, r.seq)
+	n.underWay([]request{r})
 	return nil
+}
+
+// putAll puts what was gathered in the log.
+func (n *Node) putAll() {
+	if len(n.proposals) == 0 {
+		return
+	}
+	all := slices.DeleteFunc(n.proposals, n.outdated)
+	n.proposals, n.gathered = nil, 0
+	entries := make([]raftpb.Entry, len(all))
+	for i := range all {
+		entries[i].Data = all[i].data
+	}
+	if n.put(entries) == nil {
+		n.underWay(all)
+		return
+	}
+	for i := range all { // there may be room for some
+		if err := n.put(entries[i : i+1]); err != nil {
+			n.refuse(&all[i], n.refusal(err))
+			continue
+		}
+		n.underWay(all[i : i+1])
+	}
+}
+
+// outdated reports whether a proposal must not be put in the log, having answered
+// it: its term is over, or it is there already.
+func (n *Node) outdated(r request) bool {
+	switch {
+	case r.term != 0 && !n.leadsIn(r.term):
+		r.end(api.Errorf(api.NotLeader, "this manager does not lead in term %d (it is in %d); nothing was changed", r.term, n.raw.BasicStatus().Term))
+		return true
+	case r.told != nil && !n.recent.add([proposalHeader]byte(r.data)):
+		r.end(nil)
+		return true
+	}
+	return false
+}
+
+// refuse answers a proposal that was not put in the log.
+func (n *Node) refuse(r *request, err error) {
+	if r.told != nil {
+		n.recent.remove([proposalHeader]byte(r.data))
+		if api.Is(err, api.Unavailable) {
+			err = api.Errorf(api.NotLeader, "%w", err) // nothing was changed: it is no fault of the way
+		}
+	}
+	r.end(err)
+}
+
+// end answers a request that is at its end before it is under way.
+func (r *request) end(err error) {
+	if r.told != nil {
+		r.told(err)
+		return
+	}
+	r.reply <- outcome{err: err}
+}
+
+// put puts entries in the log, all or none. Raft tells each member in one message,
+// which is answered once.
+func (n *Node) put(entries []raftpb.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	return n.raw.Step(raftpb.Message{Type: raftpb.MsgProp, From: n.cfg.ID, Entries: entries})
+}
+
+// underWay notes who waits for what was put in the log just now, and tells who
+// waits for no more than that.
+func (n *Node) underWay(all []request) {
+	term := n.raw.BasicStatus().Term
+	n.mu.Lock()
+	for i := range all {
+		if all[i].told == nil {
+			n.waiting[all[i].seq] = waiter{all[i].reply, term}
+		}
+	}
+	n.mu.Unlock()
+	for i := range all {
+		if all[i].told != nil {
+			all[i].told(nil)
+		}
+	}
 }
 
 func (n *Node) refusal(err error) error {

@@ -48,6 +48,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 			}
 			return err
 		}
+		n.putAll()
 	}
 }
 

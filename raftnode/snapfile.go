@@ -53,33 +53,36 @@ type snapshotWriter struct {
 	seal Sealer
 	buf  []byte
 	sum  uint32
+	size int64 // of the applier's data so far
 }
 
-// encodeSnapshot writes a whole snapshot.
-func encodeSnapshot(w io.Writer, s Sealer, h *snapshotHead, write func(io.Writer) error) error {
+// encodeSnapshot writes a whole snapshot, and returns how large the applier's
+// data is.
+func encodeSnapshot(w io.Writer, s Sealer, h *snapshotHead, write func(io.Writer) error) (size int64, err error) {
 	sw := &snapshotWriter{w: bufio.NewWriterSize(w, 64<<10), seal: s, buf: make([]byte, 0, blockSize)}
 	head, err := json.Marshal(h)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(head) > maxBlock/2 {
-		return fmt.Errorf("a cluster of %d voters is too large", len(h.Voters))
+		return 0, fmt.Errorf("a cluster of %d voters is too large", len(h.Voters))
 	}
 	if _, err := sw.w.WriteString(snapshotMagic); err != nil {
-		return err
+		return 0, err
 	}
 	if err := sw.block(head); err != nil {
-		return err
+		return 0, err
 	}
 	if err := write(sw); err != nil {
-		return err
+		return 0, err
 	}
-	return sw.end()
+	return sw.size, sw.end()
 }
 
 // Write cuts data into blocks.
 func (s *snapshotWriter) Write(p []byte) (int, error) {
 	n := len(p)
+	s.size += int64(n)
 	for len(p) > 0 {
 		k := min(len(p), blockSize-len(s.buf))
 		s.buf = append(s.buf, p[:k]...)
@@ -126,6 +129,7 @@ type snapshotReader struct {
 	seal Sealer
 	rest []byte
 	sum  uint32
+	size int64 // of what was read
 	end  bool
 }
 
@@ -204,7 +208,7 @@ func (s *snapshotReader) Read(p []byte) (int, error) {
 		}
 	}
 	n := copy(p, s.rest)
-	s.rest = s.rest[n:]
+	s.rest, s.size = s.rest[n:], s.size+int64(n)
 	return n, nil
 }
 
@@ -214,20 +218,21 @@ func (s *snapshotReader) drain() error {
 	return err
 }
 
-// writeSnapshot makes a durable file under its temporary name, or leaves none.
-func writeSnapshot(fs FS, path string, s Sealer, h *snapshotHead, write func(io.Writer) error) (err error) {
+// writeSnapshot makes a durable file under its temporary name, or leaves none. It
+// returns how large the applier's data is.
+func writeSnapshot(fs FS, path string, s Sealer, h *snapshotHead, write func(io.Writer) error) (size int64, err error) {
 	f, err := fs.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	err = encodeSnapshot(f, s, h, write)
+	size, err = encodeSnapshot(f, s, h, write)
 	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, fs.Remove(path))
+		return 0, errors.Join(err, fs.Remove(path))
 	}
-	return nil
+	return size, nil
 }
 
 // openSnapshot opens a file. The caller closes it.

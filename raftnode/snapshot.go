@@ -13,6 +13,7 @@ import (
 type snapDone struct {
 	head *snapshotHead
 	key  key
+	size int64 // of the applier's data, in bytes
 	err  error
 }
 
@@ -28,17 +29,30 @@ const snapshotTemporary = "snapshot.tmp"
 func (n *Node) maybeSnapshot(force bool) {
 	a := &n.apply
 	index := a.index.Load()
-	due := index-a.snapped >= a.every.Load() || a.bytes >= snapshotBytes
-	if index == 0 || len(a.conf.Voters) == 0 || !(due || force) || !n.running || a.writing.Swap(true) {
+	if index == 0 || len(a.conf.Voters) == 0 || !(a.due() || force) || !n.running || a.writing.Swap(true) {
 		return
 	}
 	a.snapped, a.bytes = index, 0
 	h := &snapshotHead{Index: index, Term: a.term.Load(), Voters: a.conf.Voters, Learners: a.conf.Learners, Addresses: a.addresses}
 	write, k := n.cfg.Applier.Snapshot(), n.key()
 	n.tasks.Go(func() {
-		err := writeSnapshot(n.cfg.FS, filepath.Join(n.cfg.Dir, snapshotTemporary), k.sealer, h, write)
-		n.snapEnd <- snapDone{h, k, err}
+		size, err := writeSnapshot(n.cfg.FS, filepath.Join(n.cfg.Dir, snapshotTemporary), k.sealer, h, write)
+		n.snapEnd <- snapDone{h, k, size, err}
 	})
+}
+
+// due reports whether there is so much log since the last snapshot that another
+// is worth its cost, which grows with the state: see Config.SnapshotInterval.
+func (a *applySide) due() bool {
+	size, log := a.size.Load(), int64(a.bytes)
+	entries, every := a.index.Load()-a.snapped, a.every.Load()
+	switch {
+	case log >= max(snapshotBytes, min(size, snapshotMost)), entries/snapshotDelay >= every:
+		return true
+	case entries < every:
+		return false
+	}
+	return size < snapshotSmall || log >= size/snapshotShare
 }
 
 // restore gives a snapshot file to the applier.
@@ -51,6 +65,7 @@ func (n *Node) restore(path string) (*snapshotHead, error) {
 	if err == nil {
 		err = r.drain()
 	}
+	n.apply.size.Store(r.size)
 	return h, errors.Join(err, file.Close())
 }
 
@@ -58,6 +73,9 @@ func (n *Node) restore(path string) (*snapshotHead, error) {
 // tried again after as many entries; the log is whole without it.
 func (n *Node) snapshotDone(s snapDone) error {
 	n.apply.writing.Store(false)
+	if s.err == nil {
+		n.apply.size.Store(s.size)
+	}
 	if s.err == nil && s.head.Index >= n.snapped {
 		s.err = n.adoptSnapshot(s.head)
 	}

@@ -119,6 +119,24 @@ func Error(err error) error {
 	return api.Errorf(class, "%w", &remote{text: plain(st.Message()), cause: contextCause(st.Code()), answered: answered})
 }
 
+// refuse makes of a handler's error what goes in a receipt.
+func refuse(number uint64, err error) *swarmpb.RaftRefusal {
+	text := err.Error()
+	return &swarmpb.RaftRefusal{Number: number, Class: uint32(api.ClassOf(err)), Text: strings.ToValidUTF8(text[:min(len(text), maxRefusal)], "\uFFFD")}
+}
+
+// refusalOf is the error that refuse was given, as Error has it.
+func refusalOf(r *swarmpb.RaftRefusal) error {
+	class := api.Internal
+	if c := r.GetClass(); c <= uint32(api.ResourceExhausted) {
+		class = api.Class(c)
+	}
+	return api.Errorf(class, "%w", &remote{text: r.GetText(), answered: true})
+}
+
+// maxRefusal bounds a refusal's text, which fits in a receipt.
+const maxRefusal = maxReceipt / 4
+
 // Answered reports whether a manager answered with this error; false when the
 // call did not get that far.
 func Answered(err error) bool {

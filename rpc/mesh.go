@@ -21,6 +21,7 @@ const (
 	maxQueuedSize = 64 << 20 // bytes of them
 	frameSize     = 1 << 20  // bytes of messages that go in one frame
 	chunkSize     = 256 << 10
+	maxOffer      = 256 << 10 // bytes of an entry that goes with raft's messages
 	maxHints      = 64
 	pingEvery     = 500 * time.Millisecond
 	// silence is how long a manager that owes a receipt counts as reachable.
@@ -116,7 +117,7 @@ func (m *Mesh) connect(id uint64, addr string) {
 		return
 	}
 	ctx, stop := context.WithCancel(m.ctx)
-	p := &peerLink{mesh: m, id: id, addr: addr, conn: conn, stop: stop, wake: make(chan struct{}, 1)}
+	p := &peerLink{mesh: m, id: id, addr: addr, conn: conn, stop: stop, wake: make(chan struct{}, 1), offers: map[uint64]chan<- error{}}
 	m.peers[id] = p
 	m.work.Go(func() {
 		defer conn.Close() //nolint:errcheck // nothing to do about it
@@ -162,11 +163,12 @@ func (m *Mesh) Heard(id uint64, addr string) {
 // Send queues a message. It never blocks: what is too much is dropped.
 func (m *Mesh) Send(id uint64, addr string, message []byte) {
 	if p, err := m.link(id, addr); err == nil {
-		p.push(message)
+		p.push(parcel{message: message})
 	}
 }
 
-// Propose has the manager put an entry in the log, as raftnode.Transport has it.
+// Propose has the manager put an entry in the log, as raftnode.Transport has it; but
+// it may return only when ctx ends, also if the entry was taken.
 func (m *Mesh) Propose(ctx context.Context, id uint64, addr string, term uint64, entry []byte) error {
 	p, err := m.link(id, addr)
 	if err != nil {
@@ -174,6 +176,11 @@ func (m *Mesh) Propose(ctx context.Context, id uint64, addr string, term uint64,
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	if len(entry) <= maxOffer {
+		if sent, err := p.offer(ctx, term, entry); sent {
+			return err
+		}
+	}
 	s, err := swarmpb.NewRaftClient(p.conn).Propose(ctx)
 	if err != nil {
 		return err

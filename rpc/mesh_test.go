@@ -126,6 +126,14 @@ func (m *manager) Accept(_ context.Context, from Peer, term uint64, entry []byte
 	return nil
 }
 
+func (m *manager) Offer(from Peer, term uint64, entry []byte, told func(error)) {
+	err := m.Accept(context.Background(), from, term, entry)
+	if err == nil {
+		m.got <- entry
+	}
+	told(err)
+}
+
 func (m *manager) Join(context.Context, Peer, Member) ([]Member, error) { return nil, nil }
 
 func (m *manager) Members(context.Context) ([]Member, error) { return nil, nil }
@@ -203,6 +211,40 @@ func TestMeshCarries(t *testing.T) {
 	}
 	if err := a.mesh.Propose(t.Context(), 9, "", 4, nil); !api.Is(err, api.Unavailable) {
 		t.Errorf("a proposal to nobody: %v", err)
+	}
+}
+
+// TestMeshOffers: a small proposal goes with raft's messages. It is answered when it is
+// refused, or the connection breaks.
+func TestMeshOffers(t *testing.T) {
+	a, b := two(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	taken := make(chan error, 1)
+	go func() { taken <- a.mesh.Propose(ctx, 2, b.addr(), 3, []byte("entry")) }()
+	if got := <-b.got; string(got) != "entry" {
+		t.Errorf("got %q", got)
+	}
+	cancel()
+	if err := <-taken; !api.Is(err, api.DeadlineExceeded) {
+		t.Errorf("one that was taken: %v", err)
+	}
+	err := a.mesh.Propose(t.Context(), 2, b.addr(), 4, []byte("entry"))
+	if !api.Is(err, api.NotLeader) || err.Error() != "term 4" || !Answered(err) {
+		t.Errorf("one that was refused: %v", err)
+	}
+	go func() { taken <- a.mesh.Propose(t.Context(), 2, b.addr(), 3, []byte("entry")) }()
+	<-b.got
+	b.server.Stop()
+	if err := <-taken; !api.Is(err, api.Unavailable) {
+		t.Errorf("one whose connection broke: %v", err)
+	}
+	a.mesh.mu.Lock()
+	p := a.mesh.peers[2]
+	a.mesh.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.offers) > 0 {
+		t.Errorf("%d offers are not forgotten", len(p.offers))
 	}
 }
 
@@ -293,4 +335,31 @@ func TestMeshFormer(t *testing.T) {
 	if len(b.got) > 0 {
 		t.Error("its message arrived")
 	}
+}
+
+// TestMeshManySenders: what several goroutines send at the same time arrives whole,
+// that of each in its order, whoever has written it.
+func TestMeshManySenders(t *testing.T) {
+	a, b := two(t)
+	const senders, each = 8, 100
+	var all sync.WaitGroup
+	for s := range senders {
+		all.Go(func() {
+			for i := range each {
+				message := make([]byte, 2+(s*each+i)*50)
+				message[0], message[1] = byte(s), byte(i)
+				a.mesh.Send(2, b.addr(), message)
+			}
+		})
+	}
+	next := map[byte]int{}
+	for range senders * each {
+		m := <-b.got
+		s, i := m[0], int(m[1])
+		if want := 2 + (int(s)*each+i)*50; i != next[s] || len(m) != want {
+			t.Fatalf("message %d of sender %d has %d bytes; it is %d's turn", i, s, len(m), next[s])
+		}
+		next[s]++
+	}
+	all.Wait()
 }

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
@@ -22,43 +23,112 @@ type peerLink struct {
 	wake chan struct{} // capacity 1: there is something to send
 
 	mu    sync.Mutex
-	queue [][]byte
+	queue []parcel
 	size  int
-	full  bool      // messages were dropped
-	up    bool      // the stream stands
-	heard time.Time // when the last receipt came
-	owed  time.Time // when the oldest frame without receipt was sent; zero: none
+	full  bool  // messages were dropped
+	up    bool  // the stream stands
+	wire  *wire // what it is made of; nil until the first frame is sent
+	busy  bool  // somebody writes: sends a frame
+	fault error // why wire could not be written to
+	// offers wait for a refusal, by number, the last of which was given out.
+	offers map[uint64]chan<- error
+	last   uint64
+	heard  time.Time // when the last receipt came
+	owed   time.Time // when the oldest frame without receipt was sent; zero: none
 }
 
-// push queues a message, unless there are too many.
-func (p *peerLink) push(message []byte) {
+// parcel is something to send: one or the other.
+type parcel struct {
+	message []byte
+	offer   *swarmpb.RaftOffer
+}
+
+func (p parcel) size() int { return len(p.message) + len(p.offer.GetEntry()) }
+
+// push sends a parcel at once, if nothing else is being sent and there is room
+// for it: to have another goroutine send it takes longer than that. Else it is
+// queued, unless there are too many.
+func (p *peerLink) push(item parcel) {
 	p.mu.Lock()
-	if len(p.queue) >= maxQueued || p.size+len(message) > maxQueuedSize || !p.up && len(p.queue) >= maxEarly {
-		p.full = true // raft sends it again
+	w := p.wire
+	now := w != nil && !p.busy && len(p.queue) == 0
+	if now {
+		p.busy = true
 	} else {
-		p.queue = append(p.queue, message)
-		p.size += len(message)
+		p.queueUp(item)
 	}
 	p.mu.Unlock()
+	if !now {
+		p.poke()
+		return
+	}
+	if w.roomy(item.size()) {
+		_ = p.write(w, []parcel{item}) // the connection ends then
+		return
+	}
+	p.mu.Lock()
+	p.busy = false
+	p.queueUp(item)
+	p.mu.Unlock()
+	p.poke()
+}
+
+// queueUp is for callers that hold mu.
+func (p *peerLink) queueUp(item parcel) {
+	if len(p.queue) >= maxQueued || p.size+item.size() > maxQueuedSize || !p.up && len(p.queue) >= maxEarly {
+		p.full = true // raft sends it again
+		return
+	}
+	p.queue = append(p.queue, item)
+	p.size += item.size()
+}
+
+// poke has the goroutine of send look what there is to do.
+func (p *peerLink) poke() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
 	}
 }
 
-// take returns the next messages, at most a frame full unless one alone is more.
-func (p *peerLink) take() (messages [][]byte, dropped bool) {
+// take returns what is next, at most a frame full unless one alone is more.
+// Whoever gets something writes it. There is nothing while somebody else writes.
+func (p *peerLink) take() (items []parcel, dropped bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.busy {
+		return nil, false
+	}
 	size, n := 0, 0
-	for n < len(p.queue) && (n == 0 || size+len(p.queue[n]) <= frameSize) {
-		size += len(p.queue[n])
+	for n < len(p.queue) && (n == 0 || size+p.queue[n].size() <= frameSize) {
+		size += p.queue[n].size()
 		n++
 	}
-	messages, p.queue = p.queue[:n:n], p.queue[n:]
+	items, p.queue = p.queue[:n:n], p.queue[n:]
 	p.size -= size
+	p.busy = n > 0
 	dropped, p.full = p.full, false
-	return messages, dropped
+	return items, dropped
+}
+
+// write sends items for whoever has made the link busy. An error ends the
+// connection.
+func (p *peerLink) write(w *wire, items []parcel) error {
+	err := p.frame(w, items)
+	p.mu.Lock()
+	p.busy = false
+	more := len(p.queue) > 0
+	if err != nil && p.wire == w {
+		p.fault = err
+	}
+	p.mu.Unlock()
+	switch {
+	case err != nil:
+		_ = w.Close() // that ends its receiver, and all with it
+	case more:
+		p.poke()
+	}
+	return err
 }
 
 func (p *peerLink) reachable() bool {
@@ -125,7 +195,7 @@ func (p *peerLink) carry(ctx context.Context, w *wire) (stood bool, err error) {
 	defer context.AfterFunc(ctx, func() { _ = w.Close() })() // that ends what reads and writes
 	defer w.Close()                                          //nolint:errcheck // it may be closed already
 	p.mu.Lock()
-	p.up, p.heard, p.owed = true, time.Time{}, time.Time{}
+	p.up, p.heard, p.owed, p.fault = true, time.Time{}, time.Time{}, nil
 	p.mu.Unlock()
 	received := make(chan error, 1)
 	go func() { received <- p.receive(ctx, w) }()
@@ -139,8 +209,12 @@ func (p *peerLink) carry(ctx context.Context, w *wire) (stood bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	stood = !p.heard.IsZero()
-	p.up, p.queue, p.size = false, nil, 0
-	return stood, first(failed, err)
+	p.up, p.wire, p.queue, p.size = false, nil, nil, 0
+	for _, c := range p.offers {
+		c <- api.Errorf(api.Unavailable, "the connection to the manager broke before it answered")
+	}
+	clear(p.offers)
+	return stood, first(p.fault, failed, err)
 }
 
 func first(errs ...error) error {
@@ -160,15 +234,15 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 		return err, false
 	}
 	p.mu.Lock()
-	p.owed = time.Now()
+	p.owed, p.wire = time.Now(), w
 	p.mu.Unlock()
 	for {
-		messages, dropped := p.take()
+		items, dropped := p.take()
 		if dropped {
 			p.mesh.cfg.Unreachable(ctx, p.id)
 		}
-		if len(messages) > 0 {
-			if err := p.frame(w, messages); err != nil {
+		if len(items) > 0 {
+			if err := p.write(w, items); err != nil {
 				return err, false
 			}
 			continue
@@ -177,13 +251,14 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 		case <-p.wake:
 		case <-ping.C:
 			p.mu.Lock()
-			owed := p.owed
+			owed, idle := p.owed, !p.busy && p.owed.IsZero()
+			p.busy = p.busy || idle
 			p.mu.Unlock()
 			if !owed.IsZero() && time.Since(owed) > silence {
 				return errSilent, false
 			}
-			if owed.IsZero() {
-				if err := p.frame(w, nil); err != nil {
+			if idle {
+				if err := p.write(w, nil); err != nil {
 					return err, false
 				}
 			}
@@ -195,17 +270,25 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 	}
 }
 
-// frame sends messages: one that is larger than a frame in parts.
-func (p *peerLink) frame(w *wire, messages [][]byte) error {
+// frame sends items: a message that is larger than a frame in parts.
+func (p *peerLink) frame(w *wire, items []parcel) error {
 	p.mu.Lock()
 	if p.owed.IsZero() {
 		p.owed = time.Now()
 	}
 	p.mu.Unlock()
-	if len(messages) != 1 || len(messages[0]) <= frameSize {
-		return w.send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Messages: messages})
+	if len(items) != 1 || len(items[0].message) <= frameSize {
+		f := &swarmpb.RaftFrame{From: p.mesh.cfg.ID}
+		for _, item := range items {
+			if item.offer != nil {
+				f.Offers = append(f.Offers, item.offer)
+			} else {
+				f.Messages = append(f.Messages, item.message)
+			}
+		}
+		return w.send(f)
 	}
-	for rest := messages[0]; len(rest) > 0; {
+	for rest := items[0].message; len(rest) > 0; {
 		part := rest[:min(len(rest), frameSize)]
 		rest = rest[len(part):]
 		if err := w.send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Part: part, Last: len(rest) == 0}); err != nil {
@@ -213,6 +296,44 @@ func (p *peerLink) frame(w *wire, messages [][]byte) error {
 		}
 	}
 	return nil
+}
+
+// offer has the other manager put an entry in the log. It returns when that is
+// refused, or ctx ends: what has become of it the log tells. sent is false if there
+// is no connection to send it on.
+func (p *peerLink) offer(ctx context.Context, term uint64, entry []byte) (sent bool, err error) {
+	refused := make(chan error, 1)
+	p.mu.Lock()
+	if p.wire == nil {
+		p.mu.Unlock()
+		return false, nil
+	}
+	p.last++
+	number := p.last
+	p.offers[number] = refused
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.offers, number)
+	}()
+	p.push(parcel{offer: &swarmpb.RaftOffer{Number: number, Term: term, Entry: entry}})
+	select {
+	case err := <-refused:
+		return true, err
+	case <-ctx.Done():
+		return true, api.Errorf(api.DeadlineExceeded, "a proposal for the raft log came to nothing yet: %w", ctx.Err())
+	}
+}
+
+// refused tells who waits for an offer that it is refused.
+func (p *peerLink) refused(number uint64, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c := p.offers[number]; c != nil {
+		c <- err
+		delete(p.offers, number)
+	}
 }
 
 // receive takes receipts until the connection breaks.
@@ -230,6 +351,9 @@ func (p *peerLink) receive(ctx context.Context, w *wire) error {
 			p.conn.Connect() // for calls; it may be waiting to try again
 			p.conn.ResetConnectBackoff()
 			p.mesh.tell()
+		}
+		for _, no := range r.GetRefusals() {
+			p.refused(no.GetNumber(), refusalOf(no))
 		}
 		if r.GetStranger() {
 			p.mesh.cfg.Stranger(ctx, p.conn)

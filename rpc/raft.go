@@ -21,6 +21,8 @@ const (
 	// receiptGap is how long frames may wait for a receipt.
 	receiptGap = 500 * time.Millisecond
 	maxAddr    = 300
+	// maxRefusals bounds the offers whose refusals wait to be sent.
+	maxRefusals = 256
 )
 
 // Member is a manager as others know it.
@@ -39,6 +41,9 @@ type RaftHandler interface {
 	StepSnapshot(ctx context.Context, message []byte, data io.Reader) error
 	// Accept takes another manager's proposal.
 	Accept(ctx context.Context, from Peer, term uint64, entry []byte) error
+	// Offer is Accept for who can't wait: told gets the result once, at any time, or
+	// never. It does not block, and neither must told.
+	Offer(from Peer, term uint64, entry []byte, told func(error))
 	// Join makes a manager a member, and returns all of them.
 	Join(ctx context.Context, from Peer, m Member) ([]Member, error)
 	// Members returns the members as a quorum knows them.
@@ -78,7 +83,8 @@ func (r *raftServer) messages(ctx context.Context, w *wire) error {
 	from, _ := PeerFrom(ctx)
 	came := make(chan uint64, 1)
 	var receipts sync.WaitGroup
-	receipts.Go(func() { r.receipts(ctx, w, from, came) })
+	refusals := make(chan *swarmpb.RaftRefusal, maxRefusals)
+	receipts.Go(func() { r.receipts(ctx, w, from, came, refusals) })
 	defer receipts.Wait()
 	defer w.conn.Close() //nolint:errcheck // it ends the receipts, too
 	defer cancel()
@@ -112,6 +118,18 @@ func (r *raftServer) messages(ctx context.Context, w *wire) error {
 				return err
 			}
 		}
+		for _, o := range f.GetOffers() {
+			number := o.GetNumber()
+			r.h.Offer(from, o.GetTerm(), o.GetEntry(), func(err error) {
+				if err == nil {
+					return
+				}
+				select {
+				case refusals <- refuse(number, err):
+				default: // it is offered again
+				}
+			})
+		}
 		select {
 		case came <- f.GetFrom():
 		default:
@@ -121,23 +139,28 @@ func (r *raftServer) messages(ctx context.Context, w *wire) error {
 
 // receipts tells that frames have come: of the first at once, then of all that
 // came in a while. A receipt for each frame would double the packets of a write.
-func (r *raftServer) receipts(ctx context.Context, w *wire, peer Peer, came <-chan uint64) {
+// Refusals go at once.
+func (r *raftServer) receipts(ctx context.Context, w *wire, peer Peer, came <-chan uint64, refusals <-chan *swarmpb.RaftRefusal) {
 	gap := time.NewTimer(0)
 	defer gap.Stop()
+	var next <-chan uint64 // nil: not yet
 	for {
+		receipt := &swarmpb.RaftReceipt{}
 		select {
-		case from := <-came:
-			if w.send(&swarmpb.RaftReceipt{Stranger: r.h.Former(peer) || !r.h.Knows(from)}) != nil {
-				return // who receives sees it, too
-			}
+		case from := <-next:
+			receipt.Stranger = r.h.Former(peer) || !r.h.Knows(from)
+			next = nil
+			gap.Reset(receiptGap)
+		case <-gap.C:
+			next = came
+			continue
+		case refusal := <-refusals:
+			receipt.Refusals = []*swarmpb.RaftRefusal{refusal}
 		case <-ctx.Done():
 			return
 		}
-		gap.Reset(receiptGap)
-		select {
-		case <-gap.C:
-		case <-ctx.Done():
-			return
+		if w.send(receipt) != nil {
+			return // who receives sees it, too
 		}
 	}
 }

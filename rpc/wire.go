@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/legion-swarm/legion/api"
@@ -27,14 +29,16 @@ const (
 	// it.
 	maxFrame = 2 << 20
 	// maxReceipt bounds what comes back for it.
-	maxReceipt = 1 << 10
+	maxReceipt = 4 << 10
 	// writeTimeout is how long a frame may wait for room on the way to the other
-	// manager. With less than a megabyte in that time raft can't work.
+	// manager, and half of it how long it may at least. With less than a megabyte in
+	// that time raft can't work.
 	writeTimeout = 10 * time.Second
 	// readTimeout is how long nothing may come from a manager that sends something
 	// each pingEvery.
 	readTimeout  = 15 * time.Second
 	wireBuffer   = 16 << 10
+	roomyQueue   = 4 << 10 // bytes
 	lengthHeader = 4
 )
 
@@ -42,10 +46,12 @@ const (
 // goroutine may send while another one receives.
 type wire struct {
 	conn net.Conn
+	raw  syscall.RawConn // of a connection that was dialled; else nil
 	r    *bufio.Reader
 	in   []byte
 	out  []byte
 	due  time.Time // the read deadline
+	end  time.Time // the write deadline
 }
 
 func newWire(conn net.Conn) *wire {
@@ -64,7 +70,27 @@ func dialRaft(ctx context.Context, addr string, c *Credentials) (*wire, error) {
 	if err := secure.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("%w (%w)", err, conn.Close())
 	}
-	return newWire(secure), nil
+	w := newWire(secure)
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		if raw, err := tcp.SyscallConn(); err == nil {
+			w.raw = raw
+		}
+	}
+	return w, nil
+}
+
+// roomy reports whether size bytes can certainly be sent without a wait: the kernel
+// takes more than ten times as much, and the other end has acknowledged nearly all
+// that was sent.
+func (w *wire) roomy(size int) bool {
+	if w.raw == nil || size > wireBuffer {
+		return false
+	}
+	waiting, err := 0, error(nil)
+	if e := w.raw.Control(func(fd uintptr) { waiting, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); e != nil {
+		return false
+	}
+	return err == nil && waiting <= roomyQueue
 }
 
 // send encodes and writes a message.
@@ -74,8 +100,11 @@ func (w *wire) send(m proto.Message) (err error) {
 		return err
 	}
 	binary.BigEndian.PutUint32(w.out, uint32(len(w.out)-lengthHeader))
-	if err := w.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err
+	if now := time.Now(); w.end.Sub(now) < writeTimeout/2 { // timers cost more than a look at the clock
+		w.end = now.Add(writeTimeout)
+		if err := w.conn.SetWriteDeadline(w.end); err != nil {
+			return err
+		}
 	}
 	_, err = w.conn.Write(w.out)
 	if cap(w.out) > wireBuffer {
@@ -86,7 +115,7 @@ func (w *wire) send(m proto.Message) (err error) {
 
 // receive reads a message of at most limit bytes.
 func (w *wire) receive(m proto.Message, limit uint32) error {
-	if now := time.Now(); w.due.Sub(now) < readTimeout/2 { // timers cost more than a look at the clock
+	if now := time.Now(); w.due.Sub(now) < readTimeout/2 {
 		w.due = now.Add(readTimeout)
 		if err := w.conn.SetReadDeadline(w.due); err != nil {
 			return err

@@ -72,3 +72,35 @@ func FuzzWire(f *testing.F) {
 		}
 	})
 }
+
+// TestRoomy: a connection whose other end takes nothing more has no room.
+func TestRoomy(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // it can't fail
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // it can't fail
+	w := newWire(conn)
+	if w.roomy(1) {
+		t.Error("nothing is known of the connection below")
+	}
+	if w.raw, err = conn.(*net.TCPConn).SyscallConn(); err != nil {
+		t.Fatal(err)
+	}
+	if !w.roomy(wireBuffer) {
+		t.Error("there is room at first")
+	}
+	if w.roomy(wireBuffer + 1) {
+		t.Error("for a large frame there never is, certainly")
+	}
+	for w.roomy(1) {
+		if _, err := conn.Write(make([]byte, wireBuffer)); err != nil { // it does not wait
+			t.Fatal(err)
+		}
+	}
+}

@@ -69,7 +69,7 @@ func (s *Store) publish(v *View, changes []Change) {
 		return
 	}
 	for w := range s.watchers {
-		w.add(changes)
+		w.add(v, changes)
 	}
 }
 
@@ -129,7 +129,9 @@ func (a *applier) put(o *op) (result, fatal error) {
 func (a *applier) giveSpec(t *api.Task, old any) error {
 	was, _ := old.(*api.Task)
 	if was != nil {
-		t.ID = was.ID // the same string, in memory that is there
+		if t.Status.ContainerStatus == nil { // else it has the id with the container's
+			t.ID = was.ID // the same string, in memory that is there
+		}
 		if sameSpec(was, t) {
 			t.Spec = was.Spec
 			return nil

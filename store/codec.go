@@ -67,7 +67,7 @@ func sameSpec(a, b *api.Task) bool {
 
 func encodeObject(o any) ([]byte, error) {
 	if t, ok := o.(*api.Task); ok {
-		return appendTask(make([]byte, 0, 192), t)
+		return appendTask(make([]byte, 0, taskSize), t)
 	}
 	return json.Marshal(o)
 }
@@ -224,7 +224,6 @@ func (d *decoder) varint() int64 {
 }
 
 func (d *decoder) int() int       { return int(d.varint()) }
-func (d *decoder) str() string    { return string(d.bytes()) }
 func (d *decoder) shared() string { return d.in.get(d.bytes()) }
 
 func (d *decoder) flag() bool {
@@ -279,16 +278,23 @@ func (d *decoder) op() op {
 	return o
 }
 
+// foreseen is for how many items there is room before the first is read.
+const foreseen = 1 << 12
+
 func decodeEntry(b []byte) (*entry, error) {
 	d := &decoder{b: b}
 	if f := d.byte(); f != format {
 		d.fail(fmt.Sprintf("unknown format %d: written by a newer version?", f))
 	}
 	e := &entry{}
-	for range d.count(3) {
+	n := d.count(3)
+	e.reads = make([]read, 0, min(n, foreseen))
+	for range n {
 		e.reads = append(e.reads, read{ref: ref{d.kind(), string(d.bytes())}, version: d.uvarint()})
 	}
-	for range d.count(3) {
+	n = d.count(3)
+	e.ops = make([]op, 0, min(n, foreseen))
+	for range n {
 		e.ops = append(e.ops, d.op())
 	}
 	if err := d.end(); err != nil {

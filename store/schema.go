@@ -30,14 +30,18 @@ type pairTree = tree[pairKey, pairKey]
 // the rows, and of the others those whose keys change: with a task's status,
 // none.
 type tables struct {
-	tasks tree[idKey, taskItem]
+	tasks tree[taskID, taskItem]
 	rows  [kinds + 1]tree[idKey, rowItem] // all but tasks
 	specs tree[idKey, *specRow]           // that tasks share, by key
 
 	names [kinds + 1]pairTree    // folded name, id; no tasks
-	nodes pairTree               // of tasks: node, id
-	slots tree[slotKey, slotKey] // of tasks
 	uses  [2][usedKinds]pairTree // what specs refer to: the target's id, then the user's
+
+	// Of tasks, by node, and by service and slot.
+	byNode    groups
+	nodes     tree[taskID, taskID]
+	byService groups
+	slots     tree[slotID, slotID]
 }
 
 // What uses is about.
@@ -55,13 +59,21 @@ const (
 
 func (t *tables) get(k Kind, id string) any {
 	if k == KindTask {
-		if it, ok := t.tasks.get(keyOf(id)); ok {
-			return it.task
+		if key, ok := taskIDOf(id); ok {
+			return t.task(key)
 		}
 		return nil
 	}
 	it, _ := t.rows[k].get(keyOf(id))
 	return it.object
+}
+
+// task returns a task, whatever group the key has, or nil.
+func (t *tables) task(k taskID) any {
+	if it, ok := t.tasks.get(k.in(0)); ok {
+		return it.task
+	}
+	return nil
 }
 
 // count returns how many objects there are.
@@ -74,15 +86,16 @@ func (t *tables) count(k Kind) int {
 
 // put adds an object, or replaces the one with its id, which it returns.
 func (t *tables) put(e edit, k Kind, id string, o any) (old any) {
-	key := keyOf(id)
 	if task, ok := o.(*api.Task); ok {
-		was, there := t.tasks.set(e, key, taskItem{key.head, task})
+		key, _ := taskIDOf(id) // short enough, or nobody would have made it
+		was, there := t.tasks.set(e, key, taskItem{key.a, task})
 		t.indexTask(e, was.task, task)
 		if !there {
 			return nil
 		}
 		return was.task
 	}
+	key := keyOf(id)
 	was, _ := t.rows[k].set(e, key, rowItem{key.head, o})
 	old = was.object
 	if s, ok := o.(*api.Service); ok {
@@ -98,7 +111,11 @@ func (t *tables) put(e edit, k Kind, id string, o any) (old any) {
 // remove deletes an object and returns it, or nil.
 func (t *tables) remove(e edit, k Kind, id string) (old any) {
 	if k == KindTask {
-		was, ok := t.tasks.remove(e, keyOf(id))
+		key, ok := taskIDOf(id)
+		if !ok {
+			return nil
+		}
+		was, ok := t.tasks.remove(e, key)
 		if !ok {
 			return nil
 		}
@@ -136,22 +153,50 @@ func (t *tables) indexTask(e edit, was, is *api.Task) {
 		return
 	}
 	if was != nil && (is == nil || was.NodeID != is.NodeID) && was.NodeID != "" {
-		t.nodes.remove(e, pairKey{was.NodeID, was.ID})
+		t.leaveNode(e, was)
 	}
 	if is != nil && (was == nil || was.NodeID != is.NodeID) && is.NodeID != "" {
-		key := pairKey{is.NodeID, is.ID}
+		key, _ := taskIDOf(is.ID)
+		key = key.in(t.byNode.open(e, is.NodeID))
 		t.nodes.set(e, key, key)
 	}
 	if was != nil && is != nil && was.ServiceID == is.ServiceID && was.Slot == is.Slot {
 		return
 	}
-	if was != nil {
-		t.slots.remove(e, slotKey{was.ServiceID, was.Slot, was.ID})
-	}
 	if is != nil {
-		key := slotKey{is.ServiceID, is.Slot, is.ID}
+		id, _ := taskIDOf(is.ID)
+		key := slotID{id.in(t.byService.open(e, is.ServiceID)), is.Slot}
 		t.slots.set(e, key, key)
 	}
+	if was != nil {
+		t.leaveSlot(e, was)
+	}
+}
+
+func (t *tables) leaveNode(e edit, was *api.Task) {
+	key, _ := taskIDOf(was.ID)
+	group := t.byNode.of(was.NodeID)
+	t.nodes.remove(e, key.in(group))
+	for left := range t.nodes.from(taskID{}.in(group)) {
+		if left.group() == group {
+			return
+		}
+		break
+	}
+	t.byNode.close(e, was.NodeID)
+}
+
+func (t *tables) leaveSlot(e edit, was *api.Task) {
+	key, _ := taskIDOf(was.ID)
+	group := t.byService.of(was.ServiceID)
+	t.slots.remove(e, slotID{key.in(group), was.Slot})
+	for left := range t.slots.from(slotID{taskID{}.in(group), math.MinInt}) {
+		if left.group() == group {
+			return
+		}
+		break
+	}
+	t.byService.close(e, was.ServiceID)
 }
 
 func (t *tables) spec(key string) *specRow {
@@ -235,7 +280,11 @@ func ByIDPrefix(p string) By {
 	return By{key: p, index: func(t *tables, k Kind) iter.Seq[any] {
 		return func(yield func(any) bool) {
 			if k == KindTask {
-				for it := range t.tasks.from(keyOf(p)) {
+				first, ok := taskIDOf(p)
+				if !ok {
+					return
+				}
+				for it := range t.tasks.from(first) {
 					if !strings.HasPrefix(it.task.ID, p) || !yield(it.task) {
 						return
 					}
@@ -263,8 +312,12 @@ func bySlots(service string, lo, hi int) By {
 			if k != KindTask {
 				return
 			}
-			for key := range t.slots.from(slotKey{service: service, slot: lo}) {
-				if key.service != service || key.slot > hi || !yield(t.get(KindTask, key.id)) {
+			group := t.byService.of(service)
+			if group == 0 {
+				return
+			}
+			for key := range t.slots.from(slotID{taskID{}.in(group), lo}) {
+				if key.group() != group || key.slot > hi || !yield(t.task(key.taskID)) {
 					return
 				}
 			}
@@ -278,7 +331,17 @@ func ByNode(id string) By {
 		if k != KindTask {
 			return nothing
 		}
-		return t.paired(&t.nodes, k, id, func(of string) bool { return of == id })
+		return func(yield func(any) bool) {
+			group := t.byNode.of(id)
+			if group == 0 {
+				return
+			}
+			for key := range t.nodes.from(taskID{}.in(group)) {
+				if key.group() != group || !yield(t.task(key)) {
+					return
+				}
+			}
+		}
 	}}
 }
 

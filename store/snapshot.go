@@ -39,8 +39,7 @@ func (v *View) Snapshot(w io.Writer) error {
 	}
 	for k := KindCluster; k.valid(); k++ {
 		for o := range v.list(k, ByIDPrefix("")) {
-			body, err := encodeObject(o)
-			e.op(&op{code: opPut, kind: k, body: body}, err)
+			e.object(k, o)
 		}
 	}
 	e.raw([]byte{0})
@@ -57,9 +56,21 @@ func (v *View) Snapshot(w io.Writer) error {
 }
 
 type snapshotWriter struct {
-	w   *bufio.Writer
-	buf []byte
-	err error
+	w    *bufio.Writer
+	buf  []byte
+	task []byte
+	err  error
+}
+
+func (e *snapshotWriter) object(k Kind, o any) {
+	body, err := e.task, error(nil)
+	if t, ok := o.(*api.Task); ok { // there may be a million: in memory that is there
+		body, err = appendTask(body[:0], t)
+		e.task = body
+	} else {
+		body, err = encodeObject(o)
+	}
+	e.op(&op{code: opPut, kind: k, body: body}, err)
 }
 
 func (e *snapshotWriter) raw(b []byte) {
@@ -73,7 +84,8 @@ func (e *snapshotWriter) op(o *op, err error) {
 		e.err = err
 	}
 	e.buf = o.append(e.buf[:0])
-	e.raw(binary.AppendUvarint(nil, uint64(len(e.buf))))
+	var size [binary.MaxVarintLen64]byte
+	e.raw(binary.AppendUvarint(size[:0], uint64(len(e.buf))))
 	e.raw(e.buf)
 }
 

@@ -94,9 +94,18 @@ func (s *Store) View() *View { return s.view.Load() }
 // Unavailable and NotLeader mean that the change may or may not come to pass.
 func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64, err error) {
 	pause := time.Millisecond
+	catchUp, _ := ctx.Value(laggingKey{}).(func(context.Context) error)
 	for {
 		tx := s.begin()
-		if err := fn(tx); err != nil {
+		err := fn(tx)
+		if catchUp != nil && (err != nil || tx.listed || len(tx.written) == 0) {
+			if err := catchUp(ctx); err != nil {
+				return 0, err
+			}
+			catchUp = nil
+			continue
+		}
+		if err != nil {
 			return 0, err
 		}
 		if len(tx.written) == 0 {
@@ -124,6 +133,18 @@ func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) (index uint64
 		pause = min(2*pause, maxRetryPause)
 	}
 }
+
+// Lagging returns a context for Update where View may lag behind what was
+// acknowledged elsewhere before the call. What a function got by id is compared when
+// the entry is applied, wherever it ran, and so are names that must be unique. But
+// when it listed anything, returned an error or wrote nothing, that says nothing yet:
+// then catchUp is called, which returns once View does not lag, and the function is
+// run again. Its error is Update's.
+func Lagging(ctx context.Context, catchUp func(context.Context) error) context.Context {
+	return context.WithValue(ctx, laggingKey{}, catchUp)
+}
+
+type laggingKey struct{}
 
 func wait(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)

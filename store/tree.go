@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"iter"
-
-	"github.com/legion-swarm/legion/api"
 )
 
 // A tree is a persistent B-tree: to copy the struct is to take a snapshot.
@@ -323,20 +321,7 @@ func (a idKey) cmp(b idKey) int {
 	return cmp.Compare(a.id, b.id)
 }
 
-// taskItem is a task in the order of ids.
-type taskItem struct {
-	head uint64 // as idKey has it
-	task *api.Task
-}
-
-func (a taskItem) cmp(b idKey) int {
-	if a.head != b.head {
-		return cmp.Compare(a.head, b.head)
-	}
-	return cmp.Compare(a.task.ID, b.id)
-}
-
-// rowItem is another object in the order of ids.
+// rowItem is an object, other than a task, in the order of ids.
 type rowItem struct {
 	head   uint64
 	object any
@@ -357,23 +342,6 @@ type pairKey struct{ of, id string }
 func (a pairKey) cmp(b pairKey) int {
 	if c := cmp.Compare(a.of, b.of); c != 0 {
 		return c
-	}
-	return cmp.Compare(a.id, b.id)
-}
-
-// slotKey is a task in its service's order.
-type slotKey struct {
-	service string
-	slot    int
-	id      string
-}
-
-func (a slotKey) cmp(b slotKey) int {
-	if c := cmp.Compare(a.service, b.service); c != 0 {
-		return c
-	}
-	if a.slot != b.slot {
-		return cmp.Compare(a.slot, b.slot)
 	}
 	return cmp.Compare(a.id, b.id)
 }

@@ -20,6 +20,7 @@ type Tx struct {
 	items   []touched // what was read or written, in the order of the first time
 	index   map[ref]int
 	written []int // items, in the order of their first write
+	listed  bool  // it depends on more than its items
 
 	// scratch is the view with the writes up to some moment, for lists; pending
 	// has the items that were written since.
@@ -69,6 +70,7 @@ func (tx *Tx) touch(k Kind, id string) *touched {
 }
 
 func (tx *Tx) list(k Kind, by By) iter.Seq[any] {
+	tx.listed = true
 	return func(yield func(any) bool) { by.index(tx.tables(), k)(yield) }
 }
 
@@ -112,6 +114,9 @@ func Create[T api.Object](tx *Tx, o T) error {
 	id := idOf(o)
 	if id == "" {
 		return api.Errorf(api.Invalid, "a %s needs an id", k)
+	}
+	if k == KindTask && len(id) > maxTaskID {
+		return api.Errorf(api.Invalid, "task %s: an id of %d bytes; at most %d are accepted", id, len(id), maxTaskID)
 	}
 	if tx.get(k, id) != nil {
 		return api.Errorf(api.Exists, "%s %s already exists", k, id)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 )
 
@@ -28,7 +29,9 @@ type Watcher struct {
 	ready chan struct{} // capacity 1
 
 	mu       sync.Mutex
-	pending  []Change
+	pending  [][]Change // an entry's each; shared by watchers, so nobody changes them
+	count    int        // of changes in them
+	after    *View      // has them all; nil without any
 	overflow bool
 }
 
@@ -49,26 +52,39 @@ func (s *Store) Watch(kinds ...Kind) (*View, *Watcher) {
 }
 
 // add never blocks.
-func (w *Watcher) add(changes []Change) {
+func (w *Watcher) add(v *View, changes []Change) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.overflow {
 		return
 	}
-	n := len(w.pending)
-	for i := range changes {
-		if w.kinds[changes[i].Kind] {
-			w.pending = append(w.pending, changes[i])
-		}
-	}
-	switch {
-	case len(w.pending) > w.limit:
-		w.pending, w.overflow = nil, true
-	case len(w.pending) == n:
+	if changes = w.of(changes); len(changes) == 0 {
 		return
+	}
+	w.pending, w.count, w.after = append(w.pending, changes), w.count+len(changes), v
+	if w.count > w.limit {
+		w.drop()
 	}
 	w.wake()
 }
+
+// of returns the changes of the watcher's kinds.
+func (w *Watcher) of(changes []Change) []Change {
+	other := func(c Change) bool { return !w.kinds[c.Kind] }
+	if !slices.ContainsFunc(changes, other) {
+		return changes
+	}
+	var own []Change
+	for i := range changes {
+		if !other(changes[i]) {
+			own = append(own, changes[i])
+		}
+	}
+	return own
+}
+
+// drop has the watcher start over. Callers hold w.mu.
+func (w *Watcher) drop() { w.pending, w.count, w.after, w.overflow = nil, 0, nil, true }
 
 func (w *Watcher) wake() {
 	select {
@@ -77,24 +93,33 @@ func (w *Watcher) wake() {
 	}
 }
 
-// Next waits for changes and returns all that there are, in order. ErrOverflow
-// is final; otherwise the error is ctx's.
+// Next waits for changes and returns all that there are, in order; they must not
+// be changed. ErrOverflow is final; otherwise the error is ctx's.
 func (w *Watcher) Next(ctx context.Context) ([]Change, error) {
+	changes, _, err := w.NextView(ctx)
+	return changes, err
+}
+
+// NextView is Next, and returns the view that has these changes and none of the
+// watcher's kinds after them.
+func (w *Watcher) NextView(ctx context.Context) ([]Change, *View, error) {
 	defer waits(ctx, true)()
 	for {
 		w.mu.Lock()
-		changes, overflow := w.pending, w.overflow
-		w.pending = nil
+		pending, view, overflow := w.pending, w.after, w.overflow
+		w.pending, w.count, w.after = nil, 0, nil
 		w.mu.Unlock()
 		switch {
 		case overflow:
-			return nil, ErrOverflow
-		case len(changes) > 0:
-			return changes, nil
+			return nil, nil, ErrOverflow
+		case len(pending) == 1:
+			return pending[0], view, nil
+		case len(pending) > 1:
+			return slices.Concat(pending...), view, nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-w.ready:
 		}
 	}
@@ -111,7 +136,7 @@ func (w *Watcher) Close() {
 func (s *Store) failWatchers() {
 	for w := range s.watchers {
 		w.mu.Lock()
-		w.pending, w.overflow = nil, true
+		w.drop()
 		w.mu.Unlock()
 		w.wake()
 	}

@@ -37,7 +37,10 @@ type RaftFrame struct {
 	Last bool   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
 	// addr is where the sender can be reached, in the first frame: a receiver that
 	// lags does not know it from the log.
-	Addr          string `protobuf:"bytes,5,opt,name=addr,proto3" json:"addr,omitempty"`
+	Addr string `protobuf:"bytes,5,opt,name=addr,proto3" json:"addr,omitempty"`
+	// offers are entries for the log, at the leader only. Those that it does not
+	// take are refused with a receipt; what came of the others, the log tells.
+	Offers        []*RaftOffer `protobuf:"bytes,6,rep,name=offers,proto3" json:"offers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -107,17 +110,87 @@ func (x *RaftFrame) GetAddr() string {
 	return ""
 }
 
+func (x *RaftFrame) GetOffers() []*RaftOffer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
+type RaftOffer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// number tells this offer from others on the connection.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// term is the one in which the receiver must lead.
+	Term          uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Entry         []byte `protobuf:"bytes,3,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaftOffer) Reset() {
+	*x = RaftOffer{}
+	mi := &file_legion_v1_raft_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaftOffer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaftOffer) ProtoMessage() {}
+
+func (x *RaftOffer) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_raft_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaftOffer.ProtoReflect.Descriptor instead.
+func (*RaftOffer) Descriptor() ([]byte, []int) {
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RaftOffer) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RaftOffer) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *RaftOffer) GetEntry() []byte {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 type RaftReceipt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// stranger: the receiver's members do not include the sender.
-	Stranger      bool `protobuf:"varint,1,opt,name=stranger,proto3" json:"stranger,omitempty"`
+	Stranger      bool           `protobuf:"varint,1,opt,name=stranger,proto3" json:"stranger,omitempty"`
+	Refusals      []*RaftRefusal `protobuf:"bytes,2,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RaftReceipt) Reset() {
 	*x = RaftReceipt{}
-	mi := &file_legion_v1_raft_proto_msgTypes[1]
+	mi := &file_legion_v1_raft_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -129,7 +202,7 @@ func (x *RaftReceipt) String() string {
 func (*RaftReceipt) ProtoMessage() {}
 
 func (x *RaftReceipt) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[1]
+	mi := &file_legion_v1_raft_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -142,7 +215,7 @@ func (x *RaftReceipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftReceipt.ProtoReflect.Descriptor instead.
 func (*RaftReceipt) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{1}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RaftReceipt) GetStranger() bool {
@@ -150,6 +223,75 @@ func (x *RaftReceipt) GetStranger() bool {
 		return x.Stranger
 	}
 	return false
+}
+
+func (x *RaftReceipt) GetRefusals() []*RaftRefusal {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+type RaftRefusal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// number is the offer's.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// class is as in ErrorDetail.
+	Class         uint32 `protobuf:"varint,2,opt,name=class,proto3" json:"class,omitempty"`
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaftRefusal) Reset() {
+	*x = RaftRefusal{}
+	mi := &file_legion_v1_raft_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaftRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaftRefusal) ProtoMessage() {}
+
+func (x *RaftRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_raft_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaftRefusal.ProtoReflect.Descriptor instead.
+func (*RaftRefusal) Descriptor() ([]byte, []int) {
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RaftRefusal) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RaftRefusal) GetClass() uint32 {
+	if x != nil {
+		return x.Class
+	}
+	return 0
+}
+
+func (x *RaftRefusal) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
 }
 
 // RaftSnapshot is a piece of a snapshot; the first one has the message that it
@@ -164,7 +306,7 @@ type RaftSnapshot struct {
 
 func (x *RaftSnapshot) Reset() {
 	*x = RaftSnapshot{}
-	mi := &file_legion_v1_raft_proto_msgTypes[2]
+	mi := &file_legion_v1_raft_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -176,7 +318,7 @@ func (x *RaftSnapshot) String() string {
 func (*RaftSnapshot) ProtoMessage() {}
 
 func (x *RaftSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[2]
+	mi := &file_legion_v1_raft_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -189,7 +331,7 @@ func (x *RaftSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftSnapshot.ProtoReflect.Descriptor instead.
 func (*RaftSnapshot) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{2}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RaftSnapshot) GetMessage() []byte {
@@ -214,7 +356,7 @@ type RaftSnapshotTaken struct {
 
 func (x *RaftSnapshotTaken) Reset() {
 	*x = RaftSnapshotTaken{}
-	mi := &file_legion_v1_raft_proto_msgTypes[3]
+	mi := &file_legion_v1_raft_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +368,7 @@ func (x *RaftSnapshotTaken) String() string {
 func (*RaftSnapshotTaken) ProtoMessage() {}
 
 func (x *RaftSnapshotTaken) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[3]
+	mi := &file_legion_v1_raft_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +381,7 @@ func (x *RaftSnapshotTaken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftSnapshotTaken.ProtoReflect.Descriptor instead.
 func (*RaftSnapshotTaken) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{3}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{5}
 }
 
 // RaftProposal is a piece of an entry; the first one names the term in which the
@@ -254,7 +396,7 @@ type RaftProposal struct {
 
 func (x *RaftProposal) Reset() {
 	*x = RaftProposal{}
-	mi := &file_legion_v1_raft_proto_msgTypes[4]
+	mi := &file_legion_v1_raft_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +408,7 @@ func (x *RaftProposal) String() string {
 func (*RaftProposal) ProtoMessage() {}
 
 func (x *RaftProposal) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[4]
+	mi := &file_legion_v1_raft_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +421,7 @@ func (x *RaftProposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftProposal.ProtoReflect.Descriptor instead.
 func (*RaftProposal) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{4}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RaftProposal) GetTerm() uint64 {
@@ -304,7 +446,7 @@ type RaftProposed struct {
 
 func (x *RaftProposed) Reset() {
 	*x = RaftProposed{}
-	mi := &file_legion_v1_raft_proto_msgTypes[5]
+	mi := &file_legion_v1_raft_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -316,7 +458,7 @@ func (x *RaftProposed) String() string {
 func (*RaftProposed) ProtoMessage() {}
 
 func (x *RaftProposed) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[5]
+	mi := &file_legion_v1_raft_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -329,7 +471,7 @@ func (x *RaftProposed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftProposed.ProtoReflect.Descriptor instead.
 func (*RaftProposed) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{5}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{7}
 }
 
 type RaftMember struct {
@@ -343,7 +485,7 @@ type RaftMember struct {
 
 func (x *RaftMember) Reset() {
 	*x = RaftMember{}
-	mi := &file_legion_v1_raft_proto_msgTypes[6]
+	mi := &file_legion_v1_raft_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +497,7 @@ func (x *RaftMember) String() string {
 func (*RaftMember) ProtoMessage() {}
 
 func (x *RaftMember) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[6]
+	mi := &file_legion_v1_raft_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +510,7 @@ func (x *RaftMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftMember.ProtoReflect.Descriptor instead.
 func (*RaftMember) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{6}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RaftMember) GetRaftId() uint64 {
@@ -401,7 +543,7 @@ type RaftJoinRequest struct {
 
 func (x *RaftJoinRequest) Reset() {
 	*x = RaftJoinRequest{}
-	mi := &file_legion_v1_raft_proto_msgTypes[7]
+	mi := &file_legion_v1_raft_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +555,7 @@ func (x *RaftJoinRequest) String() string {
 func (*RaftJoinRequest) ProtoMessage() {}
 
 func (x *RaftJoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[7]
+	mi := &file_legion_v1_raft_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +568,7 @@ func (x *RaftJoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftJoinRequest.ProtoReflect.Descriptor instead.
 func (*RaftJoinRequest) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{7}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RaftJoinRequest) GetMember() *RaftMember {
@@ -445,7 +587,7 @@ type RaftJoinResponse struct {
 
 func (x *RaftJoinResponse) Reset() {
 	*x = RaftJoinResponse{}
-	mi := &file_legion_v1_raft_proto_msgTypes[8]
+	mi := &file_legion_v1_raft_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +599,7 @@ func (x *RaftJoinResponse) String() string {
 func (*RaftJoinResponse) ProtoMessage() {}
 
 func (x *RaftJoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[8]
+	mi := &file_legion_v1_raft_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +612,7 @@ func (x *RaftJoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftJoinResponse.ProtoReflect.Descriptor instead.
 func (*RaftJoinResponse) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{8}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RaftJoinResponse) GetMembers() []*RaftMember {
@@ -488,7 +630,7 @@ type RaftMembersRequest struct {
 
 func (x *RaftMembersRequest) Reset() {
 	*x = RaftMembersRequest{}
-	mi := &file_legion_v1_raft_proto_msgTypes[9]
+	mi := &file_legion_v1_raft_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +642,7 @@ func (x *RaftMembersRequest) String() string {
 func (*RaftMembersRequest) ProtoMessage() {}
 
 func (x *RaftMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[9]
+	mi := &file_legion_v1_raft_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +655,7 @@ func (x *RaftMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftMembersRequest.ProtoReflect.Descriptor instead.
 func (*RaftMembersRequest) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{9}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{11}
 }
 
 type RaftMembersResponse struct {
@@ -525,7 +667,7 @@ type RaftMembersResponse struct {
 
 func (x *RaftMembersResponse) Reset() {
 	*x = RaftMembersResponse{}
-	mi := &file_legion_v1_raft_proto_msgTypes[10]
+	mi := &file_legion_v1_raft_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +679,7 @@ func (x *RaftMembersResponse) String() string {
 func (*RaftMembersResponse) ProtoMessage() {}
 
 func (x *RaftMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[10]
+	mi := &file_legion_v1_raft_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +692,7 @@ func (x *RaftMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftMembersResponse.ProtoReflect.Descriptor instead.
 func (*RaftMembersResponse) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{10}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RaftMembersResponse) GetMembers() []*RaftMember {
@@ -568,7 +710,7 @@ type RaftHelloRequest struct {
 
 func (x *RaftHelloRequest) Reset() {
 	*x = RaftHelloRequest{}
-	mi := &file_legion_v1_raft_proto_msgTypes[11]
+	mi := &file_legion_v1_raft_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +722,7 @@ func (x *RaftHelloRequest) String() string {
 func (*RaftHelloRequest) ProtoMessage() {}
 
 func (x *RaftHelloRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[11]
+	mi := &file_legion_v1_raft_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +735,7 @@ func (x *RaftHelloRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftHelloRequest.ProtoReflect.Descriptor instead.
 func (*RaftHelloRequest) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{11}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{13}
 }
 
 type RaftHelloResponse struct {
@@ -605,7 +747,7 @@ type RaftHelloResponse struct {
 
 func (x *RaftHelloResponse) Reset() {
 	*x = RaftHelloResponse{}
-	mi := &file_legion_v1_raft_proto_msgTypes[12]
+	mi := &file_legion_v1_raft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +759,7 @@ func (x *RaftHelloResponse) String() string {
 func (*RaftHelloResponse) ProtoMessage() {}
 
 func (x *RaftHelloResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_raft_proto_msgTypes[12]
+	mi := &file_legion_v1_raft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +772,7 @@ func (x *RaftHelloResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftHelloResponse.ProtoReflect.Descriptor instead.
 func (*RaftHelloResponse) Descriptor() ([]byte, []int) {
-	return file_legion_v1_raft_proto_rawDescGZIP(), []int{12}
+	return file_legion_v1_raft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RaftHelloResponse) GetNodeId() string {
@@ -644,15 +786,25 @@ var File_legion_v1_raft_proto protoreflect.FileDescriptor
 
 const file_legion_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x14legion/v1/raft.proto\x12\tlegion.v1\"w\n" +
+	"\x14legion/v1/raft.proto\x12\tlegion.v1\"\xa5\x01\n" +
 	"\tRaftFrame\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x1a\n" +
 	"\bmessages\x18\x02 \x03(\fR\bmessages\x12\x12\n" +
 	"\x04part\x18\x03 \x01(\fR\x04part\x12\x12\n" +
 	"\x04last\x18\x04 \x01(\bR\x04last\x12\x12\n" +
-	"\x04addr\x18\x05 \x01(\tR\x04addr\")\n" +
+	"\x04addr\x18\x05 \x01(\tR\x04addr\x12,\n" +
+	"\x06offers\x18\x06 \x03(\v2\x14.legion.v1.RaftOfferR\x06offers\"M\n" +
+	"\tRaftOffer\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05entry\x18\x03 \x01(\fR\x05entry\"]\n" +
 	"\vRaftReceipt\x12\x1a\n" +
-	"\bstranger\x18\x01 \x01(\bR\bstranger\"<\n" +
+	"\bstranger\x18\x01 \x01(\bR\bstranger\x122\n" +
+	"\brefusals\x18\x02 \x03(\v2\x16.legion.v1.RaftRefusalR\brefusals\"O\n" +
+	"\vRaftRefusal\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05class\x18\x02 \x01(\rR\x05class\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"<\n" +
 	"\fRaftSnapshot\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x13\n" +
@@ -695,41 +847,45 @@ func file_legion_v1_raft_proto_rawDescGZIP() []byte {
 	return file_legion_v1_raft_proto_rawDescData
 }
 
-var file_legion_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_legion_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_legion_v1_raft_proto_goTypes = []any{
 	(*RaftFrame)(nil),           // 0: legion.v1.RaftFrame
-	(*RaftReceipt)(nil),         // 1: legion.v1.RaftReceipt
-	(*RaftSnapshot)(nil),        // 2: legion.v1.RaftSnapshot
-	(*RaftSnapshotTaken)(nil),   // 3: legion.v1.RaftSnapshotTaken
-	(*RaftProposal)(nil),        // 4: legion.v1.RaftProposal
-	(*RaftProposed)(nil),        // 5: legion.v1.RaftProposed
-	(*RaftMember)(nil),          // 6: legion.v1.RaftMember
-	(*RaftJoinRequest)(nil),     // 7: legion.v1.RaftJoinRequest
-	(*RaftJoinResponse)(nil),    // 8: legion.v1.RaftJoinResponse
-	(*RaftMembersRequest)(nil),  // 9: legion.v1.RaftMembersRequest
-	(*RaftMembersResponse)(nil), // 10: legion.v1.RaftMembersResponse
-	(*RaftHelloRequest)(nil),    // 11: legion.v1.RaftHelloRequest
-	(*RaftHelloResponse)(nil),   // 12: legion.v1.RaftHelloResponse
+	(*RaftOffer)(nil),           // 1: legion.v1.RaftOffer
+	(*RaftReceipt)(nil),         // 2: legion.v1.RaftReceipt
+	(*RaftRefusal)(nil),         // 3: legion.v1.RaftRefusal
+	(*RaftSnapshot)(nil),        // 4: legion.v1.RaftSnapshot
+	(*RaftSnapshotTaken)(nil),   // 5: legion.v1.RaftSnapshotTaken
+	(*RaftProposal)(nil),        // 6: legion.v1.RaftProposal
+	(*RaftProposed)(nil),        // 7: legion.v1.RaftProposed
+	(*RaftMember)(nil),          // 8: legion.v1.RaftMember
+	(*RaftJoinRequest)(nil),     // 9: legion.v1.RaftJoinRequest
+	(*RaftJoinResponse)(nil),    // 10: legion.v1.RaftJoinResponse
+	(*RaftMembersRequest)(nil),  // 11: legion.v1.RaftMembersRequest
+	(*RaftMembersResponse)(nil), // 12: legion.v1.RaftMembersResponse
+	(*RaftHelloRequest)(nil),    // 13: legion.v1.RaftHelloRequest
+	(*RaftHelloResponse)(nil),   // 14: legion.v1.RaftHelloResponse
 }
 var file_legion_v1_raft_proto_depIdxs = []int32{
-	6,  // 0: legion.v1.RaftJoinRequest.member:type_name -> legion.v1.RaftMember
-	6,  // 1: legion.v1.RaftJoinResponse.members:type_name -> legion.v1.RaftMember
-	6,  // 2: legion.v1.RaftMembersResponse.members:type_name -> legion.v1.RaftMember
-	2,  // 3: legion.v1.Raft.Snapshot:input_type -> legion.v1.RaftSnapshot
-	4,  // 4: legion.v1.Raft.Propose:input_type -> legion.v1.RaftProposal
-	7,  // 5: legion.v1.Raft.Join:input_type -> legion.v1.RaftJoinRequest
-	9,  // 6: legion.v1.Raft.Members:input_type -> legion.v1.RaftMembersRequest
-	11, // 7: legion.v1.Raft.Hello:input_type -> legion.v1.RaftHelloRequest
-	3,  // 8: legion.v1.Raft.Snapshot:output_type -> legion.v1.RaftSnapshotTaken
-	5,  // 9: legion.v1.Raft.Propose:output_type -> legion.v1.RaftProposed
-	8,  // 10: legion.v1.Raft.Join:output_type -> legion.v1.RaftJoinResponse
-	10, // 11: legion.v1.Raft.Members:output_type -> legion.v1.RaftMembersResponse
-	12, // 12: legion.v1.Raft.Hello:output_type -> legion.v1.RaftHelloResponse
-	8,  // [8:13] is the sub-list for method output_type
-	3,  // [3:8] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	1,  // 0: legion.v1.RaftFrame.offers:type_name -> legion.v1.RaftOffer
+	3,  // 1: legion.v1.RaftReceipt.refusals:type_name -> legion.v1.RaftRefusal
+	8,  // 2: legion.v1.RaftJoinRequest.member:type_name -> legion.v1.RaftMember
+	8,  // 3: legion.v1.RaftJoinResponse.members:type_name -> legion.v1.RaftMember
+	8,  // 4: legion.v1.RaftMembersResponse.members:type_name -> legion.v1.RaftMember
+	4,  // 5: legion.v1.Raft.Snapshot:input_type -> legion.v1.RaftSnapshot
+	6,  // 6: legion.v1.Raft.Propose:input_type -> legion.v1.RaftProposal
+	9,  // 7: legion.v1.Raft.Join:input_type -> legion.v1.RaftJoinRequest
+	11, // 8: legion.v1.Raft.Members:input_type -> legion.v1.RaftMembersRequest
+	13, // 9: legion.v1.Raft.Hello:input_type -> legion.v1.RaftHelloRequest
+	5,  // 10: legion.v1.Raft.Snapshot:output_type -> legion.v1.RaftSnapshotTaken
+	7,  // 11: legion.v1.Raft.Propose:output_type -> legion.v1.RaftProposed
+	10, // 12: legion.v1.Raft.Join:output_type -> legion.v1.RaftJoinResponse
+	12, // 13: legion.v1.Raft.Members:output_type -> legion.v1.RaftMembersResponse
+	14, // 14: legion.v1.Raft.Hello:output_type -> legion.v1.RaftHelloResponse
+	10, // [10:15] is the sub-list for method output_type
+	5,  // [5:10] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_legion_v1_raft_proto_init() }
@@ -743,7 +899,7 @@ func file_legion_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_legion_v1_raft_proto_rawDesc), len(file_legion_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,7 +44,7 @@ type RaftClient interface {
 	// disk, or refuses it.
 	Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RaftSnapshot, RaftSnapshotTaken], error)
 	// Propose puts an entry in the log, at the leader only; it does not wait until
-	// the entry is committed. A large entry comes in parts.
+	// the entry is committed. A large entry comes in parts; small ones go as offers.
 	Propose(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RaftProposal, RaftProposed], error)
 	// Join makes a manager a member. Any manager can be asked.
 	Join(ctx context.Context, in *RaftJoinRequest, opts ...grpc.CallOption) (*RaftJoinResponse, error)
@@ -134,7 +134,7 @@ type RaftServer interface {
 	// disk, or refuses it.
 	Snapshot(grpc.ClientStreamingServer[RaftSnapshot, RaftSnapshotTaken]) error
 	// Propose puts an entry in the log, at the leader only; it does not wait until
-	// the entry is committed. A large entry comes in parts.
+	// the entry is committed. A large entry comes in parts; small ones go as offers.
 	Propose(grpc.ClientStreamingServer[RaftProposal, RaftProposed]) error
 	// Join makes a manager a member. Any manager can be asked.
 	Join(context.Context, *RaftJoinRequest) (*RaftJoinResponse, error)

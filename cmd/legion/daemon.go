@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/legion-swarm/legion/collector"
+	"github.com/legion-swarm/legion/monitor"
 	"github.com/legion-swarm/legion/settings"
 )
 
@@ -133,6 +134,9 @@ func prepare(conf *settings.Daemon, log *slog.Logger) error {
 		if err := os.WriteFile("/proc/self/oom_score_adj", fmt.Appendf(nil, "%d", conf.OOMScoreAdjust), 0); err != nil {
 			return fmt.Errorf("set oom-score-adjust to %d: %w", conf.OOMScoreAdjust, err)
 		}
+	}
+	if err := monitor.Relax(); err != nil {
+		log.Debug("small writes cost more of the processor than they need to", "err", err)
 	}
 	for _, dir := range []string{conf.DataRoot, conf.ExecRoot} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/moby/moby/api/types/network"
@@ -80,6 +81,19 @@ func (n *Networks) Join(_ context.Context, id string, endpoints map[string]*netw
 	}
 	n.boxes[id] = b
 	return b, nil
+}
+
+// Driver implements engine.Networks: "driver-of-" and the network's name.
+func (n *Networks) Driver(net string) string {
+	return "driver-of-" + strings.TrimPrefix(net, "id-of-")
+}
+
+// CheckAddresses implements engine.Networks: subnets are 172.30.0.0/16.
+func (n *Networks) CheckAddresses(net string, asked *network.EndpointIPAMConfig) error {
+	if asked != nil && asked.IPv4Address.IsValid() && !netip.MustParsePrefix("172.30.0.0/16").Contains(asked.IPv4Address) {
+		return api.Errorf(api.Invalid, "network %s: address %s is not in its subnet", net, asked.IPv4Address)
+	}
+	return nil
 }
 
 // SetDNS implements engine.Networks.

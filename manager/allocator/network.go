@@ -109,14 +109,16 @@ func Network(n *api.Network, others iter.Seq[*api.Network], pools Pools, seed ui
 		if !f.wanted {
 			continue
 		}
-		cfg := swarm.IPAMConfig{}
-		if i := slices.IndexFunc(asked, func(a swarm.IPAMConfig) bool { return a.Subnet.IsValid() && a.Subnet.Addr().Is6() == f.v6 }); i >= 0 {
-			cfg = asked[i]
+		ofFamily := slices.DeleteFunc(slices.Clone(asked), func(a swarm.IPAMConfig) bool { return !a.Subnet.IsValid() || a.Subnet.Addr().Is6() != f.v6 })
+		if len(ofFamily) == 0 {
+			ofFamily = []swarm.IPAMConfig{{}}
 		}
-		if cfg, err = u.subnet(cfg, f.v6, pools, n.Reserved); err != nil {
-			return nil, err
+		for _, cfg := range ofFamily {
+			if cfg, err = u.subnet(cfg, f.v6, pools, n.Reserved); err != nil {
+				return nil, err
+			}
+			c.IPAMOptions.Configs = append(c.IPAMOptions.Configs, cfg)
 		}
-		c.IPAMOptions.Configs = append(c.IPAMOptions.Configs, cfg)
 	}
 	return &c, nil
 }

@@ -23,7 +23,7 @@ type State struct {
 // subnets are a network's.
 type subnets struct {
 	name  string
-	pools []*pool // one a family, IPv4 first
+	pools []*pool // one a family, IPv4 first: of the family's first subnet
 }
 
 // NewState returns a state without networks. Networks are told to it first,
@@ -39,7 +39,7 @@ func (s *State) SetNetwork(n *api.Network) {
 	}
 	w := &subnets{name: n.Spec.Name}
 	for _, c := range n.IPAMOptions.Configs {
-		if !c.Subnet.IsValid() {
+		if !c.Subnet.IsValid() || slices.ContainsFunc(w.pools, func(p *pool) bool { return p.subnet.Addr().Is4() == c.Subnet.Addr().Is4() }) {
 			continue
 		}
 		p := newPool(c.Subnet, c.Range)

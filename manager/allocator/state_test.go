@@ -62,6 +62,34 @@ func TestNetworkGetsWhatItLeavesOpen(t *testing.T) {
 	}
 }
 
+// TestSeveralSubnetsOfAFamily: each is the network's and has a gateway; addresses are
+// of the first.
+func TestSeveralSubnetsOfAFamily(t *testing.T) {
+	n, err := Network(newNetwork("n", subnet("10.1.0.0/30"), subnet("10.2.0.0/24")), slices.Values([]*api.Network(nil)), pools(24, "10.0.0.0/8"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var gateways []string
+	for _, c := range n.IPAMOptions.Configs {
+		gateways = append(gateways, c.Gateway.String())
+	}
+	if !slices.Equal(gateways, []string{"10.1.0.1", "10.2.0.1"}) {
+		t.Errorf("gateways %q", gateways)
+	}
+	if _, err := Network(newNetwork("other", subnet("10.2.0.0/25")), slices.Values([]*api.Network{n}), pools(24, "10.0.0.0/8"), 1); !api.Is(err, api.Conflict) {
+		t.Error(err)
+	}
+	s := NewState()
+	s.SetNetwork(n)
+	got, err := s.take(n.ID)
+	if err != nil || len(got) != 1 || got[0].String() != "10.1.0.2/30" || s.Free(n.ID) != 0 {
+		t.Errorf("%v, %v, %d free", got, err, s.Free(n.ID))
+	}
+	if _, err := s.take(n.ID); fullNetwork(err) != n.ID {
+		t.Error(err)
+	}
+}
+
 func TestPoolsAreUsedUp(t *testing.T) {
 	small := pools(26, "10.9.0.0/25", "10.8.0.0/26")
 	var all []*api.Network

@@ -272,6 +272,11 @@ func TestSecretsAndConfigs(t *testing.T) {
 	}
 	_, err = f.SecretCreate(ctx, sec)
 	refused(t, err, api.Exists, "secret key already exists")
+	for begin, want := range map[string]int{"K": 1, "ey": 0} {
+		if l, err := f.SecretList(ctx, api.Filters{"name": {begin}}); err != nil || len(l) != want {
+			t.Errorf("secrets whose name begins with %s: %d, %v", begin, len(l), err)
+		}
+	}
 	got, _ := f.SecretInspect(ctx, "key")
 	if got.Spec.Data != nil {
 		t.Error("a secret's data is shown")

@@ -21,6 +21,8 @@ const (
 	// maxNetworks bounds a swarm's networks: each is looked at when one is made.
 	maxNetworks    = 10_000
 	maxNetworkName = 255
+	// maxSubnets bounds a network's subnets.
+	maxSubnets = 64
 	// maxReserved bounds a network's auxiliary addresses.
 	maxReserved = 1000
 	minMTU      = 68 // RFC 791
@@ -238,20 +240,18 @@ func validateIPAM(q *network.CreateRequest) error {
 		return api.Errorf(api.NotFound, "IPAM driver %q not found; there is only \"default\"", d)
 	}
 	reserved := map[string]bool{}
-	var seen [2]netip.Prefix
+	var seen []netip.Prefix
 	for i := range q.IPAM.Config {
 		c := &q.IPAM.Config[i]
 		if err := validateSubnet(c, q.EnableIPv6 != nil && *q.EnableIPv6); err != nil {
 			return err
 		}
-		family := 0
-		if c.Subnet.Addr().Is6() {
-			family = 1
+		if i := slices.IndexFunc(seen, c.Subnet.Overlaps); i >= 0 {
+			return invalid("subnets %s and %s overlap", seen[i], c.Subnet)
 		}
-		if seen[family].IsValid() {
-			return invalid("subnet %s is one too many beside %s: an overlay network has one of each family", c.Subnet, seen[family])
+		if seen = append(seen, c.Subnet); len(seen) > maxSubnets {
+			return invalid("%d subnets: at most %d are allowed", len(q.IPAM.Config), maxSubnets)
 		}
-		seen[family] = c.Subnet
 		for _, name := range slices.Sorted(maps.Keys(c.AuxAddress)) {
 			switch a := c.AuxAddress[name]; {
 			case reserved[name]:

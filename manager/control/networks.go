@@ -42,7 +42,7 @@ func (c *Control) NetworkList(_ context.Context, f api.Filters) ([]network.Summa
 	view := c.cfg.Store.View()
 	out := []network.Summary{}
 	for n := range store.List[*api.Network](view) {
-		if n.Predefined || !anyPart(f["id"], n.ID) || !anyPart(f["name"], n.Spec.Name) || !matchLabels(f["label"], n.Spec.Labels) ||
+		if n.Predefined || !matchesAny(f["id"], n.ID) || !matchesAny(f["name"], n.Spec.Name) || !matchLabels(f["label"], n.Spec.Labels) ||
 			len(f["driver"]) > 0 && !slices.Contains(f["driver"], driver(n)) || len(f["type"]) > 0 && !slices.Contains(f["type"], "custom") ||
 			len(dangling) > 0 && !slices.Contains(dangling, dangles(view, n)) {
 			continue
@@ -59,8 +59,8 @@ func dangles(r store.Reader, n *api.Network) bool {
 	return !n.Spec.Ingress && len(services)+len(containers) == 0
 }
 
-func anyPart(values []string, s string) bool {
-	return len(values) == 0 || slices.ContainsFunc(values, func(v string) bool { return strings.Contains(s, v) })
+func matchesAny(patterns []string, s string) bool {
+	return len(patterns) == 0 || api.MatchesAny(patterns, s)
 }
 
 func driver(n *api.Network) string {

@@ -42,8 +42,13 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		"no subnet": {func(q *network.CreateRequest) { q.IPAM.Config[0] = network.IPAMConfig{Gateway: a("10.6.0.2")} }, api.Invalid, "needs a subnet"},
 		"IPv6":      {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("fd05::/64") }, api.Invalid, "IPv6 is not enabled"},
 		"two": {func(q *network.CreateRequest) {
-			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24")})
-		}, api.Invalid, "one too many"},
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.5.0.0/16")})
+		}, api.Invalid, "subnets 10.5.0.0/24 and 10.5.0.0/16 overlap"},
+		"many": {func(q *network.CreateRequest) {
+			for i := range byte(64) {
+				q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 7, i, 0}), 24)})
+			}
+		}, api.Invalid, "65 subnets: at most 64 are allowed"},
 		"overlap":       {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.0.0.0/16") }, api.Conflict, "subnet 10.0.0.0/16 and 10.0.0.0/24 of network ingress"},
 		"mtu":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionMTU: "12"} }, api.Invalid, api.OptionMTU},
 		"vni":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
@@ -182,7 +187,7 @@ func TestNetworkLife(t *testing.T) {
 		t.Error(removed, err)
 	}
 	for filter, want := range map[string]int{"dangling": 0, "name": 1, "label": 1, "type": 2, "driver": 2} {
-		value := map[string]string{"dangling": "true", "name": "we", "label": "a=b", "type": "custom", "driver": "overlay"}[filter]
+		value := map[string]string{"dangling": "true", "name": "^w.b$", "label": "a=b", "type": "custom", "driver": "overlay"}[filter]
 		l, err := f.NetworkList(t.Context(), api.Filters{filter: {value}})
 		if err != nil || len(l) != want {
 			t.Errorf("filter %s=%s: %d networks, %v; want %d", filter, value, len(l), err, want)

@@ -71,8 +71,12 @@ func inUse(kind, name, services string) error {
 	return invalid("%s '%s' is in use by the following service%s: %s", kind, name, map[bool]string{true: "s"}[strings.Contains(services, ",")], services)
 }
 
+// matchNamed reports whether a list of secrets or configs shows one; what names
+// begin with is told whatever its case, as with Docker.
 func matchNamed(f api.Filters, id string, a *swarm.Annotations) bool {
-	return anyPrefix(f["id"], id) && anyPrefix(f["name"], a.Name) && matchLabels(f["label"], a.Labels) &&
+	return anyPrefix(f["id"], id) && (len(f["name"]) == 0 || slices.ContainsFunc(f["name"], func(v string) bool {
+		return strings.HasPrefix(strings.ToLower(a.Name), strings.ToLower(v))
+	})) && matchLabels(f["label"], a.Labels) &&
 		(len(f["names"]) == 0 || slices.Contains(f["names"], a.Name))
 }
 

@@ -19,8 +19,33 @@ import (
 type assignmentSet struct {
 	node  string
 	specs *specCache
-	tasks map[string]*api.Task
+	tasks map[string]sent
 	users map[reference]map[string]struct{} // ids of tasks by what they use
+}
+
+// sent is what a node knows of a task. It does not refer to the task itself: that
+// changes with each step, and all nodes together have a million.
+type sent struct {
+	desired swarm.TaskState
+	version uint64
+	spec    *api.TaskSpec
+	given   *given // nil: nothing
+}
+
+// given is what managers gave a task, beside its node.
+type given struct {
+	networks  []api.NetworkAttachment
+	ports     []swarm.PortConfig
+	resources []swarm.GenericResource
+	volumes   []swarm.VolumeAttachment
+}
+
+func sentOf(t *api.Task) sent {
+	s := sent{desired: t.DesiredState, version: t.SpecVersion, spec: t.Spec}
+	if len(t.Networks)+len(t.Ports)+len(t.GenericResources)+len(t.Volumes) > 0 {
+		s.given = &given{t.Networks, t.Ports, t.GenericResources, t.Volumes}
+	}
+	return s
 }
 
 // reference names a secret or a config.
@@ -30,7 +55,7 @@ type reference struct {
 }
 
 func newAssignmentSet(node string, specs *specCache) *assignmentSet {
-	return &assignmentSet{node: node, specs: specs, tasks: map[string]*api.Task{}, users: map[reference]map[string]struct{}{}}
+	return &assignmentSet{node: node, specs: specs, tasks: map[string]sent{}, users: map[reference]map[string]struct{}{}}
 }
 
 // update compares the tasks with these ids, or all of the node's, with what was
@@ -51,8 +76,8 @@ func (a *assignmentSet) update(view *store.View, all bool, ids map[string]struct
 		a.compare(&c, id, store.Get[*api.Task](view, id))
 	}
 	// Only now, so that what one task lets go and another takes up stays.
-	for _, t := range c.ended {
-		a.release(&c, t)
+	for _, e := range c.ended {
+		a.release(&c, e)
 	}
 	return slices.Concat(c.needs, c.tasks, c.gone)
 }
@@ -60,35 +85,42 @@ func (a *assignmentSet) update(view *store.View, all bool, ids map[string]struct
 type changes struct {
 	view               *store.View
 	needs, tasks, gone []*swarmpb.AssignmentChange
-	ended              []*api.Task // those that need nothing any more
+	ended              []user // those that need nothing any more
+}
+
+// user is a task that may use secrets and configs.
+type user struct {
+	task string
+	spec *api.TaskSpec
 }
 
 func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
-	old := a.tasks[id]
+	old, known := a.tasks[id]
 	if t == nil || t.NodeID != a.node || t.Status.State == swarm.TaskStateOrphaned { // given up: what runs of it is to end
-		if old != nil {
+		if known {
 			delete(a.tasks, id)
 			c.gone = append(c.gone, &swarmpb.AssignmentChange{
 				Action:     swarmpb.AssignmentChange_REMOVE,
 				Assignment: &swarmpb.Assignment{Item: &swarmpb.Assignment_Task{Task: &swarmpb.Task{Id: id}}},
 			})
-			c.ended = append(c.ended, old)
+			c.ended = append(c.ended, user{id, old.spec})
 		}
 		return
 	}
 	if api.Rank(t.Status.State) < api.Rank(swarm.TaskStateAssigned) || t.Attachment() {
 		return // what a node attached itself is nothing for it to run
 	}
-	a.tasks[id] = t
+	is := sentOf(t)
+	a.tasks[t.ID] = is
 	switch {
 	case api.Final(t.Status.State):
-		if old != nil {
-			c.ended = append(c.ended, t)
+		if known {
+			c.ended = append(c.ended, user{id, t.Spec})
 		}
-	case old == nil:
-		a.need(c, t)
+	case !known:
+		a.need(c, user{id, t.Spec})
 	}
-	if old != nil && sameForNode(old, t) {
+	if known && sameForNode(old, is) {
 		return
 	}
 	find := func(id string) *api.Network { return store.Get[*api.Network](c.view, id) }
@@ -101,31 +133,29 @@ func (a *assignmentSet) compare(c *changes, id string, t *api.Task) {
 
 // sameForNode reports whether the node would see no difference: it knows the
 // status better.
-func sameForNode(a, b *api.Task) bool {
-	return a.DesiredState == b.DesiredState && a.SpecVersion == b.SpecVersion &&
-		(a.Spec == b.Spec || reflect.DeepEqual(a.Spec, b.Spec)) &&
-		reflect.DeepEqual(a.Networks, b.Networks) && reflect.DeepEqual(a.Ports, b.Ports) &&
-		reflect.DeepEqual(a.GenericResources, b.GenericResources) && reflect.DeepEqual(a.Volumes, b.Volumes)
+func sameForNode(a, b sent) bool {
+	return a.desired == b.desired && a.version == b.version && (a.spec == b.spec || reflect.DeepEqual(a.spec, b.spec)) &&
+		(a.given == b.given || reflect.DeepEqual(a.given, b.given))
 }
 
-// references lists what a task uses.
-func references(t *api.Task) []reference {
-	if t.Spec == nil || t.Spec.ContainerSpec == nil {
+// references lists what a task of this spec uses.
+func references(spec *api.TaskSpec) []reference {
+	if spec == nil || spec.ContainerSpec == nil {
 		return nil
 	}
 	var all []reference
-	for _, r := range t.Spec.ContainerSpec.Secrets {
+	for _, r := range spec.ContainerSpec.Secrets {
 		all = append(all, reference{store.KindSecret, r.SecretID})
 	}
-	for _, r := range t.Spec.ContainerSpec.Configs {
+	for _, r := range spec.ContainerSpec.Configs {
 		all = append(all, reference{store.KindConfig, r.ConfigID})
 	}
 	slices.SortFunc(all, func(a, b reference) int { return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.id, b.id)) })
 	return slices.Compact(all)
 }
 
-func (a *assignmentSet) need(c *changes, t *api.Task) {
-	for _, r := range references(t) {
+func (a *assignmentSet) need(c *changes, u user) {
+	for _, r := range references(u.spec) {
 		users := a.users[r]
 		if users == nil {
 			item := r.assignment(c.view)
@@ -136,17 +166,17 @@ func (a *assignmentSet) need(c *changes, t *api.Task) {
 			users = map[string]struct{}{}
 			a.users[r] = users
 		}
-		users[t.ID] = struct{}{}
+		users[u.task] = struct{}{}
 	}
 }
 
-func (a *assignmentSet) release(c *changes, t *api.Task) {
-	for _, r := range references(t) {
+func (a *assignmentSet) release(c *changes, u user) {
+	for _, r := range references(u.spec) {
 		users := a.users[r]
-		if _, ok := users[t.ID]; !ok {
+		if _, ok := users[u.task]; !ok {
 			continue
 		}
-		delete(users, t.ID)
+		delete(users, u.task)
 		if len(users) > 0 {
 			continue
 		}

@@ -234,7 +234,7 @@ func (d *Dispatcher) changed(c store.Change) {
 func tells(was, is *api.Task) bool {
 	assigned := api.Rank(swarm.TaskStateAssigned)
 	return was == nil || is == nil || was.NodeID != is.NodeID || api.Rank(was.Status.State) < assigned ||
-		api.Final(was.Status.State) != api.Final(is.Status.State) || !sameForNode(was, is)
+		api.Final(was.Status.State) != api.Final(is.Status.State) || !sameForNode(sentOf(was), sentOf(is))
 }
 
 func object[T any](o any) *T {

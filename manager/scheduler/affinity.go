@@ -86,7 +86,7 @@ func (s *State) track() {
 	}
 	s.names, s.spread = map[string][]string{}, map[string]*presence{}
 	known := map[string]string{}
-	for _, t := range s.tasks {
+	for t := range s.tasks.all() {
 		known[t.ServiceID] = t.Spec.ServiceName
 	}
 	for _, p := range s.promises {

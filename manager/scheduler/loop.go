@@ -61,6 +61,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 	defer w.Close()
 	s := &session{Loop: l, state: New(), fresh: map[string]*api.Task{}, waiting: map[string]Placement{}}
 	s.load(view)
+	s.state.Settle(view)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
 	defer func() {
@@ -70,7 +71,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 	}()
 	for {
 		s.schedule(gctx, g)
-		changes, err := w.Next(gctx)
+		changes, view, err := w.NextView(gctx)
 		if err != nil {
 			return err
 		}
@@ -78,6 +79,7 @@ func (l *Loop) follow(ctx context.Context) (err error) {
 		for i := range changes {
 			s.change(&changes[i], now)
 		}
+		s.state.Settle(view)
 	}
 }
 
@@ -87,7 +89,7 @@ func (s *session) load(view *store.View) {
 		s.state.SetNode(n)
 	}
 	for t := range store.List[*api.Task](view) {
-		s.task(t.ID, t, now)
+		s.task(t.ID, nil, t, now)
 	}
 	slices.SortFunc(s.queue, older)
 }
@@ -108,8 +110,9 @@ func (s *session) change(c *store.Change, now time.Time) {
 		}
 		s.retry()
 	case store.KindTask:
+		was, _ := c.Old.(*api.Task)
 		t, _ := c.New.(*api.Task)
-		s.task(c.ID, t, now)
+		s.task(c.ID, was, t, now)
 	}
 }
 
@@ -127,8 +130,8 @@ func (s *session) retry() {
 	slices.SortFunc(s.queue[n:], older)
 }
 
-// task takes a task's new version; nil: it was deleted.
-func (s *session) task(id string, t *api.Task, now time.Time) {
+// task takes a task's new version, after the last one; nil: it was deleted.
+func (s *session) task(id string, was, t *api.Task, now time.Time) {
 	pending := t != nil && t.Status.State == swarm.TaskStatePending && !api.ToldToEnd(t.DesiredState)
 	if p, ok := s.waiting[id]; pending && ok && t.Status.Err == p.Why { // our own explanation
 		s.waiting[id] = Placement{Task: t, Why: p.Why}
@@ -136,7 +139,7 @@ func (s *session) task(id string, t *api.Task, now time.Time) {
 	}
 	delete(s.fresh, id)
 	delete(s.waiting, id)
-	if s.state.SetTask(id, t, now) {
+	if s.state.Change(id, was, t, now) {
 		s.retry()
 	}
 	if pending {

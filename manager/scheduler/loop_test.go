@@ -138,14 +138,14 @@ func TestLoopExplainsTheNewerVersion(t *testing.T) {
 	s.waiting[old.ID] = Placement{Task: old, Why: "no suitable node"}
 	newer := *old
 	newer.Version.Index++
-	s.task(newer.ID, &newer, time.Now())
+	s.task(newer.ID, old, &newer, time.Now())
 	if batch := s.take(); len(batch) != 1 || batch[0] != &newer {
 		t.Errorf("to schedule: %v", batch)
 	}
 	explained := newer
 	explained.Status.Err = "no suitable node"
 	s.waiting[old.ID] = Placement{Task: &newer, Why: "no suitable node"}
-	s.task(explained.ID, &explained, time.Now())
+	s.task(explained.ID, &newer, &explained, time.Now())
 	if batch := s.take(); len(batch) != 0 {
 		t.Errorf("the loop's own explanation is scheduled again: %v", batch)
 	}

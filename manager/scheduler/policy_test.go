@@ -164,7 +164,7 @@ func TestPreempt(t *testing.T) {
 	if want := "waiting for room on node " + benchNode(1).Description.Hostname + ": 1 task of lower priority must leave"; ps[0].Why != want {
 		t.Error(ps[0].Why)
 	}
-	asked := *s.tasks["large0"]
+	asked := *s.tasks.get("large0")
 	asked.Evicted = evictedBy(high[0])
 	s.SetTask("large0", &asked, time.Time{})
 	// What it waits for is nobody else's.
@@ -248,7 +248,7 @@ func TestPreemptWhere(t *testing.T) {
 	for range maxFailures {
 		s.nodes["n0"].fail(groupKey(high()[0]), now)
 	}
-	ended := *s.tasks["low1"]
+	ended := *s.tasks.get("low1")
 	ended.DesiredState = swarm.TaskStateShutdown
 	s.SetTask("low1", &ended, now)
 	if p := s.Schedule(high(), now)[0]; len(p.Evict) > 0 || s.promises["high0"].task.NodeID != "n1" {

@@ -38,7 +38,7 @@ func (s *State) lower(than int) bool {
 		}
 		others += n
 	}
-	return than > 0 && len(s.tasks) > others
+	return than > 0 && s.tasks.count > others
 }
 
 // leaving reports whether a task is on its way out.
@@ -121,7 +121,7 @@ func (s *State) preempt(g *group, tasks []*api.Task, now time.Time, only *node) 
 // the oldest.
 func (s *State) below(g *group, only *node) map[*node][]*api.Task {
 	out := map[*node][]*api.Task{}
-	for _, t := range s.tasks {
+	for t := range s.tasks.all() {
 		n := s.nodes[t.NodeID]
 		if n == nil || only != nil && n != only || t.ServiceID == g.service || t.Spec.Priority() >= g.priority {
 			continue
@@ -213,7 +213,7 @@ func (s *State) waits(t *api.Task, p *promise) Placement {
 	out := Placement{Task: t}
 	left := 0
 	for _, v := range p.victims {
-		cur := s.tasks[v.ID]
+		cur := s.tasks.get(v.ID)
 		if cur == nil {
 			continue
 		}
@@ -249,7 +249,7 @@ func (s *State) redeem(t *api.Task) (p Placement, ok bool) {
 	if s.roomBefore(pr, g, n) {
 		return s.assign(g, n, t), true
 	}
-	if !slices.ContainsFunc(pr.victims, func(v *api.Task) bool { return s.tasks[v.ID] != nil }) {
+	if !slices.ContainsFunc(pr.victims, func(v *api.Task) bool { return s.tasks.get(v.ID) != nil }) {
 		return p, false
 	}
 	s.promises[t.ID] = pr

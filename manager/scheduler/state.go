@@ -7,13 +7,14 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/api"
+	"github.com/legion-swarm/legion/store"
 )
 
 // State is what the scheduler knows of the nodes and of what runs on them. It
 // belongs to one goroutine.
 type State struct {
 	nodes map[string]*node
-	tasks map[string]*api.Task // that hold something on a node
+	tasks book
 	loads loads
 	// strays counts the tasks on nodes that are not known.
 	strays map[string]int
@@ -34,7 +35,7 @@ type State struct {
 // New returns an empty state.
 func New() *State {
 	return &State{
-		nodes: map[string]*node{}, tasks: map[string]*api.Task{}, strays: map[string]int{}, priorities: map[int]int{}, promises: map[string]*promise{}, barren: map[string]int{},
+		nodes: map[string]*node{}, tasks: book{other: map[string]*api.Task{}}, strays: map[string]int{}, priorities: map[int]int{}, promises: map[string]*promise{}, barren: map[string]int{},
 	}
 }
 
@@ -50,7 +51,7 @@ func (s *State) SetNode(n *api.Node) (better bool) {
 	}
 	m := newNode(n)
 	if s.strays[n.ID] > 0 {
-		for _, t := range s.tasks {
+		for t := range s.tasks.all() {
 			if t.NodeID == n.ID {
 				s.take(m, t, 1)
 				m.tasks++
@@ -86,23 +87,37 @@ func (s *State) RemoveNode(id string) {
 	}
 }
 
+// Settle says that all changes up to a view, and none after it, have been told to
+// SetTask. Who does it after each few need not have State remember every task.
+func (s *State) Settle(view *store.View) { s.tasks.settle(view) }
+
 // SetTask takes a task's new version; nil with its id: it was deleted. A task
-// takes room on its node from the moment it is assigned until it has ended. It
-// reports whether there is more room now.
+// takes room on its node as long as it holds something. It reports whether there
+// is more room now.
 func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
-	old := s.tasks[id]
+	return s.setTask(id, s.tasks.get(id), t, now)
+}
+
+// Change is SetTask for who knows the version that was told last; nil: none.
+func (s *State) Change(id string, was, t *api.Task, now time.Time) (better bool) {
+	return s.setTask(id, s.tasks.before(id, was), t, now)
+}
+
+// setTask takes a new version of a task, old as the book has it.
+func (s *State) setTask(id string, old, t *api.Task, now time.Time) (better bool) {
+	held := holds(t)
+	s.tasks.hear(id, t)
 	if len(s.promises) > 0 && (t == nil || t.Status.State != swarm.TaskStatePending || leaving(t)) {
 		better = s.unpromise(id)
 	}
-	holds := t != nil && t.NodeID != "" && !t.Attachment() && !api.Final(t.Status.State) && api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned)
-	if old != nil && (!holds || old.NodeID != t.NodeID) {
+	if old != nil && (!held || old.NodeID != t.NodeID) {
 		if n := s.count(old, -1); n != nil && t != nil && failed(t) {
 			n.fail(groupKey(t), now)
 		}
 		s.drop(old)
 		old, better = nil, true
 	}
-	if !holds {
+	if !held {
 		return better
 	}
 	if old == nil {
@@ -117,20 +132,20 @@ func (s *State) SetTask(id string, t *api.Task, now time.Time) (better bool) {
 		n.leave(t.ServiceID, sign)
 		better = sign > 0
 	}
-	s.tasks[id] = t
+	s.tasks.replace(t)
 	return better
 }
 
 // hold has a task take its room, drop has it given back. The room itself is
 // counted apart where it matters which node it was.
 func (s *State) hold(t *api.Task) {
-	s.tasks[t.ID] = t
+	s.tasks.add(t)
 	s.countPriority(t, 1)
 	s.count(t, 1)
 }
 
 func (s *State) drop(t *api.Task) {
-	delete(s.tasks, t.ID)
+	s.tasks.remove(t.ID)
 	s.countPriority(t, -1)
 	for k, p := range s.barren {
 		if p <= t.Spec.Priority() {

@@ -49,7 +49,7 @@ func (g *group) lot(c *candidate) float64 {
 	for _, s := range [...]string{g.key, c.ID} {
 		h.Write([]byte(s))
 	}
-	x := h.Sum64() + uint64(len(g.state.tasks))<<32 + uint64(c.mine)
+	x := h.Sum64() + uint64(g.state.tasks.count)<<32 + uint64(c.mine)
 	// The last step of splitmix64, as FNV's upper bits are poor.
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9

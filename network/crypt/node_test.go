@@ -109,14 +109,21 @@ func plain(to, from MAC, payload string) []byte {
 func (w *world) seal(i int, frame []byte) (to netip.Addr, packets [][]byte) {
 	s := w.nodes[addr(i)].NewSealer()
 	s.Begin(vni, frame)
-	for {
-		a, data, size, ok := s.Next()
-		if !ok {
-			return to, packets
-		}
+	drain(s, func(a netip.Addr, data []byte, size int) {
 		for to = a; len(data) > 0; data = data[min(size, len(data)):] {
 			packets = append(packets, slices.Clone(data[:min(size, len(data))]))
 		}
+	})
+	return to, packets
+}
+
+// drain takes all packets of a sealer's frames.
+func drain(s *Sealer, take func(to netip.Addr, data []byte, size int)) {
+	for to, data, size, ok := s.Next(); ok; to, data, size, ok = s.Next() {
+		take(to, data, size)
+	}
+	if to, data, size, ok := s.Flush(); ok {
+		take(to, data, size)
 	}
 }
 
@@ -481,13 +488,14 @@ func TestAllocations(t *testing.T) {
 	w.settle()
 	s, o := w.nodes[addr(1)].NewSealer(), w.nodes[addr(2)].NewOpener()
 	frame := plain(mac(2), mac(1), "hello")
+	arrives := func(_ netip.Addr, data []byte, size int) {
+		if frames, _, _ := o.Open(addr(1), data, size); len(frames) != 1 {
+			t.Fatal(len(frames))
+		}
+	}
 	if n := testing.AllocsPerRun(100, func() {
 		s.Begin(vni, frame)
-		for _, data, size, ok := s.Next(); ok; _, data, size, ok = s.Next() {
-			if frames, _, _ := o.Open(addr(1), data, size); len(frames) != 1 {
-				t.Fatal(len(frames))
-			}
-		}
+		drain(s, arrives)
 	}); n != 0 {
 		t.Errorf("%v allocations a packet", n)
 	}

@@ -3,6 +3,7 @@ package crypt
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -224,11 +225,12 @@ func FuzzPieces(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte, cut int) {
 		s := w.nodes[addr(1)].NewSealer()
 		s.Begin(vni, text)
-		for range 10000 {
-			if _, _, _, ok := s.Next(); !ok {
-				break
+		left := 10000
+		drain(s, func(netip.Addr, []byte, int) {
+			if left--; left < 0 {
+				t.Fatal("there is no end of packets")
 			}
-		}
+		})
 		o := w.nodes[addr(2)].NewOpener()
 		if len(text) < pieceHeader {
 			return

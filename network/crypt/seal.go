@@ -29,14 +29,35 @@ type Sealer struct {
 	peer    *peer
 	session *session
 	key     *sessionKey
+
+	batch batch
+}
+
+// batch are packets for a node that go at once, in a Sealer's out: all of a size, the
+// last may be shorter.
+type batch struct {
+	to   netip.Addr
+	data []byte
+	size int
+	n    int
+}
+
+// room reports whether one more packet may go with those that are there.
+func (b *batch) room(to netip.Addr, size int) bool {
+	return b.n == 0 || b.to == to && size <= b.size && !b.full()
+}
+
+// full reports whether no packet may be added.
+func (b *batch) full() bool {
+	return b.n == maxPieces || len(b.data) < b.n*b.size || len(b.data)+b.size > maxBatch
 }
 
 // NewSealer returns one for frames that go to other nodes.
 func (n *Node) NewSealer() *Sealer { return &Sealer{node: n, out: make([]byte, maxBatch)} }
 
 // Begin takes a frame of a network as the kernel gives it, with its virtio_net_hdr.
-// Next returns its packets, until the frame is changed. One that goes nowhere is
-// dropped and counted.
+// Next returns its packets, until the frame is changed; what it keeps back, Flush
+// returns. One that goes nowhere is dropped and counted.
 func (s *Sealer) Begin(vni uint32, frame []byte) {
 	s.frame = nil
 	if why := s.begin(vni, frame); why != 0 {
@@ -78,23 +99,35 @@ func (s *Sealer) begin(vni uint32, frame []byte) reason {
 }
 
 // Next returns packets for a node, one after the other in data, each of size bytes
-// but the last, which may be shorter; false when there are no more. data is valid
-// until the next call.
+// but the last, which may be shorter; false when there are no more of this frame. data
+// is valid until the next call of any method. A packet that is a whole frame is kept
+// back, so that those of frames that follow go with it.
 func (s *Sealer) Next() (to netip.Addr, data []byte, size int, ok bool) {
 	if s.frame == nil {
 		return netip.Addr{}, nil, 0, false
 	}
-	if s.p.gso == gsoNone {
-		s.p.flags |= pieceLast
-		data = s.seal(s.out[:0], nil, s.frame)
-		s.frame = nil
-		s.node.counts.sent.Add(1)
-		return s.peer.addr, data, len(data), true
+	if s.p.gso != gsoNone {
+		if s.batch.n > 0 {
+			return s.Flush()
+		}
+		return s.pieces()
 	}
+	if !s.batch.room(s.peer.addr, minData+len(s.frame)) {
+		return s.Flush()
+	}
+	s.p.flags |= pieceLast
+	s.add(minData+len(s.frame), nil, s.frame)
+	s.frame = nil
+	if s.batch.full() {
+		return s.Flush()
+	}
+	return netip.Addr{}, nil, 0, false
+}
+
+// pieces returns as many of a frame as go at once.
+func (s *Sealer) pieces() (to netip.Addr, data []byte, size int, ok bool) {
 	headers := s.frame[:s.p.headers]
-	size = minData + len(headers) + int(s.p.size)
-	n := 0
-	for data = s.out[:0]; n < maxPieces && len(data)+size <= maxBatch && s.frame != nil; n++ {
+	for most := minData + len(headers) + int(s.p.size); s.frame != nil && (s.batch.n == 0 || !s.batch.full()); {
 		part := s.frame[s.at:]
 		if len(part) > int(s.p.size) {
 			part = part[:s.p.size]
@@ -102,12 +135,30 @@ func (s *Sealer) Next() (to netip.Addr, data []byte, size int, ok bool) {
 			s.p.flags |= pieceLast
 			s.frame = nil
 		}
-		data = s.seal(data, headers, part)
+		s.add(most, headers, part)
 		s.at += len(part)
 		s.p.index++
 	}
-	s.node.counts.sent.Add(uint64(n))
-	return s.peer.addr, data, size, true
+	return s.Flush()
+}
+
+// add seals a packet of the frame behind those of the batch. The first says how long
+// they are.
+func (s *Sealer) add(size int, headers, part []byte) {
+	b := &s.batch
+	if b.n == 0 {
+		b.to, b.data, b.size = s.peer.addr, s.out[:0], size
+	}
+	b.data = s.seal(b.data, headers, part)
+	b.n++
+}
+
+// Flush returns what was kept back, as Next does; false if there is nothing.
+func (s *Sealer) Flush() (to netip.Addr, data []byte, size int, ok bool) {
+	b := s.batch
+	s.batch = batch{}
+	s.node.counts.sent.Add(uint64(b.n))
+	return b.to, b.data, b.size, b.n > 0
 }
 
 // seal adds a packet with the parts of a frame.

@@ -118,20 +118,14 @@ func putNonce(nonce *[nonceSize]byte, counter uint64) {
 // open returns what a data packet protects, in place; or why it is dropped.
 func (k *sessionKey) open(nonce *[nonceSize]byte, counter uint64, packet []byte) ([]byte, reason) {
 	k.mu.Lock()
-	fresh := k.seen.fresh(counter)
-	k.mu.Unlock()
-	if !fresh {
+	defer k.mu.Unlock()
+	if !k.seen.fresh(counter) {
 		return nil, replayed
 	}
 	putNonce(nonce, counter)
 	text, err := k.receive.Open(packet[headerSize:headerSize], nonce[:], packet[headerSize:], packet[:headerSize])
 	if err != nil {
 		return nil, forged
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.seen.fresh(counter) { // another has come meanwhile
-		return nil, replayed
 	}
 	k.seen.note(counter)
 	return text, 0

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -162,17 +161,4 @@ func (b *balancing) clearVIPs(now *network.Config) error {
 	}
 	clear(b.vips)
 	return errors.Join(errs...)
-}
-
-// inNamespace moves the thread to the namespace that is bound to path.
-func inNamespace(path string) error {
-	ns, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer ns.Close() //nolint:errcheck // nothing was written
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter namespace %s: %w", path, err)
-	}
-	return nil
 }

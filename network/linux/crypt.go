@@ -263,9 +263,6 @@ func (p *Plane) setCrypt(now, to *network.Config, f *failures) {
 		}
 		if len(nodes[id]) > 0 {
 			c.Networks[o.VNI] = nodes[id]
-			if len(c.Keys) == 0 && to.Overlays[id] != nil {
-				f.add(network.TunnelItem(id), errors.New("it is encrypted, and the managers have not told the keys yet: nothing is sent"))
-			}
 		}
 	}
 	p.cryptNodes = nodes
@@ -276,6 +273,18 @@ func (p *Plane) setCrypt(now, to *network.Config, f *failures) {
 		p.closeCrypt()
 	} else if p.crypt != nil {
 		p.crypt.poke()
+	}
+}
+
+// missKeys says which overlays have nodes to talk to, and no keys.
+func (p *Plane) missKeys(to *network.Config, f *failures) {
+	if len(to.Keys.All) > 0 {
+		return
+	}
+	for id, nodes := range p.cryptNodes {
+		if o := to.Overlays[id]; o != nil && o.Encrypted && len(nodes) > 0 {
+			f.add(network.TunnelItem(id), network.ErrNoKeys)
+		}
 	}
 }
 

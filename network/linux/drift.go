@@ -3,13 +3,11 @@ package linux
 import (
 	"encoding/binary"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -19,8 +17,9 @@ import (
 // overlayWatch hears of changes in an overlay's namespace, and knows which of them
 // should not be.
 type overlayWatch struct {
-	f  *os.File
-	ns unix.Stat_t // of the namespace
+	f    *os.File
+	ns   unix.Stat_t // of the namespace
+	lent lender      // sockets in it
 
 	mu     sync.Mutex
 	tunnel string                // device; empty: there is to be none
@@ -34,9 +33,7 @@ func (p *Plane) watchOverlay(id string) error {
 	if err := unix.Stat(p.overlayPath(id), &ns); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	w := p.watches[id]
-	p.mu.Unlock()
+	w := p.watchOf(id)
 	if w != nil && w.ns.Dev == ns.Dev && w.ns.Ino == ns.Ino {
 		return nil
 	}
@@ -50,7 +47,7 @@ func (p *Plane) watchOverlay(id string) error {
 	p.watches[id] = w
 	p.mu.Unlock()
 	p.watching.Go(func() {
-		drift := func(m syscall.NetlinkMessage) bool { return p.overlayDrift(w, m) }
+		drift := func(kind uint16, d []byte) bool { return p.overlayDrift(w, kind, d) }
 		_ = receive(f, p.alarm, drift) // until it is closed
 	})
 	return nil
@@ -61,8 +58,40 @@ func (p *Plane) unwatchOverlay(id string) {
 	defer p.mu.Unlock()
 	if w := p.watches[id]; w != nil {
 		_ = w.f.Close()
+		w.lent.shut()
 		delete(p.watches, id)
 	}
+}
+
+// borrow lends a socket in an overlay's namespace, or in the host's if the id is
+// empty; give it back by its giveBack. The thread may be in any namespace.
+func (p *Plane) borrow(overlay string) (*requests, error) {
+	if overlay == "" {
+		return p.lent.borrow(func() (r *requests, err error) {
+			err = p.onThread(func() (err error) {
+				if err = unix.Setns(int(p.host.Fd()), unix.CLONE_NEWNET); err == nil {
+					r, err = openRequests()
+				}
+				return err
+			})
+			return r, err
+		})
+	}
+	path := p.overlayPath(overlay)
+	open := func() (r *requests, err error) {
+		err = p.inSandbox(path, func() (err error) { r, err = openRequests(); return err })
+		return r, err
+	}
+	if w := p.watchOf(overlay); w != nil && w.ns.Ino == inode(path) {
+		return w.lent.borrow(open)
+	}
+	return open()
+}
+
+func (p *Plane) watchOf(overlay string) *overlayWatch {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.watches[overlay]
 }
 
 func (p *Plane) closeWatches() {
@@ -90,9 +119,7 @@ func (p *Plane) alarm() {
 // expectTunnel says what an overlay's tunnel is to have, before what it is not to
 // have is removed.
 func (p *Plane) expectTunnel(id, device string, peers []network.Peer) {
-	p.mu.Lock()
-	w := p.watches[id]
-	p.mu.Unlock()
+	w := p.watchOf(id)
 	if w == nil {
 		return
 	}
@@ -109,81 +136,84 @@ func (p *Plane) expectTunnel(id, device string, peers []network.Peer) {
 
 // overlayDrift reports whether a message tells of something in an overlay that is
 // not as it should be.
-func (p *Plane) overlayDrift(w *overlayWatch, m syscall.NetlinkMessage) bool {
-	const scopeAt = 3 // in ifaddrmsg
-	switch m.Header.Type {
-	case unix.RTM_DELADDR: // ends of pairs have link-local ones of the kernel's
-		return len(m.Data) < unix.SizeofIfAddrmsg || m.Data[scopeAt] != unix.RT_SCOPE_LINK
+func (p *Plane) overlayDrift(w *overlayWatch, kind uint16, d []byte) bool {
+	switch kind {
+	case unix.RTM_DELADDR:
+		return !linkScope(d) // ends of pairs have such addresses of the kernel's
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return w.neighbourDrift(m)
+		return w.neighbourDrift(kind, d)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 	default:
 		return false
 	}
-	name, up, master, ok := linkMessage(m)
+	l, ok := readLink(d)
 	if !ok {
 		return false
 	}
 	w.mu.Lock()
-	tunnel := w.tunnel != "" && name == w.tunnel
+	tunnel := w.tunnel != "" && l.name == w.tunnel
 	w.mu.Unlock()
-	gone := m.Header.Type == unix.RTM_DELLINK || !up
-	_, veth := p.knows(name)
-	veth = veth || name == meshPort && p.meshWanted()
-	return name == overlayBridge && gone || (veth || tunnel) && (gone || !master)
+	gone := kind == unix.RTM_DELLINK || !l.up
+	_, veth := p.knows(l.name)
+	veth = veth || l.name == meshPort && p.meshWanted()
+	return l.name == overlayBridge && gone || (veth || tunnel) && (gone || !l.master)
+}
+
+// linkScope reports whether a message is of an address that counts on its link only.
+func linkScope(d []byte) bool {
+	const at = 3 // in ifaddrmsg
+	return len(d) >= unix.SizeofIfAddrmsg && d[at] == unix.RT_SCOPE_LINK
 }
 
 // neighbourDrift reports whether a peer's entry is gone, or leads elsewhere.
-func (w *overlayWatch) neighbourDrift(m syscall.NetlinkMessage) bool {
-	const flagsAt, size = 10, 12 // in ndmsg
-	if len(m.Data) < size {
+func (w *overlayWatch) neighbourDrift(kind uint16, d []byte) bool {
+	if len(d) < unix.SizeofNdMsg {
 		return true
 	}
+	const flagsAt = 10
 	var mac, dst []byte
-	for d := m.Data[size:]; len(d) >= unix.SizeofRtAttr; {
-		n := int(binary.NativeEndian.Uint16(d))
-		if n < unix.SizeofRtAttr || n > len(d) {
-			break
-		}
-		switch binary.NativeEndian.Uint16(d[2:]) {
+	for attr, v := range attributes(d[unix.SizeofNdMsg:]) {
+		switch attr {
 		case unix.NDA_LLADDR:
-			mac = d[unix.SizeofRtAttr:n]
+			mac = v
 		case unix.NDA_DST:
-			dst = d[unix.SizeofRtAttr:n]
+			dst = v
 		}
-		d = d[min((n+3)&^3, len(d)):]
 	}
 	key := mac
-	if m.Data[0] != unix.AF_BRIDGE {
+	if d[0] != unix.AF_BRIDGE {
 		key = dst // one that is on its way out has no other
 	}
 	w.mu.Lock()
 	node, ours := w.peers[string(key)]
 	w.mu.Unlock()
-	if !ours || m.Header.Type == unix.RTM_DELNEIGH {
+	if !ours || kind == unix.RTM_DELNEIGH {
 		return ours
 	}
 	to, ok := netip.AddrFromSlice(dst)
-	self := m.Data[0] == unix.AF_BRIDGE && m.Data[flagsAt]&unix.NTF_SELF != 0
+	self := d[0] == unix.AF_BRIDGE && d[flagsAt]&unix.NTF_SELF != 0
 	return self && ok && to.Unmap() != node
 }
 
-// linkMessage reads a message about a device.
-func linkMessage(m syscall.NetlinkMessage) (name string, up, master, ok bool) {
-	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
-		return "", false, false, false
+// linkState is what a message says of a device.
+type linkState struct {
+	name                string
+	up, carries, master bool
+}
+
+func readLink(d []byte) (l linkState, ok bool) {
+	if len(d) < unix.SizeofIfInfomsg || d[0] != unix.AF_UNSPEC {
+		return l, false
 	}
-	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
-	if err != nil {
-		return "", false, false, false
-	}
-	for _, a := range attrs {
-		switch a.Attr.Type {
+	for attr, v := range attributes(d[unix.SizeofIfInfomsg:]) {
+		switch attr {
 		case unix.IFLA_IFNAME:
-			name = strings.TrimRight(string(a.Value), "\x00")
+			l.name = strings.TrimRight(string(v), "\x00")
 		case unix.IFLA_MASTER:
-			master = true
+			l.master = true
 		}
 	}
-	return name, binary.NativeEndian.Uint32(m.Data[8:])&uint32(net.FlagUp) != 0, master, true
+	flags := binary.NativeEndian.Uint32(d[8:])
+	l.up, l.carries = flags&unix.IFF_UP != 0, flags&unix.IFF_LOWER_UP != 0
+	return l, true
 }

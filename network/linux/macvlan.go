@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/network"
@@ -17,23 +18,27 @@ import (
 // They have no end on the host: the mark, set last, is in the sandbox.
 const macvlanKind = "macvlan"
 
-func macvlanMode(mode string) (netlink.MacvlanMode, error) {
+func macvlanMode(mode string) (uint32, error) {
 	switch mode {
 	case "", network.MacvlanBridge:
-		return netlink.MACVLAN_MODE_BRIDGE, nil
+		return nl.MACVLAN_MODE_BRIDGE, nil
 	case network.MacvlanPrivate:
-		return netlink.MACVLAN_MODE_PRIVATE, nil
+		return nl.MACVLAN_MODE_PRIVATE, nil
 	case network.MacvlanVEPA:
-		return netlink.MACVLAN_MODE_VEPA, nil
+		return nl.MACVLAN_MODE_VEPA, nil
 	case network.MacvlanPassthru:
-		return netlink.MACVLAN_MODE_PASSTHRU, nil
+		return nl.MACVLAN_MODE_PASSTHRU, nil
 	}
 	return 0, fmt.Errorf("unknown macvlan mode %q", mode)
 }
 
-// addMacvlan makes an interface of the sandbox on a device of the host.
-func (n *inside) addMacvlan(f *network.Interface) error {
-	parent, err := n.host.LinkByName(f.Parent)
+// makeMacvlan makes an interface of the sandbox on a device of the host.
+func (n *inside) makeMacvlan(f *network.Interface) error {
+	host, err := n.side(f)
+	if err != nil {
+		return err
+	}
+	parent, err := host.index(f.Parent)
 	if err != nil {
 		return fmt.Errorf("interface %s: parent device %s: %w", f.Name, f.Parent, err)
 	}
@@ -45,44 +50,24 @@ func (n *inside) addMacvlan(f *network.Interface) error {
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", f.Name, err)
 	}
-	a := netlink.NewLinkAttrs()
-	a.Name, a.MTU, a.ParentIndex, a.HardwareAddr, a.Namespace = f.Name, f.MTU, parent.Attrs().Index, mac, netlink.NsFd(n.ns.Fd())
 	if f.Mode == network.MacvlanPassthru {
-		a.HardwareAddr = nil // it has its parent's
+		mac = nil // it has its parent's
 	}
-	l := &netlink.Macvlan{LinkAttrs: a, Mode: mode}
-	err = n.host.LinkAdd(l)
+	make := func() error {
+		host.macvlan(f.Name, parent, mode, f.MTU, mac, n.ns)
+		return host.run()
+	}
+	err = make()
 	if errors.Is(err, unix.EEXIST) { // left half-made by a daemon that was killed
-		if err = n.dropMacvlan(f); err == nil {
-			err = n.host.LinkAdd(l)
+		if err = n.dropInterface(f); err == nil {
+			err = make()
 		}
 	}
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("interface %s: this kernel has no macvlan: %w", f.Name, err)
 	case err != nil:
-		return fmt.Errorf("interface %s: make macvlan on %s: %w", f.Name, f.Parent, err)
-	}
-	if err := n.configure(f); err != nil {
-		return fmt.Errorf("interface %s: %w", f.Name, err)
-	}
-	made, err := n.h.LinkByName(f.Name)
-	if err == nil {
-		err = n.h.LinkSetAlias(made, n.p.alias(macvlanKind, f.HostName))
-	}
-	if err != nil {
-		return fmt.Errorf("interface %s: mark it: %w", f.Name, err)
-	}
-	return nil
-}
-
-func (n *inside) dropMacvlan(f *network.Interface) error {
-	l, err := n.h.LinkByName(f.Name)
-	if err == nil {
-		err = n.h.LinkDel(l)
-	}
-	if err != nil && !isNotFound(err) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove %s: %w", f.Name, err)
+		return fmt.Errorf("interface %s on %s: %w", f.Name, f.Parent, err)
 	}
 	return nil
 }
@@ -91,39 +76,32 @@ func (n *inside) dropMacvlan(f *network.Interface) error {
 // go: a namespace goes some time after its name, and until then its parent lets no
 // other have their MAC addresses, which a container that starts again has.
 func (p *Plane) dropMacvlans(s *network.Sandbox) error {
-	var h *netlink.Handle
-	var errs []error
-	for i := range s.Interfaces {
-		f := &s.Interfaces[i]
-		if f.Parent == "" {
-			continue
-		}
-		if h == nil {
-			var err error
-			if h, err = p.sandboxHandle(s.ID); errors.Is(err, fs.ErrNotExist) {
-				return nil
-			} else if err != nil {
-				return err
-			}
-			defer h.Close()
-		}
-		errs = append(errs, (&inside{p: p, h: h}).dropMacvlan(f))
+	if !slices.ContainsFunc(s.Interfaces, func(f network.Interface) bool { return f.Parent != "" }) {
+		return nil
 	}
-	return errors.Join(errs...)
+	err := p.inSandbox(p.Path(s.ID), func() error {
+		r, err := openRequests()
+		if err != nil {
+			return err
+		}
+		defer r.shut()
+		for i := range s.Interfaces {
+			if f := &s.Interfaces[i]; f.Parent != "" {
+				r.dropLink(f.Name)
+			}
+		}
+		return r.run()
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // sandboxHandle returns a netlink socket in a sandbox.
 func (p *Plane) sandboxHandle(id string) (*netlink.Handle, error) {
 	var h *netlink.Handle
-	err := p.onThread(func() error {
-		ns, err := os.Open(p.Path(id))
-		if err != nil {
-			return err
-		}
-		defer ns.Close() //nolint:errcheck // nothing was written
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter namespace of %s: %w", id, err)
-		}
+	err := p.inSandbox(p.Path(id), func() (err error) {
 		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 
 	"github.com/google/nftables"
@@ -33,11 +32,11 @@ const (
 )
 
 // nowhere is the next hop that does not exist, of a family.
-func nowhere(v6 bool) net.IP {
+func nowhere(v6 bool) netip.Addr {
 	if v6 {
-		return net.ParseIP("fe80::2:42")
+		return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 13: 2, 15: 0x42})
 	}
-	return net.IPv4(169, 254, 1, 1).To4()
+	return netip.AddrFrom4([4]byte{169, 254, 1, 1})
 }
 
 // meshBox is what there is to know of a sandbox in the ingress network.
@@ -103,64 +102,70 @@ func (b meshBox) marks() (value, mask uint32) {
 	return 0, 0
 }
 
-// inBox runs f on a thread in the sandbox's namespace.
-func (p *Plane) inBox(b meshBox, f func(h *netlink.Handle) error) error {
-	return p.onThread(func() error {
-		ns, err := os.Open(p.Path(b.sandbox))
-		if err != nil {
-			return err
-		}
-		defer ns.Close() //nolint:errcheck // nothing was written
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter its namespace: %w", err)
-		}
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		return f(h)
-	})
-}
-
+// putMeshBox prepares a sandbox that may have been prepared before.
 func (p *Plane) putMeshBox(b meshBox) error {
-	return p.inBox(b, func(h *netlink.Handle) error {
-		l, err := h.LinkByName(b.device)
-		if err != nil {
-			return fmt.Errorf("interface %s: %w", b.device, err)
-		}
-		// Clients have addresses that are not routed there.
-		if err := writeSysctl("/proc/sys/net/ipv4/conf/"+b.device+"/rp_filter", "2"); err != nil {
-			return err
-		}
-		// A connection's socket takes up the mark of its first packet: its answers
-		// are then routed right at once, not anew one by one.
-		if err := writeSysctl("/proc/sys/net/ipv4/tcp_fwmark_accept", "1"); err != nil {
-			return err
-		}
-		if err := p.boxRoutes(h, l, b); err != nil {
-			return err
-		}
-		c, err := nftables.New()
+	return p.inSandbox(p.Path(b.sandbox), func() error {
+		r, err := openRequests()
 		if err != nil {
 			return err
 		}
-		if err := putZones(c, b.device); err != nil {
-			return fmt.Errorf("packet filter rule for tracking zones in its namespace: %w", err)
-		}
-		if err := writeBox(c, b); err != nil {
+		defer r.shut()
+		ipv4, err := openIPv4Settings()
+		if err != nil {
 			return err
 		}
-		if err := c.Flush(); err != nil {
+		defer ipv4.close()
+		if err := b.route(r, ipv4); err != nil {
+			return err
+		}
+		zones, err := hasZones(b.device)
+		if err != nil {
+			return err
+		}
+		var t transaction
+		t.box(b, false, zones)
+		if err := p.commit(&t); err != nil {
 			return fmt.Errorf("packet filter rules in its namespace (nftables with egress hooks, Linux 5.16 or later): %w", err)
 		}
 		return nil
 	})
 }
 
+// route makes what of a box isn't packet filter rules.
+func (b meshBox) route(r *requests, ipv4 ipv4Settings) error {
+	// Clients have addresses that are not routed there.
+	if err := ipv4.write("conf/"+b.device+"/rp_filter", "2"); err != nil {
+		return err
+	}
+	// A connection's socket takes up the mark of its first packet: its answers
+	// are then routed right at once, not anew one by one.
+	if err := ipv4.write("tcp_fwmark_accept", "1"); err != nil {
+		return err
+	}
+	index, err := r.index(b.device)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", b.device, err)
+	}
+	// Answers are led to the next hop that does not exist.
+	value, mask := b.marks()
+	for _, a := range b.addrs {
+		gw := nowhere(a.Addr().Is6())
+		r.neighbour(index, gw, []byte{0x02, 0x42, 0, 0, 0, 0})
+		r.everything(index, boxTable, gw)
+		r.rule("routing rule for answers", inet(gw), boxTable, boxRuleFirst, value, mask)
+		r.rule("routing rule for who has no other way out", inet(gw), boxTable, boxRuleLast, 0, 0)
+	}
+	return r.run()
+}
+
 // dropMeshBox leaves nothing of it in a sandbox that goes on.
 func (p *Plane) dropMeshBox(b meshBox) error {
-	return p.inBox(b, func(h *netlink.Handle) error {
+	return p.inSandbox(p.Path(b.sandbox), func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			rules, err := rulesTo(h, family, boxTable)
 			if err != nil {
@@ -175,44 +180,12 @@ func (p *Plane) dropMeshBox(b meshBox) error {
 		if err := writeSysctl("/proc/sys/net/ipv4/tcp_fwmark_accept", "0"); err != nil {
 			return err
 		}
-		c, err := nftables.New()
-		if err != nil {
-			return err
+		var t transaction
+		for _, x := range append(boxTables(), zonesTable()) {
+			t.drop(x)
 		}
-		for _, t := range append(boxTables(), zonesTable()) {
-			c.AddTable(t)
-			c.DelTable(t)
-		}
-		return c.Flush()
+		return t.commit()
 	})
-}
-
-// boxRoutes leads answers to the next hop that does not exist.
-func (p *Plane) boxRoutes(h *netlink.Handle, l netlink.Link, b meshBox) error {
-	value, mask := b.marks()
-	for _, a := range b.addrs {
-		family, gw, all := netlink.FAMILY_V4, nowhere(false), ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
-		if a.Addr().Is6() {
-			family, gw, all = netlink.FAMILY_V6, nowhere(true), ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
-		}
-		if err := h.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: gw, HardwareAddr: net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}}); err != nil {
-			return fmt.Errorf("neighbour %s: %w", gw, err)
-		}
-		if err := h.RouteReplace(&netlink.Route{
-			LinkIndex: l.Attrs().Index, Dst: all, Gw: gw, Table: boxTable, Flags: int(netlink.FLAG_ONLINK),
-		}); err != nil {
-			return fmt.Errorf("route for answers in table %d: %w", boxTable, err)
-		}
-		first, last := netlink.NewRule(), netlink.NewRule()
-		first.Family, first.Table, first.Priority, first.Mark, first.Mask = family, boxTable, boxRuleFirst, value, &mask
-		last.Family, last.Table, last.Priority = family, boxTable, boxRuleLast
-		for _, r := range []*netlink.Rule{first, last} {
-			if err := h.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
-				return fmt.Errorf("routing rule %d: %w", r.Priority, err)
-			}
-		}
-	}
-	return nil
 }
 
 // boxTables are the tables in a sandbox that are written anew as a whole.
@@ -223,16 +196,17 @@ func boxTables() []*nftables.Table {
 	}
 }
 
-// writeBox writes a sandbox's tables.
-func writeBox(c *nftables.Conn, b meshBox) error {
+// box writes a sandbox's tables. fresh: it has none; zones: it has that of zones.
+func (t *transaction) box(b meshBox, fresh, zones bool) {
+	if !zones {
+		t.zones(b.device, fresh)
+	}
 	tables := boxTables()
-	for _, t := range tables {
-		c.AddTable(t) // so that there is one to delete
-		c.DelTable(t)
-		c.AddTable(t)
+	for _, x := range tables {
+		t.fresh(x, fresh)
 	}
 	value, mask := b.marks()
-	w := &boxWriter{c: c, t: tables[0], b: b, value: value, mask: mask}
+	w := &boxWriter{transaction: t, t: tables[0], b: b, value: value, mask: mask}
 	w.base(sourcesChain, nftables.ChainTypeNAT, nftables.ChainHookInput, prioritySrcNAT)
 	w.note()
 	w.target()
@@ -240,24 +214,22 @@ func writeBox(c *nftables.Conn, b meshBox) error {
 	w.alone()
 	w.t = tables[1]
 	w.overwrite()
-	return nil
 }
 
 type boxWriter struct {
-	c           *nftables.Conn
+	*transaction
 	t           *nftables.Table
 	b           meshBox
 	value, mask uint32
 }
 
-func (w *boxWriter) base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority int) *nftables.Chain {
-	return w.c.AddChain(&nftables.Chain{
-		Table: w.t, Name: name, Type: kind, Hooknum: hook, Priority: nftables.ChainPriorityRef(nftables.ChainPriority(priority)),
-	})
+func (w *boxWriter) base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority int) string {
+	w.chain(w.t, name, kind, hook, priority, "")
+	return name
 }
 
-func (w *boxWriter) rule(c *nftables.Chain, parts ...[]expr.Any) {
-	w.c.AddRule(&nftables.Rule{Table: w.t, Chain: c, Exprs: slices.Concat(parts...)})
+func (w *boxWriter) rule(chain string, parts ...[]expr.Any) {
+	w.transaction.rule(w.t, chain, parts...)
 }
 
 // sourceMAC loads the last four bytes of the source's MAC address.
@@ -317,10 +289,8 @@ func (w *boxWriter) alone() {
 
 // overwrite writes the address of the node that a packet answers to.
 func (w *boxWriter) overwrite() {
-	c := w.c.AddChain(&nftables.Chain{
-		Table: w.t, Name: "overwrite", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress,
-		Priority: nftables.ChainPriorityFilter, Device: w.b.device,
-	})
+	const c = "overwrite"
+	w.chain(w.t, c, nftables.ChainTypeFilter, nftables.ChainHookEgress, int(*nftables.ChainPriorityFilter), w.b.device)
 	mark := &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}
 	w.rule(c, masked(mark, w.mask), []expr.Any{equals(w.value), mark,
 		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 2, Len: 4}})

@@ -328,6 +328,10 @@ func (p *Plane) hostAddresses() (map[string][]netip.Addr, error) {
 	}
 	names, r := map[int]string{}, map[string][]netip.Addr{}
 	for _, a := range list {
+		v := prefix(a.IPNet).Addr()
+		if !v.IsValid() || v.IsLinkLocalUnicast() {
+			continue
+		}
 		if names[a.LinkIndex] == "" {
 			l, err := h.LinkByIndex(a.LinkIndex)
 			if isNotFound(err) {
@@ -338,9 +342,7 @@ func (p *Plane) hostAddresses() (map[string][]netip.Addr, error) {
 			}
 			names[a.LinkIndex] = l.Attrs().Name
 		}
-		if v := prefix(a.IPNet).Addr(); v.IsValid() && !v.IsLinkLocalUnicast() {
-			r[names[a.LinkIndex]] = append(r[names[a.LinkIndex]], v)
-		}
+		r[names[a.LinkIndex]] = append(r[names[a.LinkIndex]], v)
 	}
 	return r, nil
 }

@@ -39,7 +39,7 @@ func meshWorldOf(t testing.TB, alone bool) *meshWorld {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	w := &meshWorld{world: &world{t: t, dir: t.TempDir()}, hosts: map[string]string{}}
+	w := &meshWorld{world: &world{t: t, dir: runDir(t)}, hosts: map[string]string{}}
 	wire := w.namespace("wire")
 	w.in(wire, func() {
 		w.ok(netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))

@@ -1,12 +1,10 @@
 package linux
 
 import (
-	"encoding/binary"
-	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	mnl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,118 +24,33 @@ func zonesTable() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: "legion-mesh-zones"}
 }
 
-// zonesMade is a chain of the table of zones that is added last, so that one which
-// was left half-made is known.
-const zonesMade = "made"
-
-// putZones makes the table of zones, in the thread's namespace, unless it is there.
-func putZones(c *nftables.Conn, device string) error {
-	t := zonesTable()
-	chains, err := c.ListChainsOfTableFamily(t.Family)
+// hasZones reports whether the thread's namespace has the table of zones for a
+// device.
+func hasZones(device string) (bool, error) {
+	c, err := nftables.New()
 	if err != nil {
-		return err
+		return false, err
 	}
-	var made, same bool
-	for _, x := range chains {
-		made = made || x.Table.Name == t.Name && x.Name == zonesMade
-		same = same || x.Table.Name == t.Name && x.Name == zonesOf(device)
-	}
-	if made && same {
-		return nil
-	}
-	c.AddTable(t) // so that there is one to delete
-	c.DelTable(t)
-	c.AddTable(t)
-	c.AddChain(&nftables.Chain{
-		Table: t, Name: zonesOf(device), Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting,
-		Priority: nftables.ChainPriorityRef(priorityRaw),
-	})
-	if err := c.Flush(); err != nil {
-		return err
-	}
-	if err := addZoneRule(t, zonesOf(device), device); err != nil {
-		return err
-	}
-	c.AddChain(&nftables.Chain{Table: t, Name: zonesMade})
-	return c.Flush()
+	chains, err := c.ListChainsOfTableFamily(zonesTable().Family)
+	return slices.ContainsFunc(chains, func(x *nftables.Chain) bool { return x.Table.Name == zonesTable().Name && x.Name == zonesOf(device) }), err
 }
 
 // zonesOf is the name of the chain for a device.
 func zonesOf(device string) string { return "zones-" + device }
 
-// addZoneRule appends, in the thread's namespace, the rule "ct original zone set
-// (last two bytes of the source's MAC address)" for what comes by a device. The
-// nftables library has no word for "original" in it.
-func addZoneRule(t *nftables.Table, chain, device string) error {
-	family := byte(t.Family)
-	var list []mnl.Attribute
-	add := func(data []byte) {
-		list = append(list, mnl.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: data})
-	}
-	known := append(iif(expr.CmpOpEq, device), &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 10, Len: 2})
-	for _, e := range known {
-		data, err := expr.Marshal(family, e)
-		if err != nil {
-			return err
-		}
-		add(data)
-	}
-	number := func(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
-	zone, err := mnl.MarshalAttributes([]mnl.Attribute{
-		{Type: unix.NFTA_CT_KEY, Data: number(unix.NFT_CT_ZONE)},
-		{Type: unix.NFTA_CT_DIRECTION, Data: []byte{0}}, // IP_CT_DIR_ORIGINAL
-		{Type: unix.NFTA_CT_SREG, Data: number(1)},
-	})
-	if err != nil {
-		return err
-	}
-	set, err := mnl.MarshalAttributes([]mnl.Attribute{
-		{Type: unix.NFTA_EXPR_NAME, Data: []byte("ct\x00")},
-		{Type: unix.NLA_F_NESTED | unix.NFTA_EXPR_DATA, Data: zone},
-	})
-	if err != nil {
-		return err
-	}
-	add(set)
-	exprs, err := mnl.MarshalAttributes(list)
-	if err != nil {
-		return err
-	}
-	rule, err := mnl.MarshalAttributes([]mnl.Attribute{
-		{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.Name + "\x00")},
-		{Type: unix.NFTA_RULE_CHAIN, Data: []byte(chain + "\x00")},
-		{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: exprs},
-	})
-	if err != nil {
-		return err
-	}
-	return sendRule(family, rule)
-}
-
-// sendRule adds a rule, in a transaction of its own.
-func sendRule(family byte, rule []byte) error {
-	c, err := mnl.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	header := func(family byte, resource uint16) []byte { // nfgenmsg
-		return binary.BigEndian.AppendUint16([]byte{family, 0}, resource)
-	}
-	edge := header(0, unix.NFNL_SUBSYS_NFTABLES)
-	messages, err := c.SendMessages([]mnl.Message{
-		{Header: mnl.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: mnl.Request}, Data: edge},
-		{
-			Header: mnl.Header{Type: nftMessages | unix.NFT_MSG_NEWRULE, Flags: mnl.Request | mnl.Acknowledge | mnl.Create | mnl.Append},
-			Data:   append(header(family, 0), rule...),
-		},
-		{Header: mnl.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: mnl.Request}, Data: edge},
-	})
-	if err != nil {
-		return err
-	}
-	if _, err := c.Receive(); err != nil { // an acknowledgement, or why not
-		return fmt.Errorf("rule %d: %w", messages[1].Header.Sequence, err)
-	}
-	return nil
+// zones writes the table for a device: the rule is "ct original zone set (last two
+// bytes of the source's MAC address)". The nftables library has no word for
+// "original" in it.
+func (t *transaction) zones(device string, fresh bool) {
+	x := zonesTable()
+	t.fresh(x, fresh)
+	t.chain(x, zonesOf(device), nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityRaw, "")
+	t.ruleWith(x, zonesOf(device), func() {
+		t.text(unix.NFTA_EXPR_NAME, "ct")
+		at := t.nest(unix.NFTA_EXPR_DATA | unix.NLA_F_NESTED)
+		t.bigEndian(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE)
+		t.attr(unix.NFTA_CT_DIRECTION, 0) // IP_CT_DIR_ORIGINAL
+		t.bigEndian(unix.NFTA_CT_SREG, 1)
+		t.close(at)
+	}, iif(expr.CmpOpEq, device), []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 10, Len: 2}})
 }

@@ -14,10 +14,10 @@ import (
 // until release is called; entered is closed when it waits.
 func busy(p *Plane, c *network.Config) (_ *network.Config, entered <-chan struct{}, release func()) {
 	at, done := make(chan struct{}), make(chan struct{})
-	p.resolvers.lead = func(udp, tcp uint16) error {
+	p.commit = func(t *transaction) error {
 		close(at)
 		<-done
-		return leadDNS(udp, tcp)
+		return t.commit()
 	}
 	c = c.Clone()
 	c.Sandboxes["busy"] = &network.Sandbox{ID: "busy", Resolver: &network.Resolver{}}

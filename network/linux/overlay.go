@@ -87,6 +87,7 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 	if len(put) > 0 || ch.Keys || ch.Options {
 		p.setCrypt(now, ch.To, f)
 	}
+	p.missKeys(ch.To, f)
 }
 
 // putOverlay makes an overlay's namespace and bridge, or makes those that are

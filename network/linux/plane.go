@@ -87,6 +87,8 @@ type Plane struct {
 	mesh        meshState  // owned by Set
 	meshSockets *sockets   // owned by Set
 	forgetting  forgetter
+	lent        lender                   // sockets in the host's namespace
+	commit      func(*transaction) error // writes rules in sandboxes
 
 	cryptNode    *crypt.Node
 	crypt        *cryptor                            // owned by Set; nil without encrypted overlays
@@ -125,6 +127,7 @@ func New(c Config) (*Plane, error) {
 	p := &Plane{
 		dir: c.Dir, owner: c.Owner, table: "legion", log: c.Log, workers: max(4, 2*runtime.GOMAXPROCS(0)),
 		turn: make(chan struct{}, 1), alarms: make(chan struct{}, 1), watches: map[string]*overlayWatch{},
+		commit: (*transaction).commit,
 	}
 	if p.owner == "" {
 		p.owner = defaultOwner
@@ -187,6 +190,7 @@ func (p *Plane) Close() error {
 	p.closeWatches()
 	p.closeCrypt()
 	p.forgetting.wg.Wait()
+	p.lent.shut()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
@@ -334,49 +338,50 @@ func (p *Plane) apply(ctx context.Context, have, want *network.Config, f *failur
 
 // setSandboxes makes and removes sandboxes, several at a time.
 func (p *Plane) setSandboxes(ctx context.Context, ch *network.Changes, now *network.Config, f *failures) {
-	type job struct {
-		drop string
-		put  *network.Sandbox
+	mesh := meshOverlay(ch.To)
+	all := map[string]made{}
+	var mu sync.Mutex // guards now.Sandboxes and all
+	was := func(id string) *network.Sandbox {
+		mu.Lock()
+		defer mu.Unlock()
+		return now.Sandboxes[id]
 	}
-	jobs := make(chan job)
-	var mu sync.Mutex // guards now.Sandboxes
-	work := func() {
-		for j := range jobs {
-			if j.put == nil {
-				mu.Lock()
-				old := now.Sandboxes[j.drop]
-				mu.Unlock()
-				err := p.dropSandbox(old)
-				f.add(network.SandboxItem(j.drop), err)
-				mu.Lock()
-				if err == nil {
-					delete(now.Sandboxes, j.drop)
-				}
-				mu.Unlock()
-				continue
-			}
-			mu.Lock()
-			old := now.Sandboxes[j.put.ID]
-			mu.Unlock()
-			got, err := p.putSandbox(ctx, old, j.put)
-			f.add(network.SandboxItem(j.put.ID), err)
-			mu.Lock()
-			if delete(now.Sandboxes, j.put.ID); got != nil {
-				now.Sandboxes[j.put.ID] = got
-			}
-			mu.Unlock()
+	put := func(s *network.Sandbox) {
+		m, err := p.putSandbox(ctx, was(s.ID), s, mesh)
+		f.add(network.SandboxItem(s.ID), err)
+		mu.Lock()
+		defer mu.Unlock()
+		all[s.ID] = m
+		if delete(now.Sandboxes, s.ID); m.is != nil {
+			now.Sandboxes[s.ID] = m.is
 		}
 	}
+	drop := func(id string) {
+		err := p.dropSandbox(was(id))
+		f.add(network.SandboxItem(id), err)
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			delete(now.Sandboxes, id)
+		}
+	}
+	puts, drops := len(ch.PutSandboxes), len(ch.DropSandboxes)
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(p.workers, len(ch.DropSandboxes)+len(ch.PutSandboxes)) {
-		wg.Go(work)
+	for range min(p.workers, puts+drops) {
+		wg.Go(func() {
+			_ = p.locked(func() error {
+				for i := int(next.Add(1)) - 1; i < puts+drops; i = int(next.Add(1)) - 1 {
+					if i < puts {
+						put(ch.PutSandboxes[i])
+					} else {
+						drop(ch.DropSandboxes[i-puts])
+					}
+				}
+				return nil
+			})
+		})
 	}
-	for _, s := range ch.PutSandboxes {
-		jobs <- job{put: s}
-	}
-	for _, id := range ch.DropSandboxes {
-		jobs <- job{drop: id}
-	}
-	close(jobs)
 	wg.Wait()
+	p.adopt(all)
 }

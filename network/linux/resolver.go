@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +29,6 @@ type resolvers struct {
 	p    *Plane
 	hub  *dns.Hub
 	open map[string]*resolver // by sandbox
-	lead func(udp, tcp uint16) error
 }
 
 // resolver is a sandbox's.
@@ -42,7 +40,7 @@ type resolver struct {
 }
 
 func newResolvers(p *Plane) *resolvers {
-	return &resolvers{p: p, open: map[string]*resolver{}, lead: leadDNS, hub: dns.NewHub(func(ctx context.Context, proto string, server netip.AddrPort) (c net.Conn, err error) {
+	return &resolvers{p: p, open: map[string]*resolver{}, hub: dns.NewHub(func(ctx context.Context, proto string, server netip.AddrPort) (c net.Conn, err error) {
 		err = p.inHost(func() error {
 			c, err = (&net.Dialer{}).DialContext(ctx, proto, server.String())
 			return err
@@ -171,7 +169,7 @@ func (r *resolvers) listen(s *network.Sandbox) (*resolver, error) {
 		if udp, tcp, err = listenDNS(0); err != nil {
 			return err
 		}
-		led := r.lead(portOf(udp.LocalAddr()), portOf(tcp.Addr()))
+		led := r.p.leadDNS(portOf(udp.LocalAddr()), portOf(tcp.Addr()), true)
 		if led == nil {
 			return nil
 		}
@@ -186,6 +184,12 @@ func (r *resolvers) listen(s *network.Sandbox) (*resolver, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.serve(s, udp, tcp), nil
+}
+
+// serve answers at a sandbox's sockets.
+func (r *resolvers) serve(s *network.Sandbox, udp *net.UDPConn, tcp *net.TCPListener) *resolver {
+	path := r.p.Path(s.ID)
 	open := &resolver{config: s.Resolver, inode: inode(path), done: make(chan struct{})}
 	open.server = r.hub.NewServer(udp, tcp, s.Resolver, func(ctx context.Context, proto string, server netip.AddrPort) (c net.Conn, err error) {
 		err = r.p.inSandbox(path, func() error {
@@ -198,7 +202,13 @@ func (r *resolvers) listen(s *network.Sandbox) (*resolver, error) {
 		defer close(open.done)
 		open.server.Run(context.Background())
 	}()
-	return open, nil
+	return open
+}
+
+// adopt takes over what answers in a sandbox that was made anew.
+func (r *resolvers) adopt(id string, open *resolver) {
+	r.drop(id)
+	r.open[id] = open
 }
 
 // listenDNS opens sockets at the resolver's address, in the thread's namespace.
@@ -228,13 +238,8 @@ func portOf(a net.Addr) uint16 {
 // inSandbox runs f on a thread in a sandbox's namespace.
 func (p *Plane) inSandbox(path string, f func() error) error {
 	return p.onThread(func() error {
-		ns, err := os.Open(path)
-		if err != nil {
+		if err := inNamespace(path); err != nil {
 			return err
-		}
-		defer ns.Close() //nolint:errcheck // nothing was written
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter namespace %s: %w", path, err)
 		}
 		return f()
 	})

@@ -212,7 +212,7 @@ func TestResolverResumes(t *testing.T) {
 func TestResolverWithoutRules(t *testing.T) {
 	w := newWorld(t)
 	p := w.plane("")
-	p.resolvers.lead = func(uint16, uint16) error { return unix.EOPNOTSUPP }
+	p.commit = func(*transaction) error { return unix.EOPNOTSUPP }
 	w.ok(p.Set(t.Context(), named()))
 	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
 	w.expectNames(p, "s0-0", "tcp", "ip4", "web.", "172.17.0.2")

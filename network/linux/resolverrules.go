@@ -14,14 +14,13 @@ import (
 const resolverTable = "legion_dns"
 
 // leadDNS leads port 53 of 127.0.0.11 to other ports of that address, in the
-// thread's namespace. Packets are rewritten one by one, both ways, as they
-// leave a socket: nothing is tracked, so no table of connections can fill up
-// and a query costs hardly more than without. Answers from the resolver come
-// from port 53 again.
-func leadDNS(udp, tcp uint16) error {
-	err := writeLead(udp, tcp, false)
-	if errors.Is(err, unix.EEXIST) { // of an earlier daemon
-		err = writeLead(udp, tcp, true)
+// thread's namespace. fresh: there is no table of an earlier daemon there.
+func (p *Plane) leadDNS(udp, tcp uint16, fresh bool) error {
+	var t transaction
+	t.leadDNS(udp, tcp, fresh)
+	err := p.commit(&t)
+	if fresh && errors.Is(err, unix.EEXIST) {
+		return p.leadDNS(udp, tcp, false)
 	}
 	if err != nil {
 		return fmt.Errorf("lead port 53 to it (nftables): %w", err)
@@ -29,45 +28,35 @@ func leadDNS(udp, tcp uint16) error {
 	return nil
 }
 
-// writeLead writes the table. To replace one, which has the kernel wait some
-// milliseconds when the socket is closed, has to be asked for.
-func writeLead(udp, tcp uint16, replace bool) error {
-	c, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return err
-	}
-	closed := func() { _ = c.CloseLasting() }
-	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: resolverTable}
-	if replace {
-		c.AddTable(t) // so that there is one to delete
-		c.DelTable(t)
-		defer func() { go closed() }()
-	} else {
-		defer closed()
-	}
-	c.CreateTable(t)
-	b := &tableBuilder{c: c, family: t.Family, t: t}
-	chain := b.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, priorityRaw)
-	b.rule(chain, oifIndex(expr.CmpOpNeq, loopback), verdict(expr.VerdictAccept))
+// leadDNS writes the table. Packets are rewritten one by one, both ways, as they
+// leave a socket: nothing is tracked, so no table of connections can fill up
+// and a query costs hardly more than without. Answers from the resolver come
+// from port 53 again.
+func (t *transaction) leadDNS(udp, tcp uint16, fresh bool) {
+	x := resolverTableOf()
+	t.fresh(x, fresh)
+	const output = "output"
+	t.chain(x, output, nftables.ChainTypeFilter, nftables.ChainHookOutput, priorityRaw, "")
+	t.rule(x, output, oifIndex(expr.CmpOpNeq, loopback), verdict(expr.VerdictAccept))
 	for _, l := range []struct {
 		proto    byte
 		port     uint16
 		checksum uint32 // offset of the header's
 	}{{unix.IPPROTO_UDP, udp, 6}, {unix.IPPROTO_TCP, tcp, 16}} {
-		b.rule(chain, protocol(l.proto), address4(16, resolverAddr().As4()), transportPort(2, dnsPort), rewritePort(2, l.port, l.checksum))
-		b.rule(chain, protocol(l.proto), address4(12, resolverAddr().As4()), transportPort(0, l.port), rewritePort(0, dnsPort, l.checksum))
+		t.rule(x, output, protocol(l.proto), address4(16, resolverAddr().As4()), transportPort(2, dnsPort), rewritePort(2, l.port, l.checksum))
+		t.rule(x, output, protocol(l.proto), address4(12, resolverAddr().As4()), transportPort(0, l.port), rewritePort(0, dnsPort, l.checksum))
 	}
-	return c.Flush()
+}
+
+func resolverTableOf() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: resolverTable}
 }
 
 // unleadDNS undoes leadDNS, so that who asks is refused at once.
 func unleadDNS() error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	c.DelTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: resolverTable})
-	return c.Flush()
+	var t transaction
+	t.drop(resolverTableOf())
+	return t.commit()
 }
 
 func oifIndex(op expr.CmpOp, index uint32) []expr.Any {

@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,97 +18,120 @@ import (
 
 const loopback = 1 // lo's index, in every namespace
 
-// putSandbox makes a sandbox, or changes the one that is there. It returns what
-// is there afterwards, nil for nothing.
-func (p *Plane) putSandbox(ctx context.Context, have, want *network.Sandbox) (*network.Sandbox, error) {
+// made is what putSandbox has done.
+type made struct {
+	is *network.Sandbox // what is there afterwards, nil: nothing
+	// touched: it is not as it was, but for how names are resolved.
+	touched bool
+	// What answers in it, and how it is prepared for published ports; nil: that is to
+	// be done yet.
+	resolver *resolver
+	box      *meshBox
+}
+
+// putSandbox makes a sandbox, or changes the one that is there. The thread, which is
+// the caller's, may be in any namespace afterwards.
+func (p *Plane) putSandbox(ctx context.Context, have, want *network.Sandbox, mesh string) (made, error) {
 	if err := ctx.Err(); err != nil {
-		return have, err
+		return made{is: have}, err
 	}
 	if have != nil {
 		same := *have
 		if same.Resolver = want.Resolver; same.Equal(want) {
-			return want, nil // see setResolvers
+			return made{is: want}, nil // see setResolvers
 		}
+		got, err := p.changeSandbox(p.Path(want.ID), have, want)
+		return made{is: got, touched: true}, err
 	}
-	path := p.Path(want.ID)
-	var got *network.Sandbox
-	err := p.onThread(func() (err error) {
-		if have == nil {
-			got, err = p.makeSandbox(path, want)
-		} else {
-			got, err = p.changeSandbox(path, have, want)
-		}
-		return err
-	})
-	return got, err
+	n, err := p.makeSandbox(p.Path(want.ID), want)
+	if err != nil {
+		return made{touched: true}, err
+	}
+	defer n.close()
+	m := made{is: want, touched: true}
+	n.furnish(&m, mesh)
+	return m, nil
 }
 
-// makeSandbox makes the namespace and all that is in it. The thread is in it
+// makeSandbox makes the namespace and the interfaces in it. The thread is in it
 // afterwards. On error nothing is left.
-func (p *Plane) makeSandbox(path string, want *network.Sandbox) (_ *network.Sandbox, err error) {
+func (p *Plane) makeSandbox(path string, want *network.Sandbox) (_ *inside, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("make a network namespace: %w", err)
 	}
 	if err := bindNamespace(path); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.dropSandbox(want))
-		}
-	}()
-	for _, s := range []struct{ file, value string }{
-		{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
-		{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
-	} {
-		if err := writeSysctl(s.file, s.value); err != nil {
-			return nil, err
-		}
-	}
 	n, err := p.enter(path)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		if err = n.fill(want); err == nil {
+			return n, nil
+		}
+		n.close()
 	}
-	defer n.close()
-	if err := n.h.LinkSetUp(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: loopback}}); err != nil {
-		return nil, fmt.Errorf("set lo up: %w", err)
-	}
-	if err := n.addInterfaces(want); err != nil {
-		return nil, err
-	}
-	return want, n.setGateways(&network.Sandbox{}, want)
+	return nil, errors.Join(err, p.dropSandbox(want))
 }
 
-// addInterfaces makes those of a new sandbox. The ones without IPv6 come to be
-// without it: to turn it off afterwards takes the kernel's lock of all networks,
-// for which the writer of a file spins while others have it.
-func (n *inside) addInterfaces(want *network.Sandbox) error {
-	const file = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
-	off := []byte("1")
-	was, e := os.ReadFile(file)
-	was = bytes.TrimSpace(was)
-	if e != nil || bytes.Equal(was, off) { // the kernel has no IPv6, or hosts' settings are inherited
-		was = off
-	}
-	for i := range want.Interfaces {
-		f := &want.Interfaces[i]
-		if without := !hasIPv6(f); without != n.without6 && !bytes.Equal(was, off) {
-			value := was
-			if without {
-				value = off
-			}
-			if err := writeSysctl(file, string(value)); err != nil {
-				return err
-			}
-			n.without6 = without
-		}
-		if err := n.addInterface(want.ID, f); err != nil {
+// fill makes all that is in a new sandbox.
+func (n *inside) fill(want *network.Sandbox) error {
+	for _, s := range []struct{ file, value string }{{"ip_unprivileged_port_start", "0"}, {"ping_group_range", "0 2147483647"}} {
+		if err := n.ipv4.write(s.file, s.value); err != nil {
 			return err
 		}
 	}
-	if n.without6 {
-		n.without6 = false
-		return writeSysctl(file, string(was))
+	if err := n.makeInterfaces(want); err != nil {
+		return err
+	}
+	n.in.up("set lo up", loopback, 0)
+	for i := range want.Interfaces {
+		if err := n.configure(&want.Interfaces[i]); err != nil {
+			return err
+		}
+	}
+	n.setGateways(&network.Sandbox{}, want)
+	if err := n.in.run(); err != nil {
+		return err
+	}
+	for i := range want.Interfaces {
+		if err := n.complete(want.ID, &want.Interfaces[i]); err != nil {
+			return err
+		}
+	}
+	return n.runSides()
+}
+
+// makeInterfaces makes those of a new sandbox. The ones without IPv6 come to be
+// without it: to turn it off afterwards takes the kernel's lock of all networks,
+// for which the writer of a file spins while others have it.
+func (n *inside) makeInterfaces(want *network.Sandbox) error {
+	const off = "1"
+	was := off
+	all, err := openSetting(unix.AT_FDCWD, "/proc/sys/net/ipv6/conf/default/disable_ipv6", unix.O_RDWR)
+	if err == nil { // else the kernel has no IPv6
+		defer all.close()
+		if was, err = all.read(); err != nil {
+			return err
+		}
+	}
+	now := was // off also where hosts' settings are inherited
+	for i := range want.Interfaces {
+		f := &want.Interfaces[i]
+		value := was
+		if !hasIPv6(f) {
+			value, n.without6[f.Name] = off, true
+		}
+		if value != now {
+			if err := all.write(value); err != nil {
+				return err
+			}
+			now = value
+		}
+		if err := n.makeInterface(f); err != nil {
+			return err
+		}
+	}
+	if now != was {
+		return all.write(was)
 	}
 	return nil
 }
@@ -120,13 +142,8 @@ func hasIPv6(f *network.Interface) bool {
 
 // changeSandbox enters a sandbox's namespace and makes the differences.
 func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*network.Sandbox, error) {
-	ns, err := os.Open(path)
-	if err != nil {
+	if err := inNamespace(path); err != nil {
 		return have, err
-	}
-	defer ns.Close() //nolint:errcheck // nothing was written
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return have, fmt.Errorf("enter namespace %s: %w", path, err)
 	}
 	n, err := p.enter(path)
 	if err != nil {
@@ -155,7 +172,8 @@ func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*networ
 	if len(now.Interfaces) < len(have.Interfaces) {
 		now.Gateway4, now.Gateway6 = netip.Addr{}, netip.Addr{}
 	}
-	if err := n.setGateways(now, want); err != nil {
+	n.setGateways(now, want)
+	if err := n.in.run(); err != nil {
 		return now, err
 	}
 	return want, nil
@@ -163,56 +181,75 @@ func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*networ
 
 // inside is a sandbox that the thread is in.
 type inside struct {
-	p    *Plane
-	h    *netlink.Handle // in the namespace
-	host *netlink.Handle
-	ns   *os.File
+	p     *Plane
+	in    *requests // in the namespace
+	ns    int
+	ipv4  ipv4Settings
+	sides map[string]*requests // in overlays' namespaces, and the host's: ""
 
-	without6 bool // interfaces that are made now come without IPv6
+	without6 map[string]bool // interfaces that were made without IPv6
 }
 
 func (p *Plane) enter(path string) (*inside, error) {
-	n := &inside{p: p}
-	var err error
-	if n.ns, err = os.Open(path); err != nil {
-		return nil, err
-	}
-	if n.h, err = netlink.NewHandle(unix.NETLINK_ROUTE); err == nil {
-		n.host, err = p.handle()
-	}
+	ns, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		n.close()
+		return nil, fmt.Errorf("open namespace %s: %w", path, err)
+	}
+	in, err := openRequests()
+	if err != nil {
+		_ = unix.Close(ns)
 		return nil, err
 	}
-	return n, nil
+	ipv4, err := openIPv4Settings()
+	if err != nil {
+		in.shut()
+		_ = unix.Close(ns)
+		return nil, err
+	}
+	return &inside{p: p, in: in, ns: ns, ipv4: ipv4, sides: map[string]*requests{}, without6: map[string]bool{}}, nil
 }
 
 func (n *inside) close() {
-	_ = n.ns.Close()
-	if n.h != nil {
-		n.h.Close()
-	}
-	if n.host != nil {
-		n.p.put(n.host)
+	_ = unix.Close(n.ns)
+	n.in.shut()
+	n.ipv4.close()
+	for _, r := range n.sides {
+		r.giveBack()
 	}
 }
 
-// addInterface makes a veth pair with one end in the sandbox. The alias, set
+// addInterface makes an interface of a sandbox that is there already. The alias, set
 // last, marks it as complete.
 func (n *inside) addInterface(id string, f *network.Interface) error {
-	if f.Parent != "" {
-		return n.addMacvlan(f)
+	if err := n.makeInterface(f); err != nil {
+		return err
 	}
-	side, done, err := n.side(f)
+	if err := n.configure(f); err != nil {
+		return err
+	}
+	if err := n.in.run(); err != nil {
+		return fmt.Errorf("interface %s: %w", f.Name, err)
+	}
+	if err := n.complete(id, f); err != nil {
+		return err
+	}
+	return n.runSides()
+}
+
+// makeInterface makes a veth pair with one end in the sandbox.
+func (n *inside) makeInterface(f *network.Interface) error {
+	if f.Parent != "" {
+		return n.makeMacvlan(f)
+	}
+	side, err := n.side(f)
 	if err != nil {
 		return err
 	}
-	defer done()
 	device := f.Bridge
 	if f.Overlay != "" {
 		device = overlayBridge
 	}
-	bridge, err := side.LinkByName(device)
+	bridge, err := side.index(device)
 	if err != nil {
 		return fmt.Errorf("interface %s: bridge %s: %w", f.Name, device, err)
 	}
@@ -220,61 +257,65 @@ func (n *inside) addInterface(id string, f *network.Interface) error {
 	if err != nil {
 		return err
 	}
-	a := netlink.NewLinkAttrs()
-	a.Name, a.MTU, a.MasterIndex, a.Flags = f.HostName, f.MTU, bridge.Attrs().Index, net.FlagUp
-	v := &netlink.Veth{LinkAttrs: a, PeerName: f.Name, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(n.ns.Fd())}
-	err = side.LinkAdd(v)
+	make := func() error {
+		side.veth(f.HostName, bridge, f.MTU, f.Name, mac, n.ns)
+		return side.run()
+	}
+	err = make()
 	if errors.Is(err, unix.EEXIST) { // left half-made by a daemon that was killed
 		if err = n.dropInterface(f); err == nil {
-			err = side.LinkAdd(v)
+			err = make()
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("interface %s: make veth %s on %s: %w", f.Name, f.HostName, device, err)
-	}
-	if err := n.configure(f); err != nil {
-		return fmt.Errorf("interface %s: %w", f.Name, err)
-	}
-	return n.complete(side, v, id, f)
-}
-
-// side returns a netlink socket where the other end of an interface is: in the
-// host's namespace, or in an overlay's. done gives it back.
-func (n *inside) side(f *network.Interface) (h *netlink.Handle, done func(), err error) {
-	if f.Overlay == "" {
-		return n.host, func() {}, nil
-	}
-	if h, err = n.p.overlayHandle(f.Overlay); err != nil {
-		return nil, nil, fmt.Errorf("interface %s: %w", f.Name, err)
-	}
-	return h, h.Close, nil
-}
-
-// complete sets what only a bridge's port has, and the mark.
-func (n *inside) complete(side *netlink.Handle, l netlink.Link, id string, f *network.Interface) error {
-	// Where frames on a bridge pass the IP packet filter (br_netfilter), a
-	// container reaches its own published port by the port it came from.
-	if err := side.LinkSetHairpin(l, true); err != nil {
-		return fmt.Errorf("interface %s: hairpin mode of %s: %w", f.Name, f.HostName, err)
-	}
-	if b := n.p.bridgeOf(f.Bridge); b != nil && b.Isolated {
-		if err := side.LinkSetIsolated(l, true); err != nil {
-			return fmt.Errorf("interface %s: isolate %s: %w", f.Name, f.HostName, err)
-		}
-	}
-	if err := side.LinkSetAlias(l, n.p.alias("sandbox", id)); err != nil {
-		return fmt.Errorf("interface %s: mark %s: %w", f.Name, f.HostName, err)
+		return fmt.Errorf("interface %s on %s: %w", f.Name, device, err)
 	}
 	return nil
 }
 
-// configure sets up the sandbox's end.
-func (n *inside) configure(f *network.Interface) error {
-	l, err := n.h.LinkByName(f.Name)
+// side returns a netlink socket where the other end of an interface is: in the
+// host's namespace, or in an overlay's.
+func (n *inside) side(f *network.Interface) (*requests, error) {
+	if r := n.sides[f.Overlay]; r != nil {
+		return r, nil
+	}
+	r, err := n.p.borrow(f.Overlay)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", f.Name, err)
+	}
+	n.sides[f.Overlay] = r
+	return r, nil
+}
+
+// runSides has done what is to be done outside of the sandbox.
+func (n *inside) runSides() error {
+	var errs []error
+	for _, r := range n.sides {
+		errs = append(errs, r.run())
+	}
+	return errors.Join(errs...)
+}
+
+// complete asks for what only a bridge's port has, and the mark.
+func (n *inside) complete(id string, f *network.Interface) error {
+	if f.Parent != "" {
+		n.in.alias(f.Name, n.p.alias(macvlanKind, f.HostName))
+		return n.in.run()
+	}
+	side, err := n.side(f)
 	if err != nil {
 		return err
 	}
-	if !hasIPv6(f) && !n.without6 {
+	b := n.p.bridgeOf(f.Bridge)
+	// Where frames on a bridge pass the IP packet filter (br_netfilter), a
+	// container reaches its own published port by the port it came from.
+	side.port(f.HostName, b != nil && b.Isolated, n.p.alias("sandbox", id))
+	return nil
+}
+
+// configure asks for what the sandbox's end is to have.
+func (n *inside) configure(f *network.Interface) error {
+	if !hasIPv6(f) && !n.without6[f.Name] {
 		// No IPv6 there: no link-local address either. Kernels without IPv6 have no such file.
 		if err := writeSysctl("/proc/sys/net/ipv6/conf/"+f.Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -287,17 +328,15 @@ func (n *inside) configure(f *network.Interface) error {
 			return err
 		}
 	}
+	index, err := n.in.index(f.Name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", f.Name, err)
+	}
 	for _, a := range f.Addresses {
-		if err := n.h.AddrAdd(l, address(a)); err != nil {
-			return fmt.Errorf("address %s: %w", a, err)
-		}
+		n.in.address(index, a)
 	}
-	if most := n.p.cryptPieces(f); most > 0 {
-		if err := n.h.LinkSetGSOMaxSegs(l, most); err != nil {
-			return fmt.Errorf("limit segments to %d: %w", most, err)
-		}
-	}
-	return n.h.LinkSetUp(l)
+	n.in.up("set "+f.Name+" up", index, uint32(n.p.cryptPieces(f)))
+	return nil
 }
 
 // address is how netlink wants one. IPv6 ones are not probed for duplicates:
@@ -314,55 +353,39 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// setGateways makes the default routes what they should be.
-func (n *inside) setGateways(have, want *network.Sandbox) error {
+// setGateways asks for the default routes that should be.
+func (n *inside) setGateways(have, want *network.Sandbox) {
 	for _, g := range []struct {
 		have, want netip.Addr
-		all        *net.IPNet
-	}{
-		{have.Gateway4, want.Gateway4, &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}},
-		{have.Gateway6, want.Gateway6, &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}},
-	} {
-		var err error
+		family     byte
+	}{{have.Gateway4, want.Gateway4, unix.AF_INET}, {have.Gateway6, want.Gateway6, unix.AF_INET6}} {
 		switch {
 		case g.have == g.want:
-			continue
 		case g.want.IsValid():
-			err = n.h.RouteReplace(&netlink.Route{Dst: g.all, Gw: g.want.AsSlice()})
+			n.in.gateway(g.want)
 		default:
-			if err = n.h.RouteDel(&netlink.Route{Dst: g.all}); errors.Is(err, unix.ESRCH) {
-				err = nil
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("default route via %s: %w", g.want, err)
+			n.in.dropGateway(g.family)
 		}
 	}
-	return nil
 }
 
 // dropInterface deletes a pair. It takes some 30 ms of waiting in the kernel,
 // so it's only for interfaces of sandboxes that go on.
 func (n *inside) dropInterface(f *network.Interface) error {
+	n.p.unexpect([]network.Interface{*f})
 	if f.Parent != "" {
-		return n.dropMacvlan(f)
+		n.in.dropLink(f.Name)
+		return n.in.run()
 	}
 	if f.Overlay != "" && !bound(n.p.overlayPath(f.Overlay)) {
 		return nil // it went with the overlay
 	}
-	side, done, err := n.side(f)
+	side, err := n.side(f)
 	if err != nil {
 		return err
 	}
-	defer done()
-	l, err := side.LinkByName(f.HostName)
-	if err == nil {
-		err = side.LinkDel(l)
-	}
-	if err != nil && !isNotFound(err) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove veth %s: %w", f.HostName, err)
-	}
-	return nil
+	side.dropLink(f.HostName)
+	return side.run()
 }
 
 func isNotFound(err error) bool {
@@ -372,20 +395,12 @@ func isNotFound(err error) bool {
 
 // dropSandbox removes a sandbox. Its veths go with the namespace, some time later.
 func (p *Plane) dropSandbox(s *network.Sandbox) error {
+	p.unexpect(s.Interfaces)
+	if have := p.believed(); have != nil && have.Sandboxes[s.ID] != nil {
+		p.unexpect(have.Sandboxes[s.ID].Interfaces) // s may be what a look has left of it
+	}
 	if err := p.dropMacvlans(s); err != nil {
 		p.log.Warn("network: addresses of a container that is gone may be in use for a moment", "sandbox", s.ID, "error", err)
 	}
 	return unbindNamespace(p.Path(s.ID))
-}
-
-func writeSysctl(path, value string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	return err
 }

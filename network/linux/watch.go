@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network"
 )
 
 const (
@@ -85,7 +86,7 @@ func subscribe(family int, groups ...int) (*os.File, error) {
 
 // receive reads messages until the socket is closed, and raises the alarm for
 // those that say that something is not as it should be, or when some were lost.
-func receive(f *os.File, alarm func(), drift func(syscall.NetlinkMessage) bool) error {
+func receive(f *os.File, alarm func(), drift func(kind uint16, data []byte) bool) error {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := f.Read(buf)
@@ -96,15 +97,14 @@ func receive(f *os.File, alarm func(), drift func(syscall.NetlinkMessage) bool) 
 		if err != nil {
 			return fmt.Errorf("watch the kernel's network: %w", err)
 		}
-		messages, err := syscall.ParseNetlinkMessage(buf[:n])
-		if err != nil {
-			alarm()
-			continue
-		}
-		for _, m := range messages {
-			if drift(m) {
+		whole := received(buf[:n], func(kind uint16, _ uint32, d []byte) bool {
+			if drift(kind, d) {
 				alarm()
 			}
+			return true
+		})
+		if !whole {
+			alarm()
 		}
 	}
 }
@@ -112,31 +112,30 @@ func receive(f *os.File, alarm func(), drift func(syscall.NetlinkMessage) bool) 
 // routeDrift reports whether a message tells of a device of ours that is gone,
 // down, off its bridge or without an address, of a route or rule of ours that is
 // gone, or of an address that a published port is to be answered on.
-func (p *Plane) routeDrift(m syscall.NetlinkMessage) bool {
-	switch m.Header.Type {
-	case unix.RTM_DELADDR:
+func (p *Plane) routeDrift(kind uint16, d []byte) bool {
+	switch kind {
+	case unix.RTM_DELADDR, unix.RTM_NEWADDR:
+		if linkScope(d) && d[0] == unix.AF_INET6 {
+			return false // the kernel's own: each pair comes and goes with one
+		}
 		p.addrsChanged.Store(true)
-		return true
-	case unix.RTM_NEWADDR:
-		p.addrsChanged.Store(true)
-		return p.meshRestricted()
+		return kind == unix.RTM_DELADDR || p.meshRestricted()
 	case unix.RTM_DELROUTE, unix.RTM_DELRULE:
-		return p.meshRouteGone(m)
+		return p.meshRouteGone(d)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 	default:
 		return false
 	}
-	name, up, master, ok := linkMessage(m)
+	l, ok := readLink(d)
 	if !ok {
 		return false
 	}
-	flags := binary.NativeEndian.Uint32(m.Data[8:])
-	bridge, veth := p.knows(name)
-	if name == p.meshDevice() {
-		return p.meshWanted() && (m.Header.Type == unix.RTM_DELLINK || !up || flags&unix.IFF_LOWER_UP == 0)
+	gone := kind == unix.RTM_DELLINK || !l.up
+	if l.name == p.meshDevice() {
+		return p.meshWanted() && (gone || !l.carries)
 	}
-	return bridge && (m.Header.Type == unix.RTM_DELLINK || !up) ||
-		veth && (m.Header.Type == unix.RTM_DELLINK || !up || !master)
+	bridge, veth := p.knows(l.name)
+	return bridge && gone || veth && (gone || !l.master)
 }
 
 // knows reports what a device is to us.
@@ -144,6 +143,15 @@ func (p *Plane) knows(name string) (bridge, veth bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.have != nil && p.have.Bridges[name] != nil, p.veths[name]
+}
+
+// unexpect says that interfaces are about to go, which is then no damage.
+func (p *Plane) unexpect(interfaces []network.Interface) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range interfaces {
+		delete(p.veths, interfaces[i].HostName)
+	}
 }
 
 // meshWanted reports whether this node has a part in the routing mesh.
@@ -172,17 +180,16 @@ func (p *Plane) meshRestricted() bool {
 // meshRouteGone reports whether a message tells that a route in the routing
 // mesh's table, or a rule that leads there, is gone. Its layout is that of both
 // (struct rtmsg, struct fib_rule_hdr); so is the attribute's number.
-func (p *Plane) meshRouteGone(m syscall.NetlinkMessage) bool {
+func (p *Plane) meshRouteGone(d []byte) bool {
 	if !p.meshWanted() {
 		return false
 	}
-	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
-	if err != nil {
+	if len(d) < unix.SizeofRtMsg {
 		return true
 	}
-	for _, a := range attrs {
-		if a.Attr.Type == unix.RTA_TABLE && len(a.Value) >= 4 {
-			return binary.NativeEndian.Uint32(a.Value) == meshTables+p.meshNumber()
+	for attr, v := range attributes(d[unix.SizeofRtMsg:]) {
+		if attr == unix.RTA_TABLE && len(v) >= 4 {
+			return binary.NativeEndian.Uint32(v) == meshTables+p.meshNumber()
 		}
 	}
 	return false
@@ -190,20 +197,15 @@ func (p *Plane) meshRouteGone(m syscall.NetlinkMessage) bool {
 
 // rulesDrift reports whether a message tells of a change of rules that we did
 // not make.
-func (p *Plane) rulesDrift(m syscall.NetlinkMessage) bool {
+func (p *Plane) rulesDrift(kind uint16, d []byte) bool {
 	const header = 4 // nfgenmsg
-	if m.Header.Type != nftMessages|unix.NFT_MSG_NEWGEN || len(m.Data) < header {
+	if kind != nftMessages|unix.NFT_MSG_NEWGEN || len(d) < header {
 		return false
 	}
-	for d := m.Data[header:]; len(d) >= 8; {
-		size := int(binary.NativeEndian.Uint16(d))
-		if binary.NativeEndian.Uint16(d[2:])&0x3fff == nftaGenID && size == 8 {
-			return !p.gens.has(binary.BigEndian.Uint32(d[4:]))
+	for attr, v := range attributes(d[header:]) {
+		if attr == nftaGenID && len(v) == 4 {
+			return !p.gens.has(binary.BigEndian.Uint32(v))
 		}
-		if size < 4 || (size+3)&^3 > len(d) {
-			break
-		}
-		d = d[(size+3)&^3:]
 	}
 	return true
 }

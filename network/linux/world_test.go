@@ -34,7 +34,7 @@ func newWorld(t testing.TB) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	w := &world{t: t, dir: t.TempDir()}
+	w := &world{t: t, dir: runDir(t)}
 	w.host, w.outside = w.namespace("host"), w.namespace("outside")
 	w.in(w.host, func() {
 		w.ok(netlink.LinkSetUp(w.link("lo")))
@@ -53,6 +53,21 @@ func newWorld(t testing.TB) *world {
 		w.address("up0", "10.99.0.2/24", "fd99::2/64")
 	})
 	return w
+}
+
+// runDir is a folder in memory, as /run is: on disk, files come and go slowly.
+func runDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func (w *world) ok(err error) {

@@ -4,7 +4,6 @@ package networktest
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"net/netip"
 	"path/filepath"
@@ -100,7 +99,7 @@ func (f *Fake) Set(ctx context.Context, c *network.Config) error {
 	}
 	for id, o := range next.Overlays {
 		if o.Encrypted && len(o.Peers) > 0 && len(next.Keys.All) == 0 {
-			failed[network.TunnelItem(id)] = errors.New("there are no keys")
+			failed[network.TunnelItem(id)] = network.ErrNoKeys
 		}
 	}
 	f.there = next

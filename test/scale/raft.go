@@ -46,6 +46,11 @@ func (h handler) Accept(ctx context.Context, _ rpc.Peer, term uint64, entry []by
 	return h.raft.Accept(ctx, term, entry)
 }
 
+// Offer takes a proposal, too.
+func (h handler) Offer(_ rpc.Peer, term uint64, entry []byte, told func(error)) {
+	h.raft.Offer(term, entry, told)
+}
+
 // Join is refused: the first manager takes in the others by itself.
 func (h handler) Join(context.Context, rpc.Peer, rpc.Member) ([]rpc.Member, error) {
 	return nil, api.Errorf(api.Unimplemented, "nobody joins here")

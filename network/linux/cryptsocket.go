@@ -1,0 +1,238 @@
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// cryptSocket is the UDP socket of encrypted overlays. It is not in Go's poller,
+// which asks for room to send, too, and so would be woken by each datagram that has
+// left; and its system calls, which never block, don't tell Go's scheduler, which
+// would hand the processor on in the middle of those that take 20 µs.
+type cryptSocket struct {
+	fd    int
+	ready *os.File // an epoll set with the socket, for what arrives; in Go's poller
+	wait  syscall.RawConn
+}
+
+const (
+	// cryptBuffer is what the socket may hold, in bytes: some 50 frames of the
+	// largest kind.
+	cryptBuffer = 4 << 20
+	// maxOOB is enough for what the kernel says of a datagram.
+	maxOOB = 64
+	// roomWait is how long a sender waits for room, in milliseconds.
+	roomWait = 100
+)
+
+// listenCrypt takes the port; the thread is in the host's namespace.
+func listenCrypt(at netip.AddrPort) (*cryptSocket, error) {
+	domain, address := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()})
+	if at.Addr().Is4() {
+		domain, address = unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	s := &cryptSocket{fd: fd}
+	if err = setCryptSocket(fd, domain); err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, address))
+	}
+	if err == nil {
+		err = s.listen()
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func setCryptSocket(fd, domain int) error {
+	for _, o := range []int{unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, cryptBuffer) // a smaller one will do
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // an older kernel does without
+	// An overlay with a larger MTU than fits goes in fragments, as others do.
+	if domain == unix.AF_INET {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	}
+	return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT))
+}
+
+// listen makes the set that says when something has arrived.
+func (s *cryptSocket) listen() error {
+	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("epoll_create1", err)
+	}
+	err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(set, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)}))
+	err = errors.Join(err, unix.SetNonblock(set, true)) // has Go's poller take it
+	s.ready = os.NewFile(uintptr(set), "epoll")
+	if err == nil {
+		s.wait, err = s.ready.SyscallConn()
+	}
+	return err
+}
+
+// hangUp ends receiving.
+func (s *cryptSocket) hangUp() { _ = s.ready.Close() }
+
+// close comes when nobody uses the socket any more.
+func (s *cryptSocket) close() error {
+	if s.ready != nil {
+		s.hangUp()
+	}
+	return unix.Close(s.fd)
+}
+
+// message is what a system call is told of datagrams. It is used by one goroutine,
+// and stays where it is.
+type message struct {
+	socket *cryptSocket
+	iov    unix.Iovec
+	header unix.Msghdr
+	oob    [maxOOB]byte
+	name   [unix.SizeofSockaddrInet6]byte
+}
+
+func (m *message) call(trap uintptr) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall(trap, uintptr(m.socket.fd), uintptr(unsafe.Pointer(&m.header)), 0)
+	return int(n), errno
+}
+
+func (m *message) set(b []byte, name, oob int) {
+	m.iov.Base = &b[0]
+	m.iov.SetLen(len(b))
+	m.header = unix.Msghdr{Name: &m.name[0], Namelen: uint32(name), Iov: &m.iov}
+	m.header.SetIovlen(1)
+	if oob > 0 {
+		m.header.Control = &m.oob[0]
+		m.header.SetControllen(oob)
+	}
+}
+
+// sender sends datagrams from a socket to a port of other nodes.
+type sender struct {
+	m    message
+	port uint16
+}
+
+func (s *cryptSocket) sender(port uint16) *sender { return &sender{m: message{socket: s}, port: port} }
+
+// send sends datagrams of a size, the last may be shorter. What the kernel doesn't
+// take within a moment is lost.
+func (s *sender) send(to netip.Addr, data []byte, size int) {
+	name := s.m.putName(netip.AddrPortFrom(to, s.port))
+	oob := 0
+	if len(data) > size {
+		oob = s.m.putSegment(uint16(size))
+	}
+	switch errno := s.try(data, name, oob); errno {
+	case 0:
+	case unix.EINVAL, unix.EMSGSIZE, unix.EIO: // larger than what the device takes
+		for ; oob > 0 && len(data) > 0; data = data[min(size, len(data)):] {
+			_ = s.try(data[:min(size, len(data))], name, 0)
+		}
+	}
+}
+
+// try waits once for room.
+func (s *sender) try(data []byte, name, oob int) unix.Errno {
+	s.m.set(data, name, oob)
+	_, errno := s.m.call(unix.SYS_SENDMSG)
+	if errno == unix.EAGAIN {
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(s.m.socket.fd), Events: unix.POLLOUT}}, roomWait)
+		_, errno = s.m.call(unix.SYS_SENDMSG)
+	}
+	return errno
+}
+
+// putName says who is written to, and returns the length of that.
+func (m *message) putName(to netip.AddrPort) int {
+	binary.BigEndian.PutUint16(m.name[2:], to.Port())
+	if to.Addr().Is4() {
+		binary.NativeEndian.PutUint16(m.name[:], unix.AF_INET)
+		a := to.Addr().As4()
+		copy(m.name[unsafe.Offsetof(unix.RawSockaddrInet4{}.Addr):], a[:])
+		return unix.SizeofSockaddrInet4
+	}
+	binary.NativeEndian.PutUint16(m.name[:], unix.AF_INET6)
+	a := to.Addr().As16()
+	copy(m.name[unsafe.Offsetof(unix.RawSockaddrInet6{}.Addr):], a[:])
+	return unix.SizeofSockaddrInet6
+}
+
+// readName says who has written.
+func (m *message) readName() netip.Addr {
+	if binary.NativeEndian.Uint16(m.name[:]) == unix.AF_INET {
+		return netip.AddrFrom4([4]byte(m.name[unsafe.Offsetof(unix.RawSockaddrInet4{}.Addr):]))
+	}
+	return netip.AddrFrom16([16]byte(m.name[unsafe.Offsetof(unix.RawSockaddrInet6{}.Addr):])).Unmap()
+}
+
+// putSegment has the kernel cut what is sent into datagrams of a size, and returns
+// the length of that.
+func (m *message) putSegment(size uint16) int {
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&m.oob[0]))
+	h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(int(unsafe.Sizeof(size))))
+	binary.NativeEndian.PutUint16(m.oob[unix.CmsgLen(0):], size)
+	return unix.CmsgSpace(int(unsafe.Sizeof(size)))
+}
+
+// readSegment is how long the datagrams are that the kernel put together, of n bytes
+// in all.
+func (m *message) readSegment(n int) int {
+	const size = 4
+	if int(m.header.Controllen) >= unix.CmsgLen(size) {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&m.oob[0]))
+		if h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO {
+			return int(binary.NativeEndian.Uint32(m.oob[unix.CmsgLen(0):]))
+		}
+	}
+	return max(n, 1)
+}
+
+// receiver takes what arrives at a socket.
+type receiver struct {
+	m    message
+	buf  []byte
+	n    int // of buf; negative: nothing came
+	take func(fd uintptr) bool
+}
+
+func (s *cryptSocket) receiver() *receiver {
+	r := &receiver{m: message{socket: s}, buf: make([]byte, 1<<16)}
+	r.take = func(uintptr) bool { return r.try() != unix.EAGAIN }
+	return r
+}
+
+// receive waits for datagrams from a node, of a size, the last may be shorter; false
+// when the socket has hung up. data is valid until the next call.
+func (r *receiver) receive() (from netip.Addr, data []byte, size int, ok bool) {
+	for {
+		if r.m.socket.wait.Read(r.take) != nil {
+			return netip.Addr{}, nil, 0, false
+		}
+		if r.n >= 0 { // else the network said something of a packet that was sent
+			return r.m.readName(), r.buf[:r.n], r.m.readSegment(r.n), true
+		}
+	}
+}
+
+func (r *receiver) try() unix.Errno {
+	r.m.set(r.buf, len(r.m.name), len(r.m.oob))
+	n, errno := r.m.call(unix.SYS_RECVMSG)
+	if r.n = n; errno != 0 {
+		r.n = -1
+	}
+	return errno
+}
