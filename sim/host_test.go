@@ -338,11 +338,7 @@ func (h *host) powerOff() {
 func (h *host) powerOn() {
 	h.c.net.change(func() {
 		h.dark = false
-		for w := range h.c.net.cut {
-			if w.from == h.addr && !h.c.net.hosts[w.to].dark || w.to == h.addr && !h.c.net.hosts[w.from].dark {
-				delete(h.c.net.cut, w)
-			}
-		}
+		h.c.net.rejoin(h.addr)
 	})
 	h.c.net.reset(h.addr)
 	h.start()

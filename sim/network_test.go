@@ -83,6 +83,16 @@ func (n *network) isolate(addr string) {
 	}
 }
 
+// rejoin opens all ways from and to a host, but to those without power, or if it has none
+// itself; it is for change.
+func (n *network) rejoin(addr string) {
+	for w := range n.cut {
+		if (w.from == addr || w.to == addr) && !n.hosts[w.from].dark && !n.hosts[w.to].dark {
+			delete(n.cut, w)
+		}
+	}
+}
+
 // open reports whether a way is open, and what tells of a change.
 func (n *network) open(from, to string) (bool, <-chan struct{}) {
 	n.mu.Lock()

@@ -125,6 +125,7 @@ func (c *cluster) faults(ctx context.Context) []fault {
 				h.mend()
 			}
 		}},
+		{"pause the machine", func(h *host) { c.pauseMachine(ctx, h) }},
 		{"set the clock of", c.setAClock}, {"set the clock of", c.setAClock},
 		{"set all clocks right, at", func(*host) { c.clocksRight() }},
 		{"tasks die", func(h *host) {

@@ -315,3 +315,27 @@ func synced(s *Store) {
 		s.mu.Unlock()
 	}
 }
+
+// Writes are dated by the store's clock, which may be set back: what is made then can
+// come after what was made before all the same.
+func TestDates(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	s := newLocal(t, Config{Now: func() time.Time { return now }})
+	for id, made := range map[string]time.Time{"never": {}, "before": now.Add(-time.Hour), "later": now.Add(time.Hour)} {
+		o := service(id, id)
+		o.CreatedAt = made
+		update(t, s, func(tx *Tx) error { return Create(tx, o) })
+		want := now
+		if made.After(now) {
+			want = made
+		}
+		if got := Get[*api.Service](s.View(), id); !got.CreatedAt.Equal(want) || !got.UpdatedAt.Equal(now) {
+			t.Errorf("%s: created %v, updated %v", id, got.CreatedAt, got.UpdatedAt)
+		}
+	}
+	now = now.Add(-time.Minute)
+	update(t, s, func(tx *Tx) error { return rename(tx, "later", "web") })
+	if got := Get[*api.Service](s.View(), "later"); !got.UpdatedAt.Equal(now) || !got.CreatedAt.Equal(now.Add(time.Hour+time.Minute)) {
+		t.Errorf("created %v, updated %v", got.CreatedAt, got.UpdatedAt)
+	}
+}

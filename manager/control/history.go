@@ -66,7 +66,7 @@ func (c *Control) ServiceRollback(ctx context.Context, name string, to uint64) e
 		n.Spec, n.SpecVersion, n.RegistryAuth = spec, v.SpecVersion, v.RegistryAuth
 		succeed(&n, old, now)
 		n.UpdateStatus = &swarm.UpdateStatus{
-			State: swarm.UpdateStateRollbackStarted, StartedAt: &now, Message: fmt.Sprintf("manually requested rollback to version %d", to),
+			State: swarm.UpdateStateRollbackStarted, StartedAt: began(tx, old.ID, now), Message: fmt.Sprintf("manually requested rollback to version %d", to),
 		}
 		if n.Job() {
 			n.UpdateStatus, n.JobStatus = nil, nextIteration(old, &n, now)

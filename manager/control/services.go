@@ -152,11 +152,22 @@ func rolledBack(r store.Reader, old *api.Service, now time.Time) (*api.Service, 
 	}
 	n := old.Rollback()
 	succeed(n, old, now)
-	n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback", StartedAt: &now}
+	n.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback", StartedAt: began(r, old.ID, now)}
 	if n.Job() {
 		n.UpdateStatus, n.JobStatus = nil, nextIteration(old, n, now)
 	}
 	return n, nil
+}
+
+// began is when what is done to a service now began: after all its tasks were made, also if
+// a clock was set back since. What they did before is not to count against it.
+func began(r store.Reader, service string, now time.Time) *time.Time {
+	for t := range store.List[*api.Task](r, store.ByService(service)) {
+		if t.CreatedAt.After(now) {
+			now = t.CreatedAt.Add(1)
+		}
+	}
+	return &now
 }
 
 func mode(s *swarm.ServiceSpec) string {

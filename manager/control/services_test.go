@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -318,5 +319,41 @@ func BenchmarkServiceCreate(b *testing.B) {
 		if _, err := f.ServiceCreate(b.Context(), spec("s"+api.NewID()), ServiceOptions{}); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What a rollback is judged by comes after it, though a clock was set back.
+func TestRollbackBeginsAfterTheTasksThereAre(t *testing.T) {
+	f := setUp(t)
+	web := f.create(spec("web"))
+	later := time.Now().Add(48 * time.Hour)
+	f.task("t", web, func(t *api.Task) { t.CreatedAt = later })
+	f.update("web", ServiceOptions{}, func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = "app:2" })
+	begins := func(how string) {
+		t.Helper()
+		s, err := f.ServiceInspect(t.Context(), "web", false)
+		if err != nil || s.UpdateStatus == nil || !s.UpdateStatus.StartedAt.After(later) {
+			t.Errorf("%s: %+v, %v", how, s.UpdateStatus, err)
+		}
+	}
+	f.update("web", ServiceOptions{Rollback: "previous"}, func(*swarm.ServiceSpec) {})
+	begins("to the previous version")
+	if err := f.ServiceRollback(t.Context(), "web", 2); err != nil {
+		t.Fatal(err)
+	}
+	begins("to a version")
+	a, b := &swarm.SecretSpec{Data: []byte("a")}, &swarm.SecretSpec{Data: []byte("b")}
+	a.Name, b.Name = "a", "b"
+	f.write(func(tx *store.Tx) error {
+		s := &api.Secret{Secret: swarm.Secret{ID: "old", Spec: *a}}
+		s.CreatedAt = later
+		return store.Create(tx, s)
+	})
+	id, err := f.SecretCreate(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := store.Get[*api.Secret](f.store.View(), id); !s.CreatedAt.After(later) {
+		t.Errorf("the second secret was made at %v, the first at %v", s.CreatedAt, later)
 	}
 }
