@@ -86,6 +86,8 @@ type Node struct {
 	Session NodeSession
 	// DownSince is when the node was found to be down; zero when it is not.
 	DownSince time.Time
+	// SpecFrom is a version since which Spec is what it is. Written by the store.
+	SpecFrom uint64 `json:",omitempty"`
 }
 
 // NodeSession says which manager serves a node. Zero before its first session.
@@ -145,6 +147,8 @@ type Service struct {
 	// Promoted is the SpecVersion whose update may go on after its canaries; 0 is
 	// none.
 	Promoted uint64
+	// SpecFrom is a version since which Spec is what it is. Written by the store.
+	SpecFrom uint64 `json:",omitempty"`
 }
 
 // Task is one run of a service's spec in a slot (or on a node, for global

@@ -130,6 +130,7 @@ func Create[T api.Object](tx *Tx, o T) error {
 	if !m.CreatedAt.After(tx.now) {
 		m.CreatedAt = tx.now
 	}
+	noteSpec(nil, c, tx.view.Index())
 	return tx.put(ref{k, id}, c)
 }
 
@@ -143,7 +144,7 @@ func Put[T api.Object](tx *Tx, o T) error {
 		return api.Errorf(api.NotFound, "%s %s not found", k, id)
 	}
 	if metaOf(old).Version.Index != metaOf(o).Version.Index {
-		return api.Errorf(api.OutOfSequence, "update out of sequence: %s %s has version %d, not %d", k, id, metaOf(old).Version.Index, metaOf(o).Version.Index)
+		return outOfSequence(k, id, metaOf(old).Version.Index, metaOf(o).Version.Index)
 	}
 	if fold(nameOf(old)) != fold(nameOf(o)) {
 		if err := tx.nameFree(k, o); err != nil {
@@ -153,6 +154,7 @@ func Put[T api.Object](tx *Tx, o T) error {
 	c := clone(o)
 	m := metaOf(c)
 	m.CreatedAt, m.UpdatedAt = metaOf(old).CreatedAt, tx.now
+	noteSpec(old, c, metaOf(old).Version.Index)
 	return tx.put(ref{k, id}, c)
 }
 

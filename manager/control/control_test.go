@@ -247,6 +247,17 @@ func TestNodes(t *testing.T) {
 		t.Errorf("%+v, %v", got.Spec, err)
 	}
 	refused(t, f.NodeUpdate(ctx, "boss", boss.Version.Index, &s), api.OutOfSequence, "out of sequence")
+	drained, _ := f.NodeInspect(ctx, "boss")
+	if _, err := f.store.Update(ctx, func(tx *store.Tx) error {
+		n := *store.Get[*api.Node](tx, drained.ID)
+		n.Status.Message = "what a manager writes is in nobody's way"
+		return store.Put(tx, &n)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.NodeUpdate(ctx, "boss", drained.Version.Index, &s); err != nil {
+		t.Error(err)
+	}
 	if got, err := f.NodeList(ctx, api.Filters{"node.label": {"zone=a"}, "membership": {"accepted"}}); err != nil || len(got) != 1 || got[0].ID != "m" {
 		t.Error(got, err)
 	}

@@ -75,13 +75,16 @@ func (c *Control) NodeUpdate(ctx context.Context, id string, version uint64, ask
 		if err != nil {
 			return err
 		}
+		if err := store.Saw(n, version); err != nil {
+			return err
+		}
 		if n.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker {
 			if err := c.mayDemote(tx, n); err != nil {
 				return err
 			}
 		}
 		u := *n
-		u.Version.Index, u.Spec = version, spec
+		u.Spec = spec
 		return store.Put(tx, &u)
 	})
 	return err

@@ -82,11 +82,13 @@ func (c *Control) ServiceUpdate(ctx context.Context, name string, version uint64
 		if err != nil {
 			return err
 		}
+		if err := store.Saw(old, version); err != nil {
+			return err
+		}
 		n, err := updated(tx, old, spec, o, now)
 		if err != nil {
 			return err
 		}
-		n.Version.Index = version
 		if err := publish(tx, n); err != nil {
 			return err
 		}

@@ -44,6 +44,16 @@ func TestServiceUpdate(t *testing.T) {
 	v := f.version("web")
 	_, err := f.ServiceUpdate(ctx, "web", web.Version.Index-1, &web.Spec, ServiceOptions{})
 	refused(t, err, api.OutOfSequence, "update out of sequence")
+	if _, err := f.store.Update(ctx, func(tx *store.Tx) error {
+		s := *store.Get[*api.Service](tx, web.ID)
+		s.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateCompleted}
+		return store.Put(tx, &s)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.ServiceUpdate(ctx, "web", web.Version.Index, &web.Spec, ServiceOptions{}); err != nil {
+		t.Errorf("what a manager has written is in nobody's way: %v", err)
+	}
 
 	f.update("web", ServiceOptions{}, func(*swarm.ServiceSpec) {})
 	f.update("web", ServiceOptions{}, func(s *swarm.ServiceSpec) { s.Mode.Replicated.Replicas = new(uint64(5)) })
