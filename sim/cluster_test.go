@@ -34,13 +34,16 @@ type plan struct {
 	steps             int
 	heartbeat         time.Duration
 	snapshotEvery     uint64
+	clocks            bool // are set
 }
 
 func newPlan(rng *rand.Rand) plan {
-	return plan{
+	p := plan{
 		managers: 3 + 2*rng.IntN(2), workers: 2 + rng.IntN(2), steps: 15 + rng.IntN(15),
 		heartbeat: time.Duration(1+rng.IntN(5)) * time.Second, snapshotEvery: []uint64{40, 200, 10_000}[rng.IntN(3)],
 	}
+	p.clocks = rng.IntN(3) > 0
+	return p
 }
 
 // cluster is a swarm in a bubble.

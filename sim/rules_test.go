@@ -109,7 +109,9 @@ func (r *rules) misplaced(t *api.Task) string {
 	if most := placement(t.Spec.Placement).MaxReplicas; most > 0 {
 		have := uint64(0)
 		for _, o := range r.on[t.NodeID] {
-			if o.ServiceID == t.ServiceID && o.Evicted == "" && !api.ToldToEnd(o.DesiredState) {
+			// Those of another version may come by a rule of their own at the same time.
+			known := o.SpecVersion == t.SpecVersion || time.Since(r.since[o.ID]) > recently
+			if known && o.ServiceID == t.ServiceID && o.Evicted == "" && !api.ToldToEnd(o.DesiredState) {
 				have++
 			}
 		}

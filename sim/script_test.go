@@ -40,7 +40,7 @@ func (c *cluster) faults(ctx context.Context) []fault {
 	mend := fault{"mend", func(h *host) { h.mend() }}
 	heal := fault{"heal the network, at", func(*host) { c.net.heal() }}
 	cut := fault{"partition", func(h *host) { c.net.change(func() { c.net.isolate(h.addr) }) }}
-	return []fault{
+	all := []fault{
 		kill, kill, power, power, mend, mend, mend, mend, heal, heal, heal, cut, cut,
 		{"stop", func(h *host) { h.end(false) }},
 		{"partition in halves", func(*host) {
@@ -101,6 +101,16 @@ func (c *cluster) faults(ctx context.Context) []fault {
 		{"activate", func(h *host) {
 			c.tell(ctx, h, "activate", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityActive })
 		}},
+		{"drain all but the first, at", func(*host) {
+			for _, h := range c.hosts[1:] {
+				c.tell(ctx, h, "drain", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityDrain })
+			}
+		}},
+		{"activate all, at", func(*host) {
+			for _, h := range c.hosts {
+				c.tell(ctx, h, "activate", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityActive })
+			}
+		}},
 		{"pause", func(h *host) {
 			if h != c.hosts[0] {
 				c.tell(ctx, h, "pause", func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityPause })
@@ -125,9 +135,6 @@ func (c *cluster) faults(ctx context.Context) []fault {
 				h.mend()
 			}
 		}},
-		{"pause the machine", func(h *host) { c.pauseMachine(ctx, h) }},
-		{"set the clock of", c.setAClock}, {"set the clock of", c.setAClock},
-		{"set all clocks right, at", func(*host) { c.clocksRight() }},
 		{"tasks die", func(h *host) {
 			for _, id := range h.fake.Running() {
 				if c.rng.IntN(2) == 0 {
@@ -137,6 +144,12 @@ func (c *cluster) faults(ctx context.Context) []fault {
 			}
 		}},
 	}
+	if c.plan.clocks {
+		set := fault{"set the clock of", c.setAClock}
+		all = append(all, set, set, fault{"set all clocks right, at", func(*host) { c.clocksRight() }},
+			fault{"pause the machine", func(h *host) { c.pauseMachine(ctx, h) }})
+	}
+	return all
 }
 
 func (h *host) files() *disktest.Disk {
