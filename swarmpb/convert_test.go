@@ -202,8 +202,8 @@ func TestObjectsRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		node := &api.Node{}
 		fill(t, reflect.ValueOf(node).Elem())
-		node.DataAddr, node.Ingress, node.IngressNetwork = "", nil, ""                                 // told by the endpoint stream
-		node.Session, node.DownSince, node.Certificate.Waiting = api.NodeSession{}, time.Time{}, false // for managers only
+		node.DataAddr, node.Ingress, node.IngressNetwork = "", nil, ""                                                   // told by the endpoint stream
+		node.Session, node.DownSince, node.Certificate.Waiting, node.SpecFrom = api.NodeSession{}, time.Time{}, false, 0 // for managers only
 		same(t, wire(t, swarmpb.NewNode(node)).API(), node)
 		secret := &api.Secret{}
 		fill(t, reflect.ValueOf(secret).Elem())

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
@@ -147,6 +148,11 @@ func TestRestart(t *testing.T) {
 	r.start(t, sleeper)
 	trap := r.create(t, "trap", nil, "trap", "9")
 	r.start(t, trap)
+	ready := errors.New("it takes signals")
+	_, err := r.ContainerLogs(t.Context(), trap, engine.LogsOptions{Stdout: true, Follow: true, Tail: -1}, func(engine.LogMessage) error { return ready })
+	if !errors.Is(err, ready) {
+		t.Fatal(err)
+	}
 	before, err := r.ContainerInspect(t.Context(), sleeper, false)
 	if err != nil {
 		t.Fatal(err)
