@@ -16,6 +16,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/swarmpb"
 )
 
 // manager is one that only notes what others send.
@@ -315,6 +316,25 @@ func TestMeshDrops(t *testing.T) {
 	defer p.mu.Unlock()
 	if len(p.queue) > maxQueued || p.size > maxQueuedSize {
 		t.Errorf("%d messages wait", len(p.queue))
+	}
+}
+
+// TestMeshDropsOffers: a proposal that there is no room for is told so, for nothing sends
+// it again by itself.
+func TestMeshDropsOffers(t *testing.T) {
+	refused := make(chan error, 1)
+	p := &peerLink{up: true, size: maxQueuedSize, offers: map[uint64]chan<- error{7: refused}}
+	p.queueUp(parcel{offer: &swarmpb.RaftOffer{Number: 7, Entry: []byte("entry")}})
+	select {
+	case err := <-refused:
+		if !api.Is(err, api.Unavailable) {
+			t.Error(err)
+		}
+	default:
+		t.Error("it waits for ever")
+	}
+	if len(p.queue) > 0 || len(p.offers) > 0 || !p.full {
+		t.Errorf("%d wait to be sent, %d to be answered", len(p.queue), len(p.offers))
 	}
 }
 

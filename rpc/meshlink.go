@@ -76,7 +76,10 @@ func (p *peerLink) push(item parcel) {
 // queueUp is for callers that hold mu.
 func (p *peerLink) queueUp(item parcel) {
 	if len(p.queue) >= maxQueued || p.size+item.size() > maxQueuedSize || !p.up && len(p.queue) >= maxEarly {
-		p.full = true // raft sends it again
+		p.full = true // raft sends its messages again
+		if item.offer != nil {
+			p.refuse(item.offer.GetNumber(), api.Errorf(api.Unavailable, "too much waits to be sent to the manager"))
+		}
 		return
 	}
 	p.queue = append(p.queue, item)
@@ -330,6 +333,11 @@ func (p *peerLink) offer(ctx context.Context, term uint64, entry []byte) (sent b
 func (p *peerLink) refused(number uint64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.refuse(number, err)
+}
+
+// refuse is refused for callers that hold mu.
+func (p *peerLink) refuse(number uint64, err error) {
 	if c := p.offers[number]; c != nil {
 		c <- err
 		delete(p.offers, number)
