@@ -55,7 +55,7 @@ func (c *call) hijack(tty bool) (*hijacked, error) {
 	}
 	h := c.w.Header().Clone()
 	h.Set("Content-Type", types.MediaTypeRawStream)
-	if upgrade && !tty {
+	if upgrade && !tty && c.version.from(42) {
 		h.Set("Content-Type", types.MediaTypeMultiplexedStream)
 	}
 	if upgrade {
