@@ -30,7 +30,7 @@ type genesis struct {
 	cluster *api.Cluster
 	node    *api.Node
 	keys    *ca.Keys
-	routes  []netip.Prefix // of this host
+	ingress *api.Network
 }
 
 // Numbers that Docker gives a swarm when the user names none.
@@ -181,11 +181,7 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 				return err
 			}
 		}
-		ingress, err := control.Ingress(g.cluster, g.routes...)
-		if err != nil {
-			return err
-		}
-		if err := store.Create(tx, ingress); err != nil {
+		if err := store.Create(tx, g.ingress); err != nil {
 			return err
 		}
 		return store.Create(tx, g.node)

@@ -214,7 +214,7 @@ func (r *running) taken(ctx context.Context) error {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
-		return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", ctx.Err())
+		return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w; the daemon's log says what it waits for", ctx.Err())
 	}
 }
 

@@ -227,7 +227,7 @@ func (u *used) free(pools Pools, v6 bool) (netip.Prefix, error) {
 		beside = " and by routes of this manager's host (" + strings.Join(routes[:min(len(routes), maxRoutesNamed)], ", ") + ")"
 	}
 	return netip.Prefix{}, api.Errorf(api.ResourceExhausted,
-		"could not find an available, non-overlapping subnet: address pool %s is used up by %d subnets (of /%d each)%s; remove networks, or name a subnet of your own (--subnet)",
+		"could not find an available, non-overlapping subnet: address pool %s is used up by %d subnets (of /%d each)%s",
 		strings.Join(names, ", "), count, size, beside)
 }
 
