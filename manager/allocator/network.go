@@ -24,6 +24,9 @@ const (
 // user names none: Docker's.
 const DefaultSubnetSize = 24
 
+// DefaultPool is what subnets are cut from when the user names no pool: Docker's.
+func DefaultPool() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{10}), 8) }
+
 // Pools are what subnets are cut from that a user does not name.
 type Pools struct {
 	Bases []netip.Prefix
@@ -38,7 +41,7 @@ type Pools struct {
 func PoolsOf(c *api.Cluster) Pools {
 	p := Pools{Bases: slices.Clone(c.DefaultAddrPool), Size: int(c.SubnetSize)}
 	if len(p.Bases) == 0 {
-		p.Bases = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10}), 8)}
+		p.Bases = []netip.Prefix{DefaultPool()}
 	}
 	if p.Size == 0 {
 		p.Size = DefaultSubnetSize
