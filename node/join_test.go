@@ -297,23 +297,30 @@ func TestWorkersFate(t *testing.T) {
 	if err := m.NodeRemove(t.Context(), id, true); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		state, changed := b.swarmNode.state, b.changes()
-		if s, err := state(); s == swarm.LocalNodeStateError {
-			if !strings.Contains(err.Error(), "removed") {
-				t.Errorf("the removed node says %v", err)
-			}
-			break
-		}
-		select {
-		case <-changed:
-		case <-t.Context().Done():
-		}
-	}
+	b.findsItselfRemoved()
 	if err := b.SwarmLeave(t.Context(), false); err != nil {
 		t.Errorf("a removed worker leaves: %v", err)
 	}
 	b.join(m)
+}
+
+// findsItselfRemoved waits until the node's part in the swarm has ended, and says so.
+func (n *testNode) findsItselfRemoved() {
+	n.t.Helper()
+	for {
+		state, changed := n.swarmNode.state, n.changes()
+		if s, err := state(); s == swarm.LocalNodeStateError {
+			if text := err.Error(); !strings.Contains(text, "it was removed") || !strings.Contains(text, "docker swarm leave --force") {
+				n.t.Errorf("the removed node says %v", err)
+			}
+			return
+		}
+		select {
+		case <-changed:
+		case <-n.t.Context().Done():
+			n.t.Fatal("never: it finds itself removed")
+		}
+	}
 }
 
 func (n *testNode) changes() <-chan struct{} {
