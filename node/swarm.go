@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -270,7 +272,9 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 		return i
 	}
 	i.ControlAvailable = true
-	if p.lostQuorum() {
+	if err := p.raft.Status().Err; err != nil {
+		i.Error = fmt.Sprintf("this manager's raft log can't be written (free some space in %s): %v", filepath.Join(s.dir, raftDir), err)
+	} else if p.lostQuorum() {
 		i.Error = p.noLeader().Error()
 	}
 	view := p.store.View()
