@@ -275,6 +275,20 @@ func TestWhoMayCall(t *testing.T) {
 	}
 }
 
+// Who has no certificate can't have a manager hold megabytes for it; a node can.
+func TestStrangerSendsMuch(t *testing.T) {
+	m, _ := newManager(t, options{})
+	large := &swarmpb.IssueNodeCertificateRequest{Csr: make([]byte, 1<<20)}
+	stranger := swarmpb.NewNodeCAClient(m.dial(t, rpc.JoinConfig(m.root)))
+	if _, err := stranger.IssueNodeCertificate(t.Context(), large); !api.Is(err, api.Unavailable) {
+		t.Errorf("a stranger: %v", err)
+	}
+	node := swarmpb.NewNodeCAClient(m.client(t, m.member(t, "n")))
+	if _, err := node.IssueNodeCertificate(t.Context(), large); !api.Is(err, api.Invalid) {
+		t.Errorf("a node: %v", err)
+	}
+}
+
 func TestFencing(t *testing.T) {
 	m, _ := newManager(t, options{})
 	client := swarmpb.NewDispatcherClient(m.client(t, m.member(t, "node1")))
