@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -196,6 +197,37 @@ func TestJoinRefused(t *testing.T) {
 
 // A worker whose manager dies moves over and keeps its tasks; its logs are had
 // through any manager.
+// While a node waits for a manager that says nothing, it is neither in a swarm nor in
+// none.
+func TestJoinPending(t *testing.T) {
+	m, n := newTestNode(t, nil), newTestNode(t, nil)
+	m.init()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	joined := make(chan error, 1)
+	r := &swarm.JoinRequest{ListenAddr: freePort(t), RemoteAddrs: []string{silent.Addr().String()}, JoinToken: m.token(swarm.NodeRoleWorker)}
+	go func() { joined <- n.SwarmJoin(ctx, r) }()
+	conn, err := silent.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if i := n.info(t.Context()); i.LocalNodeState != swarm.LocalNodeStatePending || i.Error != "" {
+		t.Errorf("meanwhile: %s %s", i.LocalNodeState, i.Error)
+	}
+	cancel()
+	if err := <-joined; err == nil {
+		t.Error("it has joined nobody")
+	}
+	if state, err := n.state(); state != swarm.LocalNodeStateInactive || err != nil {
+		t.Errorf("after it: %s, %v", state, err)
+	}
+}
+
 func TestWorkerMovesOver(t *testing.T) {
 	all := managers(t, 3)
 	w := newTestNode(t, func(*api.Task) exectest.Script { return exectest.Script{Lines: []string{"one\n"}} })

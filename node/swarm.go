@@ -49,6 +49,8 @@ type swarmNode struct {
 	life context.Context // the daemon's; nil before Run
 	cur  *running        // nil: no member
 	err  error           // why a member can't run
+	// pending: a membership begins, and nobody knows yet how that ends.
+	pending bool
 	// changed is closed and replaced when cur changes; nil: nobody waits.
 	changed chan struct{}
 }
@@ -237,10 +239,26 @@ func (s *swarmNode) SwarmInspect(ctx context.Context) (*swarm.Swarm, error) {
 	return r.control.SwarmInspect(ctx)
 }
 
+// begins notes that a membership begins, until the function that it returns is
+// called.
+func (s *swarmNode) begins() (over func()) {
+	set := func(pending bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.pending = pending
+	}
+	set(true)
+	return func() { set(false) }
+}
+
 // state is what _ping and info say of the node.
 func (s *swarmNode) state() (swarm.LocalNodeState, error) {
-	cur, err := s.current()
+	s.mu.Lock()
+	cur, err, pending := s.cur, s.err, s.pending
+	s.mu.Unlock()
 	switch {
+	case pending:
+		return swarm.LocalNodeStatePending, nil
 	case cur != nil:
 		return swarm.LocalNodeStateActive, nil
 	case errors.Is(err, errLocked):

@@ -31,6 +31,7 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 	default:
 		return "", api.Errorf(api.Unavailable, "%s", inSwarm)
 	}
+	defer s.begins()()
 	state, err := s.initState(r)
 	if err != nil {
 		return "", err
