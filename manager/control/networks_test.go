@@ -1,7 +1,9 @@
 package control
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -174,13 +176,24 @@ func TestNetworkLife(t *testing.T) {
 	if got := f.create(s).Spec.TaskTemplate.Networks[0].Target; got != made.ID {
 		t.Errorf("the service names %s, want the id %s", got, made.ID)
 	}
-	for name, targets := range map[string][]string{"nosuch": {"nosuch"}, "named more than once": {"web", made.ID}, "explicitly attached": {"ingress"}, "can't have other networks": {"web", "host"}} {
+	for name, targets := range map[string][]string{"nosuch": {"nosuch"}, "explicitly attached": {"ingress"}, "can't have other networks": {"web", "host"}} {
 		s := spec("t")
 		for _, n := range targets {
 			s.TaskTemplate.Networks = append(s.TaskTemplate.Networks, swarm.NetworkAttachmentConfig{Target: n})
 		}
 		_, err := f.ServiceCreate(t.Context(), s, ServiceOptions{})
 		refused(t, err, api.Invalid, name)
+	}
+	twice := spec("twice")
+	twice.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{
+		{Target: "web", Aliases: []string{"a", "b"}, DriverOpts: map[string]string{"x": "1", "y": "1"}},
+		{Target: made.ID, Aliases: []string{"b", "c"}, DriverOpts: map[string]string{"y": "2"}},
+	}
+	if l := f.create(twice).Spec.TaskTemplate.Networks; len(l) != 1 || l[0].Target != made.ID || !slices.Equal(l[0].Aliases, []string{"a", "b", "c"}) || !maps.Equal(l[0].DriverOpts, map[string]string{"x": "1", "y": "2"}) {
+		t.Errorf("a network named twice: %+v", l)
+	}
+	if err := f.ServiceRemove(t.Context(), "twice"); err != nil {
+		t.Fatal(err)
 	}
 	refused(t, f.NetworkRemove(t.Context(), "web"), api.Conflict, "network web is in use by service s")
 	if removed, err := f.NetworkPrune(t.Context(), nil); err != nil || len(removed) != 0 {
