@@ -1,8 +1,6 @@
 package network
 
 import (
-	"net/netip"
-
 	dnet "github.com/moby/moby/api/types/network"
 
 	"github.com/legion-swarm/legion/api"
@@ -23,7 +21,7 @@ func (n *Networks) configNetwork(r *record, q *dnet.CreateRequest) error {
 	}
 	r.Network.IPAM.Options = orEmpty(q.IPAM.Options)
 	for _, c := range q.IPAM.Config {
-		if err := n.shapeOfSubnet(q.Name, c, r.Network.EnableIPv4, r.Network.EnableIPv6); err != nil {
+		if err := checkSubnet(q.Name, c, r.Network.EnableIPv4, r.Network.EnableIPv6); err != nil {
 			return err
 		}
 		r.Network.IPAM.Config = append(r.Network.IPAM.Config, c)
@@ -112,10 +110,4 @@ func (n *Networks) holdLocal(o *api.Network, host *Host) error {
 // itself.
 func ownOfNodes(o *api.Network) bool {
 	return o.DriverState.Name == driverMacvlan || o.DriverState.Name == driverBridge
-}
-
-// shapeOfSubnet checks a subnet that a user gave, by itself.
-func (n *Networks) shapeOfSubnet(name string, c dnet.IPAMConfig, v4, v6 bool) error {
-	_, err := n.checkSubnetBeside(name, c, v4, v6, []netip.Prefix{})
-	return err
 }

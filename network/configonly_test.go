@@ -27,14 +27,15 @@ func configRequest(name, subnet string) *dnet.CreateRequest {
 func TestMacvlan(t *testing.T) {
 	w := newNode(t)
 	for says, change := range map[string]func(q *dnet.CreateRequest){
-		"needs a device":     func(q *dnet.CreateRequest) { q.Options = nil },
-		"no such device":     func(q *dnet.CreateRequest) { q.Options["parent"] = "eth7" },
-		"must be one of":     func(q *dnet.CreateRequest) { q.Options["macvlan_mode"] = "odd" },
-		"is not served by":   func(q *dnet.CreateRequest) { q.Options["com.docker.network.x"] = "1" },
-		"ipvlan is not":      func(q *dnet.CreateRequest) { q.Driver = "ipvlan" },
-		"bridge or macvlan":  func(q *dnet.CreateRequest) { q.Driver = "weird" },
-		"it should be":       func(q *dnet.CreateRequest) { q.IPAM.Config[0].Subnet = netip.MustParsePrefix("10.99.0.7/24") },
-		"scope of a macvlan": func(q *dnet.CreateRequest) { q.Scope = "swarm" },
+		"needs a device":      func(q *dnet.CreateRequest) { q.Options = nil },
+		"the loopback device": func(q *dnet.CreateRequest) { q.Options["parent"] = "lo" },
+		"no such device":      func(q *dnet.CreateRequest) { q.Options["parent"] = "eth7" },
+		"must be one of":      func(q *dnet.CreateRequest) { q.Options["macvlan_mode"] = "odd" },
+		"is not served by":    func(q *dnet.CreateRequest) { q.Options["com.docker.network.x"] = "1" },
+		"ipvlan is not":       func(q *dnet.CreateRequest) { q.Driver = "ipvlan" },
+		"bridge or macvlan":   func(q *dnet.CreateRequest) { q.Driver = "weird" },
+		"it should be":        func(q *dnet.CreateRequest) { q.IPAM.Config[0].Subnet = netip.MustParsePrefix("10.99.0.7/24") },
+		"scope of a macvlan":  func(q *dnet.CreateRequest) { q.Scope = "swarm" },
 	} {
 		q := macvlanRequest("m", "10.99.0.0/24")
 		change(q)

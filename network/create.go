@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"strings"
@@ -157,7 +158,7 @@ func checkRequest(q *dnet.CreateRequest) error {
 	case !q.ConfigOnly && q.Driver != "" && q.Driver != driverBridge && q.Driver != driverMacvlan && q.Driver != "default":
 		return checkDriver(q.Driver)
 	case q.Scope != "" && q.Scope != scopeLocal:
-		return api.Errorf(api.Invalid, "network %s: the scope of a %s network of this node is local, not %q", q.Name, q.Driver, q.Scope)
+		return api.Errorf(api.Invalid, "network %s: the scope of a %s network of this node is local, not %q", q.Name, cmp.Or(q.Driver, driverBridge), q.Scope)
 	case q.ConfigOnly && q.ConfigFrom != nil && q.ConfigFrom.Network != "":
 		return api.Errorf(api.PermissionDenied, "network %s: a configuration network can't be made from another (--config-only, --config-from)", q.Name)
 	case q.ConfigOnly && (q.Internal || q.Attachable):

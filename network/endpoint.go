@@ -246,7 +246,7 @@ func (n *Networks) nameInterfaces(endpoints []endpoint) error {
 		if asked, _, err := parseEndpointOptions(e.Settings.DriverOpts); name == "" && err == nil {
 			name = asked
 		}
-		if name != "" && used[name] || name == "lo" {
+		if name != "" && used[name] || name == loopbackDevice {
 			return api.Errorf(api.Invalid, "interface name %s is taken in the container", name)
 		}
 		e.Interface = name
