@@ -27,7 +27,7 @@ const (
 	maxReserved = 1000
 	minMTU      = 68 // RFC 791
 	maxMTU      = 65535
-	// maxBits6 is the shortest mask of an IPv6 subnet: the allocator counts in 64 bits.
+	// minBits6 is the shortest mask of an IPv6 subnet: the allocator counts in 64 bits.
 	minBits6 = 64
 )
 
@@ -287,6 +287,8 @@ func validateSubnet(c *network.IPAMConfig, v6 bool) error {
 		return invalid("subnet %s has no room for a gateway and tasks", s)
 	case c.Gateway.IsValid() && !s.Contains(c.Gateway):
 		return invalid("invalid gateway %s: parent subnet %s doesn't contain this address", c.Gateway, s)
+	case api.OwnOfSubnet(s, c.Gateway):
+		return invalid("invalid gateway %s: that address is its subnet's own, not a host's", c.Gateway)
 	case c.IPRange.IsValid() && (c.IPRange != c.IPRange.Masked() || !s.Contains(c.IPRange.Addr()) || c.IPRange.Bits() < s.Bits()):
 		return invalid("invalid ip-range %s: it must be a block inside subnet %s", c.IPRange, s)
 	}

@@ -37,6 +37,7 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		"scope":              {func(q *network.CreateRequest) { q.Scope = "local" }, api.Invalid, "scope is swarm"},
 		"host bits":          {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.5.0.1/24") }, api.Invalid, "invalid subnet 10.5.0.1/24: it should be 10.5.0.0/24"},
 		"gateway":            {func(q *network.CreateRequest) { q.IPAM.Config[0].Gateway = a("10.6.0.1") }, api.Invalid, "invalid gateway 10.6.0.1"},
+		"broadcast":          {func(q *network.CreateRequest) { q.IPAM.Config[0].Gateway = a("10.5.0.255") }, api.Invalid, "invalid gateway 10.5.0.255: that address is its subnet's own"},
 		"range":              {func(q *network.CreateRequest) { q.IPAM.Config[0].IPRange = p("10.6.0.0/28") }, api.Invalid, "invalid ip-range 10.6.0.0/28"},
 		"aux": {func(q *network.CreateRequest) {
 			q.IPAM.Config[0].AuxAddress = map[string]netip.Addr{"x": a("10.6.0.2")}
