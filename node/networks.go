@@ -169,10 +169,15 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 	}
 	s := n.swarm()
 	if s == nil || scope == scopeLocal {
-		if e == nil && own.Scope == scopeSwarm && scope != scopeLocal {
-			return n.withNames(own), nil
+		if e != nil || own.Scope != scopeSwarm || scope == scopeLocal {
+			return nil, err
 		}
-		return nil, err
+		if verbose {
+			if own.Services, e = n.local.Services(own.ID); e != nil {
+				return nil, e
+			}
+		}
+		return n.withNames(own), nil
 	}
 	in, err := s.NetworkInspect(ctx, name, verbose)
 	if err != nil {
