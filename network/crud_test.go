@@ -54,6 +54,7 @@ func TestCreateRefuses(t *testing.T) {
 		{"tiny", dnet.CreateRequest{Name: "n", IPAM: ipam("10.6.0.1/32", "", "")}, api.Invalid, "no room"},
 		{"loopback", dnet.CreateRequest{Name: "n", IPAM: ipam("127.5.0.0/16", "", "")}, api.Invalid, "can't have such addresses"},
 		{"mtu", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.driver.mtu": "x"}}, api.Invalid, "mtu"},
+		{"mtu of IPv6", dnet.CreateRequest{Name: "n", EnableIPv6: new(true), Options: map[string]string{"com.docker.network.driver.mtu": "1279"}}, api.Invalid, "with IPv6 its MTU must be 1280 bytes at least, and is 1279"},
 		{"option", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.bridge.nope": "x"}}, api.Invalid, "is not served"},
 		{"device", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "sixteen-letters-"}}, api.Invalid, "device name"},
 		{"device taken", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "legion0"}}, api.PermissionDenied, "networks have same bridge name"},

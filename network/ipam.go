@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	dnet "github.com/moby/moby/api/types/network"
@@ -47,6 +48,9 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 	if v6 && !host.IPv6 {
 		return api.Errorf(api.Invalid, "network %s: IPv6 is switched off on this host", q.Name)
 	}
+	if mtu := n.mtuAsked(r); v6 && mtu != 0 && mtu < minMTU6 {
+		return api.Errorf(api.Invalid, "network %s: with IPv6 its MTU must be %d bytes at least, and is %d (--opt %s)", q.Name, minMTU6, mtu, optMTU)
+	}
 	r.Network.EnableIPv4, r.Network.EnableIPv6 = v4, v6
 	ipam := dnet.IPAM{Driver: "default", Options: map[string]string{}}
 	var asked []dnet.IPAMConfig
@@ -87,6 +91,15 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 	}
 	r.Network.IPAM = ipam
 	return nil
+}
+
+// mtuAsked is that of a new network, in bytes; 0: its device's.
+func (n *Networks) mtuAsked(r *record) int {
+	mtu, _ := strconv.Atoi(r.Network.Options[optMTU]) // none, or one that was checked
+	if mtu == 0 && r.Macvlan == nil {
+		return n.mtu
+	}
+	return mtu
 }
 
 // pools6 returns the blocks that IPv6 subnets are cut from. Callers hold mu.

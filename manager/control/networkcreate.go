@@ -25,7 +25,8 @@ const (
 	maxSubnets = 64
 	// maxReserved bounds a network's auxiliary addresses.
 	maxReserved = 1000
-	minMTU      = 68 // RFC 791
+	minMTU      = 68   // RFC 791
+	minMTU6     = 1280 // RFC 8200
 	maxMTU      = 65535
 	// minBits6 is the shortest mask of an IPv6 subnet: the allocator counts in 64 bits.
 	minBits6 = 64
@@ -186,6 +187,9 @@ func validateNetwork(q *network.CreateRequest) error {
 	}
 	if err := validateNetworkOptions(q.Options); err != nil {
 		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
+	}
+	if mtu, _ := strconv.Atoi(q.Options[api.OptionMTU]); mtu != 0 && mtu < minMTU6 && q.EnableIPv6 != nil && *q.EnableIPv6 {
+		return invalid("network %s: option %s=%d: with IPv6 an MTU must be %d bytes at least", q.Name, api.OptionMTU, mtu, minMTU6)
 	}
 	if err := validateIPAM(q); err != nil {
 		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)

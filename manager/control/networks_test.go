@@ -52,8 +52,11 @@ func TestNetworkCreateRefuses(t *testing.T) {
 				q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 7, i, 0}), 24)})
 			}
 		}, api.Invalid, "65 subnets: at most 64 are allowed"},
-		"overlap":       {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.0.0.0/16") }, api.Conflict, "subnet 10.0.0.0/16 and 10.0.0.0/24 of network ingress"},
-		"mtu":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionMTU: "12"} }, api.Invalid, api.OptionMTU},
+		"overlap": {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.0.0.0/16") }, api.Conflict, "subnet 10.0.0.0/16 and 10.0.0.0/24 of network ingress"},
+		"mtu":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionMTU: "12"} }, api.Invalid, api.OptionMTU},
+		"mtu of IPv6": {func(q *network.CreateRequest) {
+			q.EnableIPv6, q.Options = new(true), map[string]string{api.OptionMTU: "1279"}
+		}, api.Invalid, "with IPv6 an MTU must be 1280 bytes at least"},
 		"vni":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
 		"vni taken":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096"} }, api.Conflict, "network ingress"},
 		"option":        {func(q *network.CreateRequest) { q.Options = map[string]string{"com.docker.network.x": "1"} }, api.Invalid, "com.docker.network.x"},
