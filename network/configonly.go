@@ -15,11 +15,10 @@ func (n *Networks) configNetwork(r *record, q *dnet.CreateRequest) error {
 	r.Network.ConfigOnly, r.Network.Driver = true, "null"
 	r.Network.EnableIPv4 = q.EnableIPv4 == nil || *q.EnableIPv4
 	r.Network.EnableIPv6 = q.EnableIPv6 != nil && *q.EnableIPv6
-	r.Network.IPAM = dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}}
+	r.Network.IPAM = ipamOf(q)
 	if q.IPAM == nil {
 		return nil
 	}
-	r.Network.IPAM.Options = orEmpty(q.IPAM.Options)
 	for _, c := range q.IPAM.Config {
 		if err := checkSubnet(q.Name, c, r.Network.EnableIPv4, r.Network.EnableIPv6); err != nil {
 			return err
@@ -48,7 +47,7 @@ func (n *Networks) fromConfig(q *dnet.CreateRequest) (*dnet.CreateRequest, error
 	own := *q
 	own.EnableIPv4, own.EnableIPv6 = &c.Network.EnableIPv4, &c.Network.EnableIPv6
 	own.Options, own.Labels = c.Network.Options, c.Network.Labels
-	own.IPAM = &dnet.IPAM{Driver: "default", Options: c.Network.IPAM.Options, Config: c.Network.IPAM.Config}
+	own.IPAM = &dnet.IPAM{Driver: c.Network.IPAM.Driver, Options: c.Network.IPAM.Options, Config: c.Network.IPAM.Config}
 	own.ConfigFrom = &dnet.ConfigReference{Network: c.Network.Name}
 	return &own, nil
 }

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"maps"
 	"net/netip"
@@ -52,10 +53,16 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 		return api.Errorf(api.Invalid, "network %s: with IPv6 its MTU must be %d bytes at least, and is %d (--opt %s)", q.Name, minMTU6, mtu, optMTU)
 	}
 	r.Network.EnableIPv4, r.Network.EnableIPv6 = v4, v6
-	ipam := dnet.IPAM{Driver: "default", Options: map[string]string{}}
+	ipam := ipamOf(q)
+	if ipam.Driver == ipamNull {
+		if r.Macvlan == nil { // of a configuration network's, which does not know the driver
+			return checkIPAM(q)
+		}
+		r.Network.IPAM = ipam
+		return nil
+	}
 	var asked []dnet.IPAMConfig
 	if q.IPAM != nil {
-		ipam.Options = orEmpty(q.IPAM.Options)
 		asked = q.IPAM.Config
 	}
 	for _, c := range asked {
@@ -91,6 +98,15 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 	}
 	r.Network.IPAM = ipam
 	return nil
+}
+
+// ipamOf is who gives addresses in a network that is asked for, without subnets.
+func ipamOf(q *dnet.CreateRequest) dnet.IPAM {
+	o := dnet.IPAM{Driver: ipamDefault, Options: map[string]string{}, Config: []dnet.IPAMConfig{}}
+	if q.IPAM != nil {
+		o.Driver, o.Options = cmp.Or(q.IPAM.Driver, ipamDefault), orEmpty(q.IPAM.Options)
+	}
+	return o
 }
 
 // mtuAsked is that of a new network, in bytes; 0: its device's.

@@ -30,7 +30,7 @@ func (n *Networks) predefine(host *Host) error {
 		}
 		if err := n.store(&record{Network: dnet.Network{
 			Name: name, ID: newID(), Created: n.o.Now().UTC(), Scope: "local", Driver: driver, EnableIPv4: true,
-			IPAM:    dnet.IPAM{Driver: "default", Config: []dnet.IPAMConfig{}},
+			IPAM:    dnet.IPAM{Driver: ipamDefault, Config: []dnet.IPAMConfig{}},
 			Options: map[string]string{}, Labels: map[string]string{},
 		}}); err != nil {
 			return err
@@ -80,7 +80,7 @@ func (n *Networks) defaultBridge(host *Host, old *netw) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Network.IPAM = dnet.IPAM{Driver: "default", Config: []dnet.IPAMConfig{v4}}
+	r.Network.IPAM = dnet.IPAM{Driver: ipamDefault, Config: []dnet.IPAMConfig{v4}}
 	if n.o.BIP6.IsValid() {
 		r.Network.IPAM.Config = append(r.Network.IPAM.Config, subnetConfig(n.o.BIP6))
 	}

@@ -44,7 +44,7 @@ func overlayRecord(o *api.Network) (*record, error) {
 		Name: o.Spec.Name, ID: o.ID, Created: o.CreatedAt, Scope: scopeSwarm, Driver: driverOverlay, EnableIPv4: true,
 		EnableIPv6: o.Spec.IPv6Enabled, Internal: o.Spec.Internal, Attachable: o.Spec.Attachable, Ingress: o.Spec.Ingress,
 		Options: orEmpty(o.DriverState.Options), Labels: orEmpty(o.Spec.Labels),
-		IPAM: dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
+		IPAM: dnet.IPAM{Driver: ipamDefault, Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
 	}, Overlay: &overlay{VNI: o.VNI(), Swarm: o, Encrypted: o.Encrypted()}}
 	switch {
 	case !validContainerID(o.ID):

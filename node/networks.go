@@ -187,6 +187,9 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 	// same name.
 	if here, e := n.local.Inspect(in.ID); e == nil && here.Scope == scopeSwarm {
 		in.Containers, in.Status = here.Containers, nil
+		if in.ConfigFrom.Network != "" { // each node has its own
+			in.IPAM, in.Options, in.EnableIPv4, in.EnableIPv6 = here.IPAM, here.Options, here.EnableIPv4, here.EnableIPv6
+		}
 	}
 	return n.withNames(in), nil
 }
