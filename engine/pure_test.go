@@ -44,6 +44,23 @@ func TestParseBind(t *testing.T) {
 	}
 }
 
+// Docker and the kernel take more for a name than domains do.
+func TestHostnames(t *testing.T) {
+	for _, ok := range []string{"", "web-1.example.com", "UPPER_under.dots.", "-x", "two words", "ünï", strings.Repeat("a", 64)} {
+		if err := validateConfig(&container.Config{Hostname: ok, Domainname: ok}); err != nil {
+			t.Errorf("%q: %v", ok, err)
+		}
+	}
+	for _, bad := range []string{"a\nb", "a\tb", "a\x00b", strings.Repeat("a", 65)} {
+		if err := validateConfig(&container.Config{Hostname: bad}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "invalid hostname format") {
+			t.Errorf("%q: %v", bad, err)
+		}
+		if err := validateConfig(&container.Config{Domainname: bad}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "invalid domain name format") {
+			t.Errorf("domain %q: %v", bad, err)
+		}
+	}
+}
+
 func FuzzParseBind(f *testing.F) {
 	f.Add("/a:/b:ro,z")
 	f.Add("vol:/b")

@@ -136,9 +136,9 @@ func WriteTable(w io.Writer, rows []Row, format string) error {
 		format = defaultTable
 	}
 	text, table := strings.CutPrefix(format, "table ")
-	t, err := template.New("format").Parse(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(text))
+	t, err := parseFormat(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(text))
 	if err != nil {
-		return fmt.Errorf("--format: %w", err)
+		return err
 	}
 	if !table {
 		return writeRows(w, t, rows)
@@ -188,15 +188,31 @@ func Inspect(w io.Writer, m *Machine, e Endpoint, address, format string) error 
 		enc.SetIndent("", "    ")
 		return enc.Encode(shown)
 	}
-	t, err := template.New("format").Parse(format)
+	t, err := parseFormat(format)
 	if err != nil {
-		return fmt.Errorf("--format: %w", err)
+		return err
 	}
 	if err := t.Execute(w, shown); err != nil {
 		return fmt.Errorf("--format: %w", err)
 	}
 	_, err = fmt.Fprintln(w)
 	return err
+}
+
+// parseFormat reads a --format: a Go template that may say {{json .}}, or "json",
+// which means just that, as with docker.
+func parseFormat(text string) (*template.Template, error) {
+	if text == "json" {
+		text = "{{json .}}"
+	}
+	t, err := template.New("format").Funcs(template.FuncMap{"json": func(v any) (string, error) {
+		b, err := json.Marshal(v)
+		return string(b), err
+	}}).Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("--format: %w", err)
+	}
+	return t, nil
 }
 
 // oneLine keeps a long error from breaking a table.

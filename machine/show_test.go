@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
@@ -96,6 +97,13 @@ work   -        fake     Running   unix:///work   worker    v1.2
 		t.Errorf("%q, %v", b.String(), err)
 	}
 	wantError(t, WriteTable(&b, kept, "{{.Name"), "--format")
+	for _, format := range []string{"json", "{{json .}}"} {
+		b.Reset()
+		var row Row
+		if err := WriteTable(&b, kept, format); err != nil || json.Unmarshal([]byte(b.String()), &row) != nil || row.Name != "man" {
+			t.Errorf("%s: %q, %v", format, b.String(), err)
+		}
+	}
 }
 
 func TestAwait(t *testing.T) {

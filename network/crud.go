@@ -14,7 +14,7 @@ import (
 )
 
 // Inspect returns a network, by id, name or unambiguous id prefix, with its
-// containers.
+// containers, and an overlay's nodes.
 func (n *Networks) Inspect(name string) (*dnet.Inspect, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -23,6 +23,9 @@ func (n *Networks) Inspect(name string) (*dnet.Inspect, error) {
 		return nil, err
 	}
 	r := &dnet.Inspect{Network: w.Network, Containers: map[string]dnet.EndpointResource{}, Status: w.status()}
+	if w.Overlay != nil {
+		r.Peers = n.peersOf(w)
+	}
 	for id := range w.users {
 		for _, e := range n.boxes[id].Endpoints {
 			if e.NetworkID == w.Network.ID {

@@ -11,7 +11,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
-	"github.com/legion-swarm/legion/manager/control"
+	"github.com/legion-swarm/legion/manager/allocator"
 	"github.com/legion-swarm/legion/manager/issuer"
 	"github.com/legion-swarm/legion/store"
 )
@@ -30,7 +30,7 @@ type genesis struct {
 	cluster *api.Cluster
 	node    *api.Node
 	keys    *ca.Keys
-	routes  []netip.Prefix // of this host
+	ingress *api.Network
 }
 
 // Numbers that Docker gives a swarm when the user names none.
@@ -42,7 +42,6 @@ const (
 	defaultHeartbeatTick    = 1
 	defaultHeartbeat        = 5 * time.Second
 	defaultDataPathPort     = 4789
-	defaultAddrPool         = "10.0.0.0/8"
 )
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
@@ -74,10 +73,10 @@ func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, exte
 	}
 	c.DefaultAddrPool, c.SubnetSize = r.DefaultAddrPool, r.SubnetSize
 	if len(c.DefaultAddrPool) == 0 {
-		c.DefaultAddrPool = []netip.Prefix{netip.MustParsePrefix(defaultAddrPool)}
+		c.DefaultAddrPool = []netip.Prefix{allocator.DefaultPool()}
 	}
 	if c.SubnetSize == 0 {
-		c.SubnetSize = control.DefaultSubnetSize
+		c.SubnetSize = allocator.DefaultSubnetSize
 	}
 	g, err := firstNode(ctx, c, root, external, now)
 	if err != nil {
@@ -181,11 +180,7 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 				return err
 			}
 		}
-		ingress, err := control.Ingress(g.cluster, g.routes...)
-		if err != nil {
-			return err
-		}
-		if err := store.Create(tx, ingress); err != nil {
+		if err := store.Create(tx, g.ingress); err != nil {
 			return err
 		}
 		return store.Create(tx, g.node)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -15,18 +16,22 @@ import (
 	"github.com/legion-swarm/legion/manager/issuer"
 )
 
-// SwarmInit makes a swarm of this node.
+// SwarmInit makes a swarm of this node. A new cluster is forced only where there
+// is one to go on with: provisioning tools ask for it always, as Docker lets them.
 func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string, error) {
 	if !s.changing.TryLock() {
 		return "", api.Errorf(api.Unavailable, "the node is joining or leaving a swarm at this moment")
 	}
 	defer s.changing.Unlock()
-	if r.ForceNewCluster {
+	cur, err := s.current()
+	switch {
+	case cur == nil && err == nil:
+	case r.ForceNewCluster:
 		return s.forceNewCluster(ctx, r)
-	}
-	if cur, err := s.current(); cur != nil || err != nil {
+	default:
 		return "", api.Errorf(api.Unavailable, "%s", inSwarm)
 	}
+	defer s.begins()()
 	state, err := s.initState(r)
 	if err != nil {
 		return "", err
@@ -85,15 +90,12 @@ func (s *swarmNode) settleAddresses(state *membership, r *swarm.InitRequest) err
 // found puts a new swarm on disk, begins it and waits until this node is a
 // leader with a ready agent.
 func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) error {
-	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
+	var err error
+	if g.ingress, err = s.firstIngress(ctx, g.cluster); err != nil {
 		return err
 	}
-	if s.networks != nil {
-		routes, err := s.networks.Routes(ctx)
-		if err != nil {
-			return err
-		}
-		g.routes = routes
+	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
+		return err
 	}
 	kek := g.cluster.UnlockKey
 	if err := keyFiles(s.dir).Save(g.keys, kek); err != nil {
@@ -115,6 +117,18 @@ func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) er
 	return r.keep()
 }
 
+// firstIngress is a new swarm's network of the routing mesh.
+func (s *swarmNode) firstIngress(ctx context.Context, c *api.Cluster) (*api.Network, error) {
+	var routes []netip.Prefix
+	if s.networks != nil {
+		var err error
+		if routes, err = s.networks.Routes(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return control.Ingress(c, routes...)
+}
+
 // forceNewCluster has this manager go on without the others, whose quorum is lost.
 // Services, secrets, networks and tasks stay as they are, and so do running
 // containers.
@@ -127,10 +141,7 @@ func (s *swarmNode) forceNewCluster(ctx context.Context, r *swarm.InitRequest) (
 	if err != nil {
 		return "", err
 	}
-	if state == nil {
-		return "", api.Errorf(api.Unavailable, "--force-new-cluster needs a node that is part of a swarm: this one is not")
-	}
-	if state.RaftID == 0 {
+	if state == nil || state.RaftID == 0 {
 		return "", api.Errorf(api.Unavailable, "%s", isWorker)
 	}
 	old := *state

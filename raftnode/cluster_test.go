@@ -20,21 +20,22 @@ import (
 	"github.com/legion-swarm/legion/raftnode/disktest"
 )
 
-// network is a Transport for many members, with faults. A message takes from 1
-// to 5 ms.
+// network is a Transport for many members, with faults. A message takes from
+// fastest to five times as long.
 type network struct {
-	mu     sync.Mutex
-	nodes  map[uint64]*Node
-	cut    map[[2]uint64]bool
-	loss   float64
-	rng    *rand.Rand
-	snaps  int
-	closed bool
-	sees   func(message []byte) // of all that is sent; may be nil
+	mu      sync.Mutex
+	fastest time.Duration // 1 ms
+	nodes   map[uint64]*Node
+	cut     map[[2]uint64]bool
+	loss    float64
+	rng     *rand.Rand
+	snaps   int
+	closed  bool
+	sees    func(message []byte) // of all that is sent; may be nil
 }
 
 func newNetwork(seed uint64) *network {
-	return &network{nodes: map[uint64]*Node{}, cut: map[[2]uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7))}
+	return &network{fastest: time.Millisecond, nodes: map[uint64]*Node{}, cut: map[[2]uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7))}
 }
 
 // from is one member's end.
@@ -51,7 +52,7 @@ func (f from) route(to uint64) (n *Node, d time.Duration) {
 	if f.net.closed || f.net.cut[[2]uint64{f.id, to}] || f.net.rng.Float64() < f.net.loss {
 		return nil, 0
 	}
-	return f.net.nodes[to], time.Millisecond + time.Duration(f.net.rng.IntN(4000))*time.Microsecond
+	return f.net.nodes[to], f.net.fastest + time.Duration(f.net.rng.Int64N(int64(4*f.net.fastest)))
 }
 
 func (f from) Send(to Member, message []byte) {

@@ -50,6 +50,7 @@ type Node struct {
 	full      error // the disk is
 	running   bool
 	recent    recent // entries of other members' proposals
+	gather    gather
 	held      held
 	ticks     uint64
 	heard     map[uint64]uint64 // at which tick a member last sent something

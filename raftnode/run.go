@@ -48,7 +48,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 			}
 			return err
 		}
-		n.putAll()
+		if n.ripe() {
+			n.putAll()
+		}
 	}
 }
 
@@ -64,6 +66,8 @@ func (n *Node) wait(ctx context.Context, tick <-chan time.Time) error {
 		n.ticks++
 		n.raw.Tick()
 		n.reads.tick(n)
+	case <-n.gather.due:
+		n.gather.expire()
 	case <-n.held.due:
 		n.release()
 	case <-n.poke:

@@ -47,6 +47,9 @@ func newMachineCommand(docker *command.DockerCli) *cobra.Command {
 	} {
 		cmd.AddCommand(c.verb(verb, short))
 	}
+	for _, sub := range cmd.Commands() {
+		sub.DisableFlagsInUseLine = true
+	}
 	return cmd
 }
 

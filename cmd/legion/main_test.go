@@ -45,6 +45,9 @@ func TestHelpSaysLegion(t *testing.T) {
 		if strings.Contains(out.String(), "Usage:  docker") || strings.Contains(c.Short, "Show the Docker") || strings.Contains(out.String(), "\n  docker ") {
 			t.Errorf("%s:\n%s", c.CommandPath(), out)
 		}
+		if line, _, _ := strings.Cut(out.String(), "\n"); strings.Contains(line, "[flags]") && strings.Contains(line, "[OPTIONS]") {
+			t.Errorf("options are named twice: %s", line)
+		}
 		if !strings.HasPrefix(c.CommandPath(), "legion") {
 			t.Errorf("command %s", c.CommandPath())
 		}

@@ -7,11 +7,8 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/allocator"
 )
-
-// DefaultSubnetSize is the mask length of networks from the swarm's address
-// pools, when the user names none.
-const DefaultSubnetSize = 24
 
 const (
 	swarmName          = "default"
@@ -90,13 +87,13 @@ func CheckInit(r *swarm.InitRequest) error {
 	default:
 		return invalid("invalid Availability: %q", r.Availability)
 	}
-	return checkPools(r.DefaultAddrPool, or(r.SubnetSize, DefaultSubnetSize))
+	return checkPools(r.DefaultAddrPool, or(r.SubnetSize, allocator.DefaultSubnetSize))
 }
 
 // checkPools refuses pools from which no network can be given, or the same twice.
 func checkPools(pools []netip.Prefix, size uint32) error {
 	if len(pools) == 0 {
-		return nil
+		pools = []netip.Prefix{allocator.DefaultPool()}
 	}
 	if len(pools) > maxAddrPools {
 		return invalid("%d default address pools, at most %d are accepted", len(pools), maxAddrPools)
