@@ -520,3 +520,28 @@ func TestGarbageFromPeersIsRefused(t *testing.T) {
 	s.propose(t, "still here")
 	s.stop(t)
 }
+
+// TestVotesAreSeldomSplit: members that were started at the same moment, and so tick
+// together, elect a leader at the first try, all but a few times.
+func TestVotesAreSeldomSplit(t *testing.T) {
+	const rounds, most = 100, 4
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, 1, nil)
+		split := 0
+		for range rounds {
+			lead := c.leader()
+			id, term := lead.cfg.ID, lead.Status().Term
+			c.crash(id)
+			split += int(c.leader().Status().Term - term - 1)
+			for _, m := range c.others(id) {
+				c.crash(m.cfg.ID)
+			}
+			for id := range uint64(3) {
+				c.start(id + 1)
+			}
+		}
+		if split > most {
+			t.Errorf("%d elections of %d were for nothing", split, rounds)
+		}
+	})
+}

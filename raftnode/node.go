@@ -53,6 +53,7 @@ type Node struct {
 	gather    gather
 	held      held
 	ticks     uint64
+	even      bool              // ticks are: somebody leads
 	heard     map[uint64]uint64 // at which tick a member last sent something
 	renew     bool              // members have changed since the last publish
 
