@@ -34,6 +34,8 @@ func TestResolveAdvertise(t *testing.T) {
 		{"several addresses", "", "", all, double, "", "multiple addresses on interface eth0"},
 		{"several on the interface", "eth0", "", all, double, "", "more than one address"},
 		{"no address", "", "", all, nil, "", "could not find"},
+		{"IPv6 that ends like a port", "fd00::2377", "", "0.0.0.0:5000", one, "[fd00::2377]:5000", ""},
+		{"unknown default", "", "eth7", all, one, "", `(--swarm-default-advertise-addr) "eth7": "eth7" is neither`},
 		{"unknown interface", "eth7", "", all, one, "", "neither an IP address nor a network interface"},
 		{"zero", "0.0.0.0", "", all, one, "", "non-zero"},
 		{"bad port", "10.0.0.1:70000", "", all, one, "", "not a port number"},
