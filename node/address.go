@@ -103,9 +103,14 @@ func resolveAdvertise(spec, fallback, listen string, host []iface) (string, erro
 	return net.JoinHostPort(addr.String(), port), nil
 }
 
-// splitPort separates an optional port, which must be a number from 1 to 65535.
+// splitPort separates an optional port, which must be a number from 1 to 65535. An
+// IPv6 address may be in brackets without one, too.
 func splitPort(s string) (host, port string, err error) {
-	if a, err := netip.ParseAddr(s); err == nil {
+	bare := s
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		bare = s[1 : len(s)-1]
+	}
+	if a, err := netip.ParseAddr(bare); err == nil {
 		return a.String(), defaultPort, nil
 	}
 	host, port, ok := strings.Cut(s, ":")

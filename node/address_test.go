@@ -34,6 +34,8 @@ func TestResolveAdvertise(t *testing.T) {
 		{"several addresses", "", "", all, double, "", "multiple addresses on interface eth0"},
 		{"several on the interface", "eth0", "", all, double, "", "more than one address"},
 		{"no address", "", "", all, nil, "", "could not find"},
+		{"IPv6 in brackets", "[fd00::5]", "", "0.0.0.0:5000", one, "[fd00::5]:5000", ""},
+		{"half in brackets", "[fd00::5", "", all, one, "", "missing ']'"},
 		{"IPv6 that ends like a port", "fd00::2377", "", "0.0.0.0:5000", one, "[fd00::2377]:5000", ""},
 		{"unknown default", "", "eth7", all, one, "", `(--swarm-default-advertise-addr) "eth7": "eth7" is neither`},
 		{"unknown interface", "eth7", "", all, one, "", "neither an IP address nor a network interface"},
