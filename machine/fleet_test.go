@@ -28,6 +28,15 @@ type fake struct {
 	fails  map[string]error // by "verb name"
 	create func(ctx context.Context) error
 	urls   map[string]string
+	cuts   map[string][]string // "*": everything
+}
+
+func (f *fake) Disconnect(context.Context, *Machine, []string) error { return nil }
+func (f *fake) Connect(context.Context, *Machine, []string) error    { return nil }
+
+func (f *fake) Cuts(m *Machine) ([]string, bool, error) {
+	from := f.cuts[m.Name]
+	return from, slices.Contains(from, "*"), nil
 }
 
 func (f *fake) do(verb string, m *Machine, running bool) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"text/template"
@@ -75,6 +76,12 @@ func (f *Fleet) look(ctx context.Context, r *Row, host string) {
 		fail(StateError, fmt.Errorf("create is at work on it, or was interrupted: then remove it (legion machine rm -f %s)", r.Name))
 		return
 	}
+	if c, ok := d.(Cutter); ok {
+		cut := cutOff(c, m)
+		defer func() {
+			r.Error = strings.Join(slices.DeleteFunc([]string{cut, r.Error}, func(s string) bool { return s == "" }), "; ")
+		}()
+	}
 	if r.State != StateRunning {
 		return
 	}
@@ -95,6 +102,19 @@ func (f *Fleet) look(ctx context.Context, r *Row, host string) {
 		return
 	}
 	r.Swarm, r.DockerVersion, r.Error = h.Swarm, "v"+h.Version, oneLine(h.Error)
+}
+
+// cutOff says which cuts a machine has: they are silent, and outlive restarts.
+func cutOff(c Cutter, m *Machine) string {
+	switch from, everything, err := c.Cuts(m); {
+	case err != nil:
+		return oneLine(err.Error())
+	case everything:
+		return "disconnected from everything"
+	case len(from) > 0:
+		return "disconnected from " + strings.Join(from, ", ")
+	}
+	return ""
 }
 
 // Filter keeps the rows that match every KEY=VALUE; of one key any value is

@@ -53,6 +53,7 @@ func TestList(t *testing.T) {
 	} {
 		d.urls[name] = daemon(t, answers).URL
 	}
+	d.cuts = map[string][]string{"lock": {"*"}, "off": {"man", "work"}}
 	if err := f.Do(t.Context(), VerbKill, []string{"off"}); err != nil {
 		t.Fatal(err)
 	}
@@ -77,9 +78,9 @@ func TestList(t *testing.T) {
 NAME   ACTIVE   DRIVER   STATE     URL            SWARM     DOCKER   ERRORS
 free   -        fake     Running   unix:///free             v1.2     
 lead   -        fake     Running   unix:///lead   leader    v1.2     
-lock   -        fake     Running   unix:///lock   locked    v1.2     needs its key
+lock   -        fake     Running   unix:///lock   locked    v1.2     disconnected from everything; needs its key
 man    *        fake     Running   unix:///man    manager   v1.2     
-off    -        fake     Stopped                                     
+off    -        fake     Stopped                                     disconnected from man, work
 sick   -        fake     Running   unix:///sick                      GET /info: 503 Service Unavailable: not here
 work   -        fake     Running   unix:///work   worker    v1.2     
 `

@@ -51,6 +51,8 @@ func TestCheckInit(t *testing.T) {
 		{"an expiry", spec(func(s *swarm.Spec) { s.CAConfig.NodeCertExpiry = 59 * time.Minute }), "minimum certificate expiry time is: 1h0m0s"},
 		{"a negative heart-beat", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = -1 }), "heartbeat time period cannot be a negative duration"},
 		{"a fast heart-beat", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Millisecond }), "at least 1s"},
+		{"a slow heart-beat", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = 24 * time.Hour }), ""},
+		{"a heart-beat whose grace period is no number", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = 1 << 62 }), "at most 24h"},
 		{"ticks", spec(func(s *swarm.Spec) { s.Raft.ElectionTick, s.Raft.HeartbeatTick = 1, 1 }), "must be greater"},
 		{"an external CA", spec(func(s *swarm.Spec) { s.CAConfig.ExternalCAs = []*swarm.ExternalCA{{Protocol: "cfssl", URL: "x"}} }), "https://HOST/PATH"},
 	} {

@@ -13,6 +13,7 @@ import (
 const (
 	swarmName          = "default"
 	minHeartbeat       = time.Second
+	maxHeartbeat       = 24 * time.Hour
 	minDataPort        = 1024
 	maxDataPort        = 49151
 	maxAddrPools       = 64
@@ -61,6 +62,8 @@ func CheckSpec(s *swarm.Spec) error {
 		return invalid("heartbeat time period cannot be a negative duration")
 	case p != 0 && p < minHeartbeat:
 		return invalid("the dispatcher's heartbeat period must be at least %s, not %s", minHeartbeat, p)
+	case p > maxHeartbeat:
+		return invalid("the dispatcher's heartbeat period must be at most %s, not %s: nodes that die would never be noticed", maxHeartbeat, p)
 	}
 	if r := &s.Raft; r.ElectionTick < 0 || r.HeartbeatTick < 0 || r.ElectionTick != 0 && r.ElectionTick <= r.HeartbeatTick {
 		return invalid("raft's ElectionTick (%d) must be greater than its HeartbeatTick (%d)", r.ElectionTick, r.HeartbeatTick)
