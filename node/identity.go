@@ -30,7 +30,7 @@ type genesis struct {
 	cluster *api.Cluster
 	node    *api.Node
 	keys    *ca.Keys
-	routes  []netip.Prefix // of this host
+	ingress *api.Network // of the routing mesh
 }
 
 // Numbers that Docker gives a swarm when the user names none.
@@ -47,7 +47,7 @@ const (
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
 // this node is.
-func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, external *issuer.External, now time.Time) (*genesis, error) {
+func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, external *issuer.External, routes []netip.Prefix, now time.Time) (*genesis, error) {
 	root, err := firstRoot(&r.Spec.CAConfig, now)
 	if err != nil {
 		return nil, err
@@ -87,6 +87,9 @@ func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, exte
 		g.node.Spec.Availability = r.Availability
 	}
 	g.node.ManagerAddr, g.node.RaftID = state.AdvertiseAddr, state.RaftID
+	if g.ingress, err = control.Ingress(c, routes...); err != nil {
+		return nil, api.Errorf(api.ClassOf(err), "the swarm's address pools (--default-addr-pool) have no room for the ingress network: %w", err)
+	}
 	return g, nil
 }
 
@@ -181,11 +184,7 @@ func (g *genesis) found(ctx context.Context, s *store.Store) error {
 				return err
 			}
 		}
-		ingress, err := control.Ingress(g.cluster, g.routes...)
-		if err != nil {
-			return err
-		}
-		if err := store.Create(tx, ingress); err != nil {
+		if err := store.Create(tx, g.ingress); err != nil {
 			return err
 		}
 		return store.Create(tx, g.node)

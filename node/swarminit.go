@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -38,7 +39,13 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 	if err != nil {
 		return "", err
 	}
-	g, err := newSwarm(ctx, r, state, external, time.Now())
+	var routes []netip.Prefix
+	if s.networks != nil {
+		if routes, err = s.networks.Routes(ctx); err != nil {
+			return "", err
+		}
+	}
+	g, err := newSwarm(ctx, r, state, external, routes, time.Now())
 	if err != nil {
 		return "", err
 	}
@@ -73,11 +80,9 @@ func (s *swarmNode) settleAddresses(state *membership, r *swarm.InitRequest) err
 		return err
 	}
 	if r.DataPathAddr != "" {
-		a, err := addressOf(r.DataPathAddr, host)
-		if err != nil {
-			return api.Errorf(api.Invalid, "invalid data path address %q: %w", r.DataPathAddr, err)
+		if state.DataPathAddr, err = resolveDataPath(r.DataPathAddr, host); err != nil {
+			return err
 		}
-		state.DataPathAddr = a.String()
 	}
 	return nil
 }
@@ -87,13 +92,6 @@ func (s *swarmNode) settleAddresses(state *membership, r *swarm.InitRequest) err
 func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) error {
 	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
 		return err
-	}
-	if s.networks != nil {
-		routes, err := s.networks.Routes(ctx)
-		if err != nil {
-			return err
-		}
-		g.routes = routes
 	}
 	kek := g.cluster.UnlockKey
 	if err := keyFiles(s.dir).Save(g.keys, kek); err != nil {
