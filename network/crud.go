@@ -110,7 +110,7 @@ func (n *Networks) Remove(ctx context.Context, name string) error {
 		case w.Network.ConfigOnly && len(n.configUsers(w.Network.Name)) > 0:
 			return api.Errorf(api.PermissionDenied, "configuration network %q is in use by network %s", w.Network.Name, strings.Join(n.configUsers(w.Network.Name), ", "))
 		case len(w.users) > 0:
-			return api.Errorf(api.Conflict, "network %s has active endpoints (%s); disconnect or remove these containers first",
+			return api.Errorf(api.PermissionDenied, "network %s has active endpoints (%s); disconnect or remove these containers first",
 				w.Network.Name, n.describeUsers(w))
 		}
 		return nil

@@ -36,6 +36,9 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 	if w.Network.ConfigOnly {
 		return e, api.Errorf(api.PermissionDenied, "network %s is a configuration network: containers can't be in it", w.Network.Name)
 	}
+	if predefined(w.Network.Name) && len(s.Aliases) > 0 {
+		return e, api.Errorf(api.Invalid, "network %s: network-scoped alias is supported only for containers in user defined networks", w.Network.Name)
+	}
 	if w.plain() {
 		return e, w.checkAddresses(s.IPAMConfig)
 	}
