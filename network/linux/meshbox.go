@@ -269,14 +269,17 @@ func (w *boxWriter) note() {
 // answer from, so that the answer is known for one.
 func (w *boxWriter) target() {
 	c := w.base("target", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityDstNAT)
-	in, udp := iif(expr.CmpOpEq, w.b.device), l4proto(unix.IPPROTO_UDP)
+	w.rule(c, iif(expr.CmpOpNeq, w.b.device), verdict(expr.VerdictReturn))
+	w.rule(c, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_UDP}}},
+		verdict(expr.VerdictReturn))
 	for _, own := range w.b.addrs {
 		v6 := own.Addr().Is6()
 		to := addressIn(false, netip.PrefixFrom(own.Addr(), own.Addr().BitLen()))
-		w.rule(c, in, addressIn(true, own.Masked()), verdict(expr.VerdictReturn))
+		w.rule(c, addressIn(true, own.Masked()), verdict(expr.VerdictReturn))
 		for _, a := range w.b.answers {
 			if a.from.Is6() == v6 {
-				w.rule(c, in, udp, to, addressIn(true, a.to), []expr.Any{
+				at, _ := saddrAt(v6)
+				w.rule(c, to, inPrefix(at, a.to), []expr.Any{
 					&expr.Immediate{Register: reg32, Data: a.from.AsSlice()},
 					&expr.NAT{Type: expr.NATTypeDestNAT, Family: natFamily(v6), RegAddrMin: reg32},
 				})
