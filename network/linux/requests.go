@@ -125,6 +125,16 @@ func (r *requests) macvlan(name string, parent, mode uint32, mtu int, mac []byte
 	r.close(info)
 }
 
+// settle has a device that carries since a moment ago do so: until the kernel's watch
+// of links has seen it, which may take long where its lock of devices is wanted by
+// many, the device drops what is sent. To ask for it has it seen (Linux 6.8).
+func (r *requests) settle(name string) {
+	const noStatistics = 8 // RTEXT_FILTER_SKIP_STATS
+	r.begin("look at "+name, unix.RTM_GETLINK, 0, linkHeader(0, 0)...)
+	r.text(unix.IFLA_IFNAME, name)
+	r.number(unix.IFLA_EXT_MASK, noStatistics)
+}
+
 // noLinkLocal has a device get no address of its link when it is set up.
 func (r *requests) noLinkLocal(name string) {
 	r.begin("no link-local address for "+name, unix.RTM_NEWLINK, 0, linkHeader(0, 0)...)
