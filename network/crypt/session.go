@@ -61,7 +61,7 @@ type sessionKey struct {
 	receive cipher.AEAD
 	counter atomic.Uint64 // last one sent
 
-	mu   sync.Mutex
+	mu   sync.Mutex // of seen; what it is held for needs a processor alone
 	seen window
 }
 
@@ -122,10 +122,9 @@ func putNonce(nonce *[nonceSize]byte, vni uint32, counter uint64) {
 	binary.BigEndian.PutUint64(nonce[nonceSize-8:], counter)
 }
 
-// open returns what a data packet protects, in place; or why it is dropped.
+// open returns what a data packet protects, in place; or why it is dropped. Callers
+// hold mu.
 func (k *sessionKey) open(nonce *[nonceSize]byte, h header, packet []byte) ([]byte, reason) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	if !k.seen.fresh(h.counter) {
 		return nil, replayed
 	}

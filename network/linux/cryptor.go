@@ -152,8 +152,9 @@ func (c *cryptor) tick() {
 // hellos sends what may be lost.
 func hellos(w *sender, out []crypt.Packet) {
 	for _, p := range out {
-		w.send(p.To, p.Data, len(p.Data))
+		w.add(p.To, p.Data, len(p.Data))
 	}
+	w.flush()
 }
 
 // sending returns what seals what the bridge gives a device, until that is gone.
@@ -173,12 +174,13 @@ func (c *cryptor) sending(t *tap) func() {
 			}
 			s.Begin(t.vni, frame[:n])
 			for to, data, size, ok := s.Next(); ok; to, data, size, ok = s.Next() {
-				w.send(to, data, size)
+				w.add(to, data, size)
 			}
 		}
 		if to, data, size, ok := s.Flush(); ok { // nothing follows soon
-			w.send(to, data, size)
+			w.add(to, data, size)
 		}
+		w.flush()
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network/crypt"
 )
 
 // cryptSocket is the UDP socket of encrypted overlays. Its system calls, which never
@@ -89,40 +91,77 @@ func (m *message) set(b []byte, name, oob int) {
 	}
 }
 
-// sender sends datagrams from a socket to a port of other nodes.
+// sender sends datagrams from a socket to a port of other nodes. It is used by one
+// goroutine.
 type sender struct {
-	m    message
-	port uint16
+	socket *cryptSocket
+	port   uint16
+	n      int // messages that are queued
+	queued [crypt.Kept]struct {
+		message
+		data []byte
+		size int
+	}
+	vector [crypt.Kept]mmsghdr
 }
 
-func (s *cryptSocket) sender(port uint16) *sender { return &sender{m: message{socket: s}, port: port} }
+// mmsghdr is struct mmsghdr, sendmmsg(2).
+type mmsghdr struct {
+	header unix.Msghdr
+	length uint32
+	_      [4]byte
+}
 
-// send sends datagrams of a size, the last may be shorter. What the kernel doesn't
-// take within a moment is lost.
-func (s *sender) send(to netip.Addr, data []byte, size int) {
-	name := s.m.putName(netip.AddrPortFrom(to, s.port))
-	oob := 0
+func (s *cryptSocket) sender(port uint16) *sender { return &sender{socket: s, port: port} }
+
+// add has datagrams of a size go, the last may be shorter: with those that are added
+// after it, when there are as many as the kernel is given at once, or with flush. So
+// who receives them is woken once for all. data is not changed until then.
+func (s *sender) add(to netip.Addr, data []byte, size int) {
+	m := &s.queued[s.n]
+	m.socket, m.data, m.size = s.socket, data, size
+	name, oob := m.putName(netip.AddrPortFrom(to, s.port)), 0
 	if len(data) > size {
-		oob = s.m.putSegment(uint16(size))
+		oob = m.putSegment(uint16(size))
 	}
-	switch errno := s.try(data, name, oob); errno {
-	case 0:
+	m.set(data, name, oob)
+	if s.n++; s.n == len(s.queued) {
+		s.flush()
+	}
+}
+
+// flush has all go that were added. What the kernel doesn't take within a moment is
+// lost.
+func (s *sender) flush() {
+	for i := range s.n {
+		s.vector[i].header = s.queued[i].header
+	}
+	for i := 0; i < s.n; {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.socket.fd), uintptr(unsafe.Pointer(&s.vector[i])), uintptr(s.n-i), 0, 0, 0)
+		if errno == 0 {
+			i += int(n)
+			continue
+		}
+		s.again(i, errno)
+		i++
+	}
+	s.n = 0
+}
+
+// again handles a message that the kernel did not take.
+func (s *sender) again(i int, errno unix.Errno) {
+	m := &s.queued[i]
+	if errno == unix.EAGAIN {
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(s.socket.fd), Events: unix.POLLOUT}}, roomWait)
+		_, errno = m.call(unix.SYS_SENDMSG)
+	}
+	switch errno {
 	case unix.EINVAL, unix.EMSGSIZE, unix.EIO: // larger than what the device takes
-		for ; oob > 0 && len(data) > 0; data = data[min(size, len(data)):] {
-			_ = s.try(data[:min(size, len(data))], name, 0)
+		for rest := m.data; len(m.data) > m.size && len(rest) > 0; rest = rest[min(m.size, len(rest)):] {
+			m.set(rest[:min(m.size, len(rest))], int(m.header.Namelen), 0)
+			_, _ = m.call(unix.SYS_SENDMSG)
 		}
 	}
-}
-
-// try waits once for room.
-func (s *sender) try(data []byte, name, oob int) unix.Errno {
-	s.m.set(data, name, oob)
-	_, errno := s.m.call(unix.SYS_SENDMSG)
-	if errno == unix.EAGAIN {
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(s.m.socket.fd), Events: unix.POLLOUT}}, roomWait)
-		_, errno = s.m.call(unix.SYS_SENDMSG)
-	}
-	return errno
 }
 
 // putName says who is written to, and returns the length of that.

@@ -25,24 +25,38 @@ func TestCryptSocket(t *testing.T) {
 		s, r := sockets[0].sender(port), sockets[1].receiver()
 		arrived, err := newArrival(sockets[1].fd)
 		w.ok(err)
-		for _, c := range []struct{ total, size int }{{1, 1}, {100, 100}, {6400, 100}, {6350, 100}, {60000, 1300}, {6000, 2000}} {
-			data := make([]byte, c.total)
-			for i := range data {
-				data[i] = byte(i / c.size)
-			}
-			s.send(to, data, c.size)
+		expect := func(data []byte, size int) {
+			t.Helper()
 			var got []byte
-			for len(got) < c.total {
+			for len(got) < len(data) {
 				arrived.wait()
-				who, more, size, ok := r.receive()
-				if !ok || who != from || size != min(c.size, len(more)) {
-					t.Fatalf("%d bytes of %d come from %s as %d of %d", c.total, c.size, who, len(more), size)
+				who, more, n, ok := r.receive()
+				if !ok || who != from || n != min(size, len(more)) {
+					t.Fatalf("%d bytes of %d come from %s as %d of %d", len(data), size, who, len(more), n)
 				}
 				got = slices.Concat(got, more)
 			}
 			if !bytes.Equal(got, data) {
-				t.Errorf("%d bytes of %d arrive as others", c.total, c.size)
+				t.Errorf("%d bytes of %d arrive as others", len(data), size)
 			}
+		}
+		sizes := []struct{ total, size int }{{1, 1}, {100, 100}, {6400, 100}, {6350, 100}, {60000, 1300}, {6000, 2000}}
+		all := make([][]byte, len(sizes))
+		for i, c := range sizes {
+			all[i] = make([]byte, c.total)
+			for j := range all[i] {
+				all[i][j] = byte(j / c.size)
+			}
+			s.add(to, all[i], c.size)
+			s.flush()
+			expect(all[i], c.size)
+		}
+		for i, c := range sizes { // more than go at once, one that the device doesn't take among them
+			s.add(to, all[i], c.size)
+		}
+		s.flush()
+		for i, c := range sizes {
+			expect(all[i], c.size)
 		}
 		if _, _, _, ok := r.receive(); ok {
 			t.Error("something comes that nobody has sent")
