@@ -27,8 +27,8 @@ type peerLink struct {
 	size  int
 	full  bool  // messages were dropped
 	up    bool  // the stream stands
-	wire  *wire // what it is made of; nil until the first frame is sent
-	busy  bool  // somebody writes: sends a frame
+	wire  *wire // what it is made of
+	busy  bool  // somebody writes: sends a frame on wire
 	fault error // why wire could not be written to
 	// offers wait for a refusal, by number, the last of which was given out.
 	offers map[uint64]chan<- error
@@ -67,10 +67,18 @@ func (p *peerLink) push(item parcel) {
 		return
 	}
 	p.mu.Lock()
-	p.busy = false
+	p.idle(w)
 	p.queueUp(item)
 	p.mu.Unlock()
 	p.poke()
+}
+
+// idle ends what made the link busy, unless it has another wire by now. Callers
+// hold mu.
+func (p *peerLink) idle(w *wire) {
+	if p.wire == w {
+		p.busy = false
+	}
 }
 
 // queueUp is for callers that hold mu.
@@ -119,7 +127,7 @@ func (p *peerLink) take() (items []parcel, dropped bool) {
 func (p *peerLink) write(w *wire, items []parcel) error {
 	err := p.frame(w, items)
 	p.mu.Lock()
-	p.busy = false
+	p.idle(w)
 	more := len(p.queue) > 0
 	if err != nil && p.wire == w {
 		p.fault = err
@@ -233,12 +241,9 @@ func first(errs ...error) error {
 func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (err error, ended bool) {
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
-	if err := w.send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Addr: p.mesh.cfg.Addr}); err != nil {
+	if err := p.greet(w); err != nil {
 		return err, false
 	}
-	p.mu.Lock()
-	p.owed, p.wire = time.Now(), w
-	p.mu.Unlock()
 	for {
 		items, dropped := p.take()
 		if dropped {
@@ -271,6 +276,19 @@ func (p *peerLink) send(ctx context.Context, w *wire, received <-chan error) (er
 			return ctx.Err(), false
 		}
 	}
+}
+
+// greet makes w the link's wire and sends the first frame on it. What is pushed
+// meanwhile waits. The receipt may come before greet returns.
+func (p *peerLink) greet(w *wire) error {
+	p.mu.Lock()
+	p.owed, p.wire, p.busy = time.Now(), w, true
+	p.mu.Unlock()
+	err := w.send(&swarmpb.RaftFrame{From: p.mesh.cfg.ID, Addr: p.mesh.cfg.Addr})
+	p.mu.Lock()
+	p.idle(w)
+	p.mu.Unlock()
+	return err
 }
 
 // frame sends items: a message that is larger than a frame in parts.
