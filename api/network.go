@@ -35,6 +35,15 @@ func (n *Network) Encrypted() bool {
 	return ok && (err != nil || on)
 }
 
+// OwnOfSubnet reports whether an address is a subnet's own, and no host's: its first,
+// or in IPv4 its last, that of broadcasts. Subnets of one or two addresses have none.
+func OwnOfSubnet(p netip.Prefix, a netip.Addr) bool {
+	if !p.Contains(a) || p.Addr().BitLen()-p.Bits() < 2 {
+		return false
+	}
+	return a == p.Masked().Addr() || a.Is4() && !p.Contains(a.Next())
+}
+
 // Subnets returns the subnets that a network was given.
 func (n *Network) Subnets() []netip.Prefix {
 	if n.IPAMOptions == nil {

@@ -67,6 +67,9 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 	if n, known := e.cfg.Networks.Known(net); known {
 		net = n.Name
 	}
+	if _, in := endpointKey(r.networks(), net); in && r.Phase == phaseRunning {
+		return api.Errorf(api.PermissionDenied, "endpoint with name %s already exists in network %s", r.Name, net)
+	}
 	if ep == nil {
 		ep = &network.EndpointSettings{}
 	}

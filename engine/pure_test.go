@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -40,6 +41,23 @@ func TestParseBind(t *testing.T) {
 	for _, bad := range []string{"", ":", "a:b", "/a:/", "/a:/b:zz", "/a:/b:ro,rw", "/a:/b:nocopy", "v!:/b", "a:/b:ro:x", "/a::/b", "vol:/b:rslave", "x:relative"} {
 		if _, err := parseBind(bad, ""); !api.Is(err, api.Invalid) {
 			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// Docker and the kernel take more for a name than domains do.
+func TestHostnames(t *testing.T) {
+	for _, ok := range []string{"", "web-1.example.com", "UPPER_under.dots.", "-x", "two words", "ünï", strings.Repeat("a", 64)} {
+		if err := validateConfig(&container.Config{Hostname: ok, Domainname: ok}); err != nil {
+			t.Errorf("%q: %v", ok, err)
+		}
+	}
+	for _, bad := range []string{"a\nb", "a\tb", "a\x00b", strings.Repeat("a", 65)} {
+		if err := validateConfig(&container.Config{Hostname: bad}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "invalid hostname format") {
+			t.Errorf("%q: %v", bad, err)
+		}
+		if err := validateConfig(&container.Config{Domainname: bad}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "invalid domain name format") {
+			t.Errorf("domain %q: %v", bad, err)
 		}
 	}
 }
@@ -89,6 +107,18 @@ func TestPlanMounts(t *testing.T) {
 	h.Mounts = []mount.Mount{{Type: mount.TypeTmpfs, Target: "/t/"}}
 	if _, err := planMounts(c, h, nil); err == nil || err.Error() != "Duplicate mount point: /t" {
 		t.Error(err)
+	}
+}
+
+// Compose shows the ports that a container is listed with.
+func TestExposedPorts(t *testing.T) {
+	for mode, want := range map[container.NetworkMode]int{"bridge": 1, "mine": 1, "host": 0, "none": 0, "container:c1": 0} {
+		for phase, runs := range map[phase]int{phaseRunning: 1, phaseCreated: 0} {
+			r := &record{Phase: phase, Config: &container.Config{ExposedPorts: network.PortSet{network.MustParsePort("80/tcp"): {}}}, Host: &container.HostConfig{NetworkMode: mode}}
+			if got := portSummary(r); len(got) != want*runs {
+				t.Errorf("%s, %v: %+v", mode, phase, got)
+			}
+		}
 	}
 }
 

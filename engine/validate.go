@@ -2,12 +2,12 @@ package engine
 
 import (
 	"path"
-	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
@@ -22,6 +22,7 @@ const (
 	minMemory    = 6 << 20
 	minShm       = 0
 	maxEnv       = 1 << 20 // bytes of all variables
+	maxHostname  = 64      // bytes of it, and of a domain's name: uname(2)
 	minCPUPeriod = 1000
 	maxCPUPeriod = 1_000_000
 )
@@ -82,8 +83,10 @@ func validateConfig(c *container.Config) error {
 	if c.StopTimeout != nil && *c.StopTimeout < -1 {
 		return api.Errorf(api.Invalid, "stop timeout %d is negative; -1 means to wait for ever", *c.StopTimeout)
 	}
-	if h := c.Hostname; len(h) > 63 || h != "" && !hostnamePattern().MatchString(h) {
-		return api.Errorf(api.Invalid, "invalid hostname format: %s", h)
+	for _, f := range []struct{ what, name string }{{"hostname", c.Hostname}, {"domain name", c.Domainname}} {
+		if len(f.name) > maxHostname || strings.ContainsFunc(f.name, unicode.IsControl) {
+			return api.Errorf(api.Invalid, "invalid %s format: %q has more than the kernel's %d bytes, or control characters", f.what, f.name, maxHostname)
+		}
 	}
 	for _, s := range slices.Concat(c.Entrypoint, c.Cmd) {
 		if strings.ContainsRune(s, 0) {
@@ -91,10 +94,6 @@ func validateConfig(c *container.Config) error {
 		}
 	}
 	return nil
-}
-
-func hostnamePattern() *regexp.Regexp {
-	return regexp.MustCompile(`^[a-zA-Z0-9_]([a-zA-Z0-9_.-]*[a-zA-Z0-9_])?$`)
 }
 
 // parseSignal reads a signal's name, with or without SIG, or its number.

@@ -1,8 +1,6 @@
 package network
 
 import (
-	"net/netip"
-
 	dnet "github.com/moby/moby/api/types/network"
 
 	"github.com/legion-swarm/legion/api"
@@ -17,13 +15,12 @@ func (n *Networks) configNetwork(r *record, q *dnet.CreateRequest) error {
 	r.Network.ConfigOnly, r.Network.Driver = true, "null"
 	r.Network.EnableIPv4 = q.EnableIPv4 == nil || *q.EnableIPv4
 	r.Network.EnableIPv6 = q.EnableIPv6 != nil && *q.EnableIPv6
-	r.Network.IPAM = dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}}
+	r.Network.IPAM = ipamOf(q)
 	if q.IPAM == nil {
 		return nil
 	}
-	r.Network.IPAM.Options = orEmpty(q.IPAM.Options)
 	for _, c := range q.IPAM.Config {
-		if err := n.shapeOfSubnet(q.Name, c, r.Network.EnableIPv4, r.Network.EnableIPv6); err != nil {
+		if err := checkSubnet(q.Name, c, r.Network.EnableIPv4, r.Network.EnableIPv6); err != nil {
 			return err
 		}
 		r.Network.IPAM.Config = append(r.Network.IPAM.Config, c)
@@ -50,7 +47,7 @@ func (n *Networks) fromConfig(q *dnet.CreateRequest) (*dnet.CreateRequest, error
 	own := *q
 	own.EnableIPv4, own.EnableIPv6 = &c.Network.EnableIPv4, &c.Network.EnableIPv6
 	own.Options, own.Labels = c.Network.Options, c.Network.Labels
-	own.IPAM = &dnet.IPAM{Driver: "default", Options: c.Network.IPAM.Options, Config: c.Network.IPAM.Config}
+	own.IPAM = &dnet.IPAM{Driver: c.Network.IPAM.Driver, Options: c.Network.IPAM.Options, Config: c.Network.IPAM.Config}
 	own.ConfigFrom = &dnet.ConfigReference{Network: c.Network.Name}
 	return &own, nil
 }
@@ -112,10 +109,4 @@ func (n *Networks) holdLocal(o *api.Network, host *Host) error {
 // itself.
 func ownOfNodes(o *api.Network) bool {
 	return o.DriverState.Name == driverMacvlan || o.DriverState.Name == driverBridge
-}
-
-// shapeOfSubnet checks a subnet that a user gave, by itself.
-func (n *Networks) shapeOfSubnet(name string, c dnet.IPAMConfig, v4, v6 bool) error {
-	_, err := n.checkSubnetBeside(name, c, v4, v6, []netip.Prefix{})
-	return err
 }

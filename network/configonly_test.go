@@ -27,14 +27,15 @@ func configRequest(name, subnet string) *dnet.CreateRequest {
 func TestMacvlan(t *testing.T) {
 	w := newNode(t)
 	for says, change := range map[string]func(q *dnet.CreateRequest){
-		"needs a device":     func(q *dnet.CreateRequest) { q.Options = nil },
-		"no such device":     func(q *dnet.CreateRequest) { q.Options["parent"] = "eth7" },
-		"must be one of":     func(q *dnet.CreateRequest) { q.Options["macvlan_mode"] = "odd" },
-		"is not served by":   func(q *dnet.CreateRequest) { q.Options["com.docker.network.x"] = "1" },
-		"ipvlan is not":      func(q *dnet.CreateRequest) { q.Driver = "ipvlan" },
-		"bridge or macvlan":  func(q *dnet.CreateRequest) { q.Driver = "weird" },
-		"it should be":       func(q *dnet.CreateRequest) { q.IPAM.Config[0].Subnet = netip.MustParsePrefix("10.99.0.7/24") },
-		"scope of a macvlan": func(q *dnet.CreateRequest) { q.Scope = "swarm" },
+		"needs a device":      func(q *dnet.CreateRequest) { q.Options = nil },
+		"the loopback device": func(q *dnet.CreateRequest) { q.Options["parent"] = "lo" },
+		"no such device":      func(q *dnet.CreateRequest) { q.Options["parent"] = "eth7" },
+		"must be one of":      func(q *dnet.CreateRequest) { q.Options["macvlan_mode"] = "odd" },
+		"is not served by":    func(q *dnet.CreateRequest) { q.Options["com.docker.network.x"] = "1" },
+		"ipvlan is not":       func(q *dnet.CreateRequest) { q.Driver = "ipvlan" },
+		"bridge or macvlan":   func(q *dnet.CreateRequest) { q.Driver = "weird" },
+		"it should be":        func(q *dnet.CreateRequest) { q.IPAM.Config[0].Subnet = netip.MustParsePrefix("10.99.0.7/24") },
+		"scope of a macvlan":  func(q *dnet.CreateRequest) { q.Scope = "swarm" },
 	} {
 		q := macvlanRequest("m", "10.99.0.0/24")
 		change(q)
@@ -161,5 +162,62 @@ func TestRoutesInTheWay(t *testing.T) {
 	_, err := w.Use([]*api.Network{overlayNetwork("net1", "web", "10.99.0.0/16")})
 	if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "network web: its subnet 10.99.0.0/16 overlaps the route to 10.99.0.0/24") {
 		t.Error(err)
+	}
+}
+
+// Containers that get their addresses from somebody else, by DHCP say.
+func TestNullIPAM(t *testing.T) {
+	w := newNode(t)
+	null := func(name string) *dnet.CreateRequest {
+		q := macvlanRequest(name, "10.99.0.0/24")
+		q.IPAM = &dnet.IPAM{Driver: "null"}
+		return q
+	}
+	for says, change := range map[string]func(q *dnet.CreateRequest){
+		"it is for macvlan networks":       func(q *dnet.CreateRequest) { q.Driver = "bridge" },
+		"does not handle specific address": func(q *dnet.CreateRequest) { q.IPAM.Config = macvlanRequest("m", "10.99.0.0/24").IPAM.Config },
+		"nor --ipv6":                       func(q *dnet.CreateRequest) { q.EnableIPv6 = new(true) },
+		`"other" not found`:                func(q *dnet.CreateRequest) { q.IPAM.Driver = "other" },
+	} {
+		q := null("m")
+		change(q)
+		if _, err := w.Create(t.Context(), q); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+	conf := null("conf")
+	conf.ConfigOnly = true
+	made := &dnet.CreateRequest{Name: "from", Driver: "macvlan", ConfigFrom: &dnet.ConfigReference{Network: "conf"}}
+	for _, q := range []*dnet.CreateRequest{null("m"), conf, made} {
+		if _, err := w.Create(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Create(t.Context(), &dnet.CreateRequest{Name: "b", ConfigFrom: &dnet.ConfigReference{Network: "conf"}}); !api.Is(err, api.Invalid) {
+		t.Error("a bridge from it:", err)
+	}
+	if _, err := w.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{"m": {IPAMConfig: &dnet.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.99.0.5")}}}, nil); !api.Is(err, api.Invalid) {
+		t.Error("an address that nobody gives:", err)
+	}
+	mac := ""
+	for _, name := range []string{"m", "from", "m"} {
+		e := w.join("c1", name).Endpoints[name]
+		f := w.fake.There().Sandboxes["c1"].Interfaces[0]
+		if len(f.Addresses) != 0 || f.Parent != "up0" || e.IPAddress.IsValid() || e.Gateway.IsValid() || e.MacAddress.String() != f.MAC {
+			t.Errorf("%s: %+v, %+v", name, f, e)
+		}
+		if name == "m" && mac != "" && f.MAC != mac {
+			t.Errorf("another MAC address: %s, %s", mac, f.MAC)
+		}
+		if name == "m" {
+			mac = f.MAC
+		}
+		w.restart("c1")
+		if err := w.Leave(t.Context(), "c1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if in, err := w.Inspect("from"); err != nil || in.IPAM.Driver != "null" || len(in.IPAM.Config) != 0 {
+		t.Errorf("%+v, %v", in, err)
 	}
 }

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"strings"
@@ -157,7 +158,7 @@ func checkRequest(q *dnet.CreateRequest) error {
 	case !q.ConfigOnly && q.Driver != "" && q.Driver != driverBridge && q.Driver != driverMacvlan && q.Driver != "default":
 		return checkDriver(q.Driver)
 	case q.Scope != "" && q.Scope != scopeLocal:
-		return api.Errorf(api.Invalid, "network %s: the scope of a %s network of this node is local, not %q", q.Name, q.Driver, q.Scope)
+		return api.Errorf(api.Invalid, "network %s: the scope of a %s network of this node is local, not %q", q.Name, cmp.Or(q.Driver, driverBridge), q.Scope)
 	case q.ConfigOnly && q.ConfigFrom != nil && q.ConfigFrom.Network != "":
 		return api.Errorf(api.PermissionDenied, "network %s: a configuration network can't be made from another (--config-only, --config-from)", q.Name)
 	case q.ConfigOnly && (q.Internal || q.Attachable):
@@ -168,14 +169,35 @@ func checkRequest(q *dnet.CreateRequest) error {
 		return api.Errorf(api.Invalid, "network %s: IPv4 or IPv6 must be enabled", q.Name)
 	case len(q.Options) > maxLabels || len(q.Labels) > maxLabels:
 		return api.Errorf(api.Invalid, "network %s: more than %d options or labels", q.Name, maxLabels)
-	case q.IPAM != nil && q.IPAM.Driver != "" && q.IPAM.Driver != "default":
-		return api.Errorf(api.NotFound, "network %s: IPAM driver %q not found; there is only \"default\"", q.Name, q.IPAM.Driver)
+	}
+	if err := checkIPAM(q); err != nil {
+		return err
 	}
 	if q.ConfigOnly || q.Driver == driverMacvlan {
 		return nil // what the options mean is up to the driver
 	}
 	_, err := parseSettings(q.Options)
 	return err
+}
+
+// Drivers of addresses (IPAM). With the second, containers get none from us: they ask a
+// server of the network for theirs, or give them to themselves.
+const (
+	ipamDefault = "default"
+	ipamNull    = "null"
+)
+
+func checkIPAM(q *dnet.CreateRequest) error {
+	switch {
+	case q.IPAM == nil || q.IPAM.Driver == "" || q.IPAM.Driver == ipamDefault:
+	case q.IPAM.Driver != ipamNull:
+		return api.Errorf(api.NotFound, "network %s: IPAM driver %q not found; there are \"default\" and, for macvlan, \"null\"", q.Name, q.IPAM.Driver)
+	case !q.ConfigOnly && q.Driver != driverMacvlan:
+		return api.Errorf(api.Invalid, "network %s: the IPAM driver \"null\" gives containers no addresses, and a bridge leads only to those that it gave: it is for macvlan networks", q.Name)
+	case len(q.IPAM.Config) > 0 || q.EnableIPv6 != nil && *q.EnableIPv6:
+		return api.Errorf(api.Invalid, "network %s: null ipam driver does not handle specific address pool requests: name no subnet, gateway or range, nor --ipv6", q.Name)
+	}
+	return nil
 }
 
 func checkDriver(driver string) error {

@@ -14,7 +14,7 @@ import (
 )
 
 // Inspect returns a network, by id, name or unambiguous id prefix, with its
-// containers.
+// containers, and an overlay's nodes.
 func (n *Networks) Inspect(name string) (*dnet.Inspect, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -23,6 +23,9 @@ func (n *Networks) Inspect(name string) (*dnet.Inspect, error) {
 		return nil, err
 	}
 	r := &dnet.Inspect{Network: w.Network, Containers: map[string]dnet.EndpointResource{}, Status: w.status()}
+	if w.Overlay != nil {
+		r.Peers = n.peersOf(w)
+	}
 	for id := range w.users {
 		for _, e := range n.boxes[id].Endpoints {
 			if e.NetworkID == w.Network.ID {
@@ -107,7 +110,7 @@ func (n *Networks) Remove(ctx context.Context, name string) error {
 		case w.Network.ConfigOnly && len(n.configUsers(w.Network.Name)) > 0:
 			return api.Errorf(api.PermissionDenied, "configuration network %q is in use by network %s", w.Network.Name, strings.Join(n.configUsers(w.Network.Name), ", "))
 		case len(w.users) > 0:
-			return api.Errorf(api.Conflict, "network %s has active endpoints (%s); disconnect or remove these containers first",
+			return api.Errorf(api.PermissionDenied, "network %s has active endpoints (%s); disconnect or remove these containers first",
 				w.Network.Name, n.describeUsers(w))
 		}
 		return nil

@@ -43,7 +43,9 @@ func TestCreateRefuses(t *testing.T) {
 		{"driver", dnet.CreateRequest{Name: "n", Driver: "weird"}, api.NotFound, "weird"},
 		{"second host", dnet.CreateRequest{Name: "n", Driver: "host"}, api.PermissionDenied, "only one instance of \"host\" network is allowed"},
 		{"no family", dnet.CreateRequest{Name: "n", EnableIPv4: &off}, api.Invalid, "IPv4 or IPv6"},
-		{"overlap", dnet.CreateRequest{Name: "n", IPAM: ipam("10.5.1.0/24", "", "")}, api.PermissionDenied, "Pool overlaps with other one on this address space"},
+		{"overlap", dnet.CreateRequest{Name: "n", IPAM: ipam("10.5.1.0/24", "", "")}, api.PermissionDenied, "Pool overlaps with other one on this address space: 10.5.1.0/24 and 10.5.0.0/16 of network taken"},
+		{"the host's own link", dnet.CreateRequest{Name: "n", IPAM: ipam("10.99.0.0/25", "", "")}, api.PermissionDenied, "overlaps 10.99.0.0/24 of this host's device up0"},
+		{"scope", dnet.CreateRequest{Name: "n", Scope: "global"}, api.Invalid, "the scope of a bridge network of this node is local, not \"global\""},
 		{"host bits", dnet.CreateRequest{Name: "n", IPAM: ipam("10.6.0.1/24", "", "")}, api.Invalid, "it should be 10.6.0.0/24"},
 		{"gateway outside", dnet.CreateRequest{Name: "n", IPAM: ipam("10.6.0.0/24", "10.7.0.1", "")}, api.Invalid, "gateway 10.7.0.1"},
 		{"range outside", dnet.CreateRequest{Name: "n", IPAM: ipam("10.6.0.0/24", "", "10.7.0.0/25")}, api.Invalid, "ip-range"},
@@ -52,6 +54,7 @@ func TestCreateRefuses(t *testing.T) {
 		{"tiny", dnet.CreateRequest{Name: "n", IPAM: ipam("10.6.0.1/32", "", "")}, api.Invalid, "no room"},
 		{"loopback", dnet.CreateRequest{Name: "n", IPAM: ipam("127.5.0.0/16", "", "")}, api.Invalid, "can't have such addresses"},
 		{"mtu", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.driver.mtu": "x"}}, api.Invalid, "mtu"},
+		{"mtu of IPv6", dnet.CreateRequest{Name: "n", EnableIPv6: new(true), Options: map[string]string{"com.docker.network.driver.mtu": "1279"}}, api.Invalid, "with IPv6 its MTU must be 1280 bytes at least, and is 1279"},
 		{"option", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.bridge.nope": "x"}}, api.Invalid, "is not served"},
 		{"device", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "sixteen-letters-"}}, api.Invalid, "device name"},
 		{"device taken", dnet.CreateRequest{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "legion0"}}, api.PermissionDenied, "networks have same bridge name"},
@@ -88,7 +91,7 @@ func TestCreate(t *testing.T) {
 	if err != nil || r.Containers["c1"].Name != "one" || r.Containers["c1"].IPv4Address.String() != "10.5.0.128/24" {
 		t.Errorf("inspect: %+v, %v", r, err)
 	}
-	if err := n.Remove(t.Context(), "web"); !api.Is(err, api.Conflict) || !strings.Contains(err.Error(), "name:one") {
+	if err := n.Remove(t.Context(), "web"); !api.Is(err, api.PermissionDenied) || !strings.Contains(err.Error(), "name:one") {
 		t.Errorf("removed in use: %v", err)
 	}
 	if err := n.Leave(t.Context(), "c1"); err != nil {

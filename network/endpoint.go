@@ -2,6 +2,7 @@ package network
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"net"
 	"net/netip"
 	"slices"
@@ -35,6 +36,9 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 	if w.Network.ConfigOnly {
 		return e, api.Errorf(api.PermissionDenied, "network %s is a configuration network: containers can't be in it", w.Network.Name)
 	}
+	if predefined(w.Network.Name) && len(s.Aliases) > 0 {
+		return e, api.Errorf(api.Invalid, "network %s: network-scoped alias is supported only for containers in user defined networks", w.Network.Name)
+	}
 	if w.plain() {
 		return e, w.checkAddresses(s.IPAMConfig)
 	}
@@ -65,6 +69,9 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 	}
 	if len(s.MacAddress) == 0 {
 		s.MacAddress = macOf(s.IPAddress, s.GlobalIPv6Address)
+	}
+	if len(s.MacAddress) == 0 {
+		s.MacAddress = macOfName(id + " " + w.Network.ID)
 	}
 	e.HostName = hostNamePrefix + s.EndpointID[:maxDeviceName-len(hostNamePrefix)]
 	return e, nil
@@ -234,6 +241,13 @@ func macOf(v4, v6 netip.Addr) dnet.HardwareAddr {
 	return dnet.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}
 }
 
+// macOfName is the MAC address of a container without an address of ours: always the
+// same, so that who gives it one there knows it again.
+func macOfName(name string) dnet.HardwareAddr {
+	sum := sha256.Sum256([]byte(name))
+	return dnet.HardwareAddr{0x02, 0x42, sum[0], sum[1], sum[2], sum[3]}
+}
+
 // nameInterfaces gives interfaces without a name one that is free.
 func (n *Networks) nameInterfaces(endpoints []endpoint) error {
 	used := map[string]bool{}
@@ -246,7 +260,7 @@ func (n *Networks) nameInterfaces(endpoints []endpoint) error {
 		if asked, _, err := parseEndpointOptions(e.Settings.DriverOpts); name == "" && err == nil {
 			name = asked
 		}
-		if name != "" && used[name] || name == "lo" {
+		if name != "" && used[name] || name == loopbackDevice {
 			return api.Errorf(api.Invalid, "interface name %s is taken in the container", name)
 		}
 		e.Interface = name

@@ -1,10 +1,12 @@
 package network
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	dnet "github.com/moby/moby/api/types/network"
@@ -22,14 +24,9 @@ func (n *Networks) draftDevice(r *record, host *Host) error {
 		r.Device = "br-" + r.Network.ID[:12]
 		return nil
 	}
-	for _, w := range n.nets {
-		if w.Device == r.Device {
-			return api.Errorf(api.PermissionDenied, "network %s: device %s is already that of network %s: networks have same bridge name", r.Network.Name, r.Device, w.Network.Name)
-		}
-	}
-	for _, c := range n.creating {
-		if c.Device == r.Device {
-			return api.Errorf(api.PermissionDenied, "network %s: device %s is already that of network %s: networks have same bridge name", r.Network.Name, r.Device, c.Network.Name)
+	for o := range n.addressed() {
+		if o.Device == r.Device {
+			return api.Errorf(api.PermissionDenied, "network %s: device %s is already that of network %s: networks have same bridge name", r.Network.Name, r.Device, o.Network.Name)
 		}
 	}
 	d, there := host.Devices[r.Device]
@@ -52,17 +49,27 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 	if v6 && !host.IPv6 {
 		return api.Errorf(api.Invalid, "network %s: IPv6 is switched off on this host", q.Name)
 	}
+	if mtu := n.mtuAsked(r); v6 && mtu != 0 && mtu < minMTU6 {
+		return api.Errorf(api.Invalid, "network %s: with IPv6 its MTU must be %d bytes at least, and is %d (--opt %s)", q.Name, minMTU6, mtu, optMTU)
+	}
 	r.Network.EnableIPv4, r.Network.EnableIPv6 = v4, v6
-	ipam := dnet.IPAM{Driver: "default", Options: map[string]string{}}
+	ipam := ipamOf(q)
+	if ipam.Driver == ipamNull {
+		if r.Macvlan == nil { // of a configuration network's, which does not know the driver
+			return checkIPAM(q)
+		}
+		r.Network.IPAM = ipam
+		return nil
+	}
 	var asked []dnet.IPAMConfig
 	if q.IPAM != nil {
-		ipam.Options = orEmpty(q.IPAM.Options)
 		asked = q.IPAM.Config
 	}
-	busy := n.busy(&Host{})
 	for _, c := range asked {
-		c, err := n.checkSubnetBeside(q.Name, c, v4, v6, busy)
-		if err != nil {
+		if err := checkSubnet(q.Name, c, v4, v6); err != nil {
+			return err
+		}
+		if err := n.checkFree(r, c.Subnet, host); err != nil {
 			return err
 		}
 		if slices.ContainsFunc(ipam.Config, func(o dnet.IPAMConfig) bool { return o.Subnet.Addr().Is4() == c.Subnet.Addr().Is4() }) {
@@ -93,6 +100,24 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 	return nil
 }
 
+// ipamOf is who gives addresses in a network that is asked for, without subnets.
+func ipamOf(q *dnet.CreateRequest) dnet.IPAM {
+	o := dnet.IPAM{Driver: ipamDefault, Options: map[string]string{}, Config: []dnet.IPAMConfig{}}
+	if q.IPAM != nil {
+		o.Driver, o.Options = cmp.Or(q.IPAM.Driver, ipamDefault), orEmpty(q.IPAM.Options)
+	}
+	return o
+}
+
+// mtuAsked is that of a new network, in bytes; 0: its device's.
+func (n *Networks) mtuAsked(r *record) int {
+	mtu, _ := strconv.Atoi(r.Network.Options[optMTU]) // none, or one that was checked
+	if mtu == 0 && r.Macvlan == nil {
+		return n.mtu
+	}
+	return mtu
+}
+
 // pools6 returns the blocks that IPv6 subnets are cut from. Callers hold mu.
 func (n *Networks) pools6() []AddressPool {
 	if slices.ContainsFunc(n.o.Pools, func(p AddressPool) bool { return p.Base.Addr().Is6() }) {
@@ -106,10 +131,10 @@ func (n *Networks) pools6() []AddressPool {
 	return []AddressPool{ulaPool(seed)}
 }
 
-// checkSubnetBeside checks a subnet that a user gave; none of taken may overlap it.
-func (n *Networks) checkSubnetBeside(name string, c dnet.IPAMConfig, v4, v6 bool, taken []netip.Prefix) (dnet.IPAMConfig, error) {
-	bad := func(format string, args ...any) (dnet.IPAMConfig, error) {
-		return c, api.Errorf(api.Invalid, "network "+strings.ReplaceAll(name, "%", "%%")+": "+format, args...)
+// checkSubnet checks a subnet that a user gave, by itself.
+func checkSubnet(name string, c dnet.IPAMConfig, v4, v6 bool) error {
+	bad := func(format string, args ...any) error {
+		return api.Errorf(api.Invalid, "network "+strings.ReplaceAll(name, "%", "%%")+": "+format, args...)
 	}
 	s := c.Subnet
 	switch {
@@ -135,12 +160,32 @@ func (n *Networks) checkSubnetBeside(name string, c dnet.IPAMConfig, v4, v6 bool
 			return bad("invalid auxiliary address %s=%s: parent subnet %s doesn't contain this address", k, c.AuxAddress[k], s)
 		}
 	}
-	for _, busy := range taken {
-		if busy.Overlaps(s) {
-			return c, api.Errorf(api.PermissionDenied, "network %s: invalid pool request: Pool overlaps with other one on this address space: %s and %s", name, s, busy)
+	return nil
+}
+
+// checkFree refuses a subnet that a user gave for a new network if another network
+// of this node has part of it, or if a bridge with it would cut the host off from what
+// it reaches by a device. A wider route is no hindrance: the user may mean it. Callers
+// hold mu.
+func (n *Networks) checkFree(r *record, s netip.Prefix, host *Host) error {
+	for o := range n.addressed() {
+		for _, c := range o.Network.IPAM.Config {
+			if c.Subnet.Overlaps(s) {
+				return api.Errorf(api.PermissionDenied, "network %s: invalid pool request: Pool overlaps with other one on this address space: %s and %s of network %s", r.Network.Name, s, c.Subnet, o.Network.Name)
+			}
 		}
 	}
-	return c, nil
+	if r.Device == "" || r.External || s.Addr().IsLinkLocalUnicast() {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(host.Devices)) {
+		if d := host.Devices[name]; !d.Own {
+			if i := slices.IndexFunc(d.Addresses, s.Overlaps); i >= 0 {
+				return api.Errorf(api.PermissionDenied, "network %s: subnet %s overlaps %s of this host's device %s, so the host could not reach what is there; name another subnet (--subnet)", r.Network.Name, s, d.Addresses[i].Masked(), name)
+			}
+		}
+	}
+	return nil
 }
 
 // defaultGateway gives a subnet without a gateway the first address that is

@@ -260,7 +260,10 @@ func (n *Networks) explain(a *attachment, err error) error {
 		e := se.Items[PortItem(p.PortKey)]
 		switch {
 		case errors.Is(e, ErrPortInUse):
-			return &portError{errPortTaken(p.PortKey, "a process of this host"), err}
+			n.mu.Lock()
+			who := n.outsider(p.PortKey)
+			n.mu.Unlock()
+			return &portError{errPortTaken(p.PortKey, who), err}
 		case e != nil:
 			return &portError{api.Errorf(api.Invalid, "Bind for %s failed: %w", p.Host, e), err}
 		}

@@ -29,6 +29,9 @@ const (
 	driverIPvlan  = "ipvlan"
 )
 
+// loopbackDevice is every namespace's own.
+const loopbackDevice = "lo"
+
 // Options of macvlan networks, as Docker names them.
 const (
 	optParent      = "parent"
@@ -60,6 +63,8 @@ func parseMacvlan(name string, options map[string]string, host *Host) (*macvlan,
 	switch d, there := host.Devices[m.Parent]; {
 	case m.Parent == "":
 		return nil, api.Errorf(api.Invalid, "network %s: a macvlan network needs a device of the host (--opt parent=DEVICE)", name)
+	case m.Parent == loopbackDevice:
+		return nil, api.Errorf(api.Invalid, "network %s: option parent=%s: containers can't be on the loopback device; name one that leads to a network", name, m.Parent)
 	case !there:
 		return nil, api.Errorf(api.Invalid, "network %s: option parent=%s: this host has no such device; one for a VLAN is to be made before", name, m.Parent)
 	case d.Own || d.Owner != "":

@@ -123,6 +123,17 @@ func TestJoinAndLeave(t *testing.T) {
 	}
 }
 
+// Where nobody is found by name, nobody can be called something.
+func TestNoAliasesInPredefinedNetworks(t *testing.T) {
+	n := newNode(t)
+	for _, name := range []string{"bridge", "host", "none"} {
+		_, err := n.Join(t.Context(), "c1", map[string]*dnet.EndpointSettings{name: {Aliases: []string{"x"}}}, nil)
+		if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "supported only for containers in user defined networks") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestHostAndNone(t *testing.T) {
 	n := newNode(t)
 	if j := n.join("h", "host"); j.Path != "" || j.Endpoints["host"] == nil {

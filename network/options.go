@@ -69,6 +69,7 @@ const (
 	defaultSetTimeout = 30 * time.Second
 	defaultMTU        = 1500
 	minMTU, maxMTU    = 68, 65535 // RFC 791; what a bridge takes
+	minMTU6           = 1280      // RFC 8200: a smaller device has no IPv6
 )
 
 func (o *Options) validate() error {

@@ -77,7 +77,7 @@ func (p *pool) claim(a netip.Addr) error {
 	if !p.subnet.Contains(a) {
 		return api.Errorf(api.Invalid, "network %s: address %s is not in its subnet %s", p.network, a, p.subnet)
 	}
-	if hasNetworkAddress(p.subnet) && (a == p.subnet.Addr() || a.Is4() && a == lastAddr(p.subnet)) {
+	if api.OwnOfSubnet(p.subnet, a) {
 		return api.Errorf(api.Invalid, "network %s: address %s is its subnet's own, not a host's", p.network, a)
 	}
 	if _, ok := p.taken[a]; ok {

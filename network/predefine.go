@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -29,7 +30,7 @@ func (n *Networks) predefine(host *Host) error {
 		}
 		if err := n.store(&record{Network: dnet.Network{
 			Name: name, ID: newID(), Created: n.o.Now().UTC(), Scope: "local", Driver: driver, EnableIPv4: true,
-			IPAM:    dnet.IPAM{Driver: "default", Config: []dnet.IPAMConfig{}},
+			IPAM:    dnet.IPAM{Driver: ipamDefault, Config: []dnet.IPAMConfig{}},
 			Options: map[string]string{}, Labels: map[string]string{},
 		}}); err != nil {
 			return err
@@ -79,7 +80,7 @@ func (n *Networks) defaultBridge(host *Host, old *netw) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Network.IPAM = dnet.IPAM{Driver: "default", Config: []dnet.IPAMConfig{v4}}
+	r.Network.IPAM = dnet.IPAM{Driver: ipamDefault, Config: []dnet.IPAMConfig{v4}}
 	if n.o.BIP6.IsValid() {
 		r.Network.IPAM.Config = append(r.Network.IPAM.Config, subnetConfig(n.o.BIP6))
 	}
@@ -162,18 +163,28 @@ func subnetConfig(p netip.Prefix) dnet.IPAMConfig {
 // busy lists what new subnets must not overlap. Callers hold mu or are New.
 func (n *Networks) busy(host *Host) []netip.Prefix {
 	l := slices.Clone(host.Prefixes)
-	for _, w := range n.nets {
-		if w.Network.ConfigOnly {
-			continue // it has no addresses: those that are made from it do
-		}
-		for _, c := range w.Network.IPAM.Config {
-			l = append(l, c.Subnet)
-		}
-	}
-	for _, r := range n.creating {
+	for r := range n.addressed() {
 		for _, c := range r.Network.IPAM.Config {
 			l = append(l, c.Subnet)
 		}
 	}
 	return l
+}
+
+// addressed are the networks that there are and those that are being made, but for
+// configuration networks: they have no addresses, those that are made from them do.
+// Callers hold mu or are New.
+func (n *Networks) addressed() iter.Seq[*record] {
+	return func(yield func(*record) bool) {
+		for _, w := range n.nets {
+			if !w.Network.ConfigOnly && !yield(w.record) {
+				return
+			}
+		}
+		for _, r := range n.creating {
+			if !r.Network.ConfigOnly && !yield(r) {
+				return
+			}
+		}
+	}
 }

@@ -182,7 +182,7 @@ func (n *Networks) taken(id string, b binding, port uint16, mine map[PortKey]str
 	for _, a := range b.hosts {
 		k := PortKey{Protocol(b.port.Proto()), netip.AddrPortFrom(a, port)}
 		if avoid[k] {
-			return errPortTaken(k, "a process of this host")
+			return errPortTaken(k, n.outsider(k))
 		}
 		if who := holder(n.ports, k); who != "" && who != id {
 			return errPortTaken(k, "container "+who)
@@ -196,6 +196,21 @@ func (n *Networks) taken(id string, b binding, port uint16, mine map[PortKey]str
 
 func errPortTaken(k PortKey, by string) error {
 	return api.Errorf(api.Conflict, "Bind for %s failed: port is already allocated (%s, by %s)", k.Host, k.Protocol, by)
+}
+
+// outsider says who has a host port that no container of this node publishes. Callers
+// hold mu.
+func (n *Networks) outsider(k PortKey) string {
+	if heard := n.told[n.mesh.network]; heard != nil {
+		for _, s := range heard.services {
+			for i := range s.Ports {
+				if p := &s.Ports[i]; Protocol(p.Protocol) == k.Protocol && p.Published == k.Host.Port() {
+					return "service " + s.Name + ", on every node"
+				}
+			}
+		}
+	}
+	return "a process of this host"
 }
 
 // holder returns who has a port that can't be had beside k.

@@ -282,6 +282,9 @@ func TestMesh(t *testing.T) {
 		want := []string{"peer 10.0.0.3 at 192.0.2.2", "peer 10.0.0.4 at 192.0.2.2", "mesh ing 10.0.0.2/24", "mesh-port tcp 8080 -> 80 at 10.0.0.4",
 			"mesh-port udp 53 on 192.0.2.0/24 on eth0 on ?! -> 53 at 10.0.0.4"}
 		n.is("all", want...)
+		if _, err := n.Join(t.Context(), "c9", in("bridge"), ports("80/tcp", "", "8080")); !api.Is(err, api.Conflict) || !strings.Contains(err.Error(), "port is already allocated (tcp, by service web, on every node)") {
+			t.Errorf("a port of the mesh: %v", err)
+		}
 		gateway, err := n.Inspect("docker_gwbridge")
 		if err != nil || n.fake.There().Bridges["br-"+gateway.ID[:12]] == nil {
 			t.Errorf("a node of a swarm has %+v, %v", gateway, err)

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -43,7 +44,7 @@ func overlayRecord(o *api.Network) (*record, error) {
 		Name: o.Spec.Name, ID: o.ID, Created: o.CreatedAt, Scope: scopeSwarm, Driver: driverOverlay, EnableIPv4: true,
 		EnableIPv6: o.Spec.IPv6Enabled, Internal: o.Spec.Internal, Attachable: o.Spec.Attachable, Ingress: o.Spec.Ingress,
 		Options: orEmpty(o.DriverState.Options), Labels: orEmpty(o.Spec.Labels),
-		IPAM: dnet.IPAM{Driver: "default", Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
+		IPAM: dnet.IPAM{Driver: ipamDefault, Options: map[string]string{}, Config: []dnet.IPAMConfig{}},
 	}, Overlay: &overlay{VNI: o.VNI(), Swarm: o, Encrypted: o.Encrypted()}}
 	switch {
 	case !validContainerID(o.ID):
@@ -133,6 +134,9 @@ func (n *Networks) holdLocked(o *api.Network) error {
 			return api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))
 		}
 		r.Overlay.Fits = n.fits(r.Overlay.Encrypted)
+		if mtu := cmp.Or(r.Overlay.MTU, r.Overlay.Fits); r.Network.EnableIPv6 && mtu < minMTU6 {
+			return api.Errorf(api.Invalid, "network %s: IPv6 needs an MTU of %d bytes, and this node's tunnels take %d: make the network without IPv6 (--ipv6), or have the node's own network take more", o.Spec.Name, minMTU6, mtu)
+		}
 		if err := save(n.overlaysDir(), o.ID, r); err != nil {
 			return api.Errorf(api.Internal, "network %s: write it to %s: %w", o.Spec.Name, n.overlaysDir(), err)
 		}

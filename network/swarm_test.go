@@ -198,3 +198,29 @@ func TestOverlayMTU(t *testing.T) {
 		release()
 	}
 }
+
+// No kernel gives a device of less than 1280 bytes an IPv6 address: said before a
+// container is made.
+func TestIPv6NeedsRoomInTunnels(t *testing.T) {
+	w := newNode(t)
+	w.fake.SetHost(network.Host{MTU: 1340, IPv6: true, Devices: map[string]network.Device{"up0": {MTU: 1340}}})
+	w.restart()
+	for _, c := range []struct {
+		mtu       string
+		encrypted bool
+		want      string
+	}{{"", false, ""}, {"", true, "this node's tunnels take 1250"}, {"1280", true, ""}, {"1279", false, "tunnels take 1279"}} {
+		o := overlayNetwork("v6", "v6", "10.0.9.0/24")
+		o.Spec.IPv6Enabled, o.DriverState.Options[api.OptionMTU] = true, c.mtu
+		if c.encrypted {
+			o.DriverState.Options[api.OptionEncrypted] = ""
+		}
+		release, err := w.Use([]*api.Network{o})
+		if c.want == "" && err != nil || c.want != "" && (!api.Is(err, api.Invalid) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if err == nil {
+			release()
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -125,6 +126,19 @@ func splitPort(s string) (host, port string, err error) {
 		return "", "", fmt.Errorf("%q is not a port number (1 to 65535)", port)
 	}
 	return host, port, nil
+}
+
+// resolveDataPath returns the address that tunnels have, given as an address of the
+// host or an interface.
+func resolveDataPath(spec string, host []iface) (string, error) {
+	a, err := addressOf(spec, host)
+	if err == nil && !a.IsLoopback() && !slices.ContainsFunc(host, func(i iface) bool { return slices.Contains(i.addrs, a) }) {
+		err = errors.New("this host has no such address, and tunnels could not send from it")
+	}
+	if err != nil {
+		return "", api.Errorf(api.Invalid, "invalid data path address %q: %w", spec, err)
+	}
+	return a.String(), nil
 }
 
 // addressOf reads an IP address, or takes the only address of an interface;

@@ -4,6 +4,11 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/legion-swarm/legion/api"
 )
 
 func TestResolveAdvertise(t *testing.T) {
@@ -51,6 +56,29 @@ func TestResolveAdvertise(t *testing.T) {
 				t.Fatalf("got %q, error %v; want an error with %q", got, err, c.err)
 			}
 		})
+	}
+}
+
+// Tunnels send from this address, so the host must have it.
+func TestResolveDataPath(t *testing.T) {
+	host := []iface{{"eth0", []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}}
+	for spec, want := range map[string]string{"10.0.0.1": "10.0.0.1", "fd00::1": "fd00::1", "127.0.0.1": "127.0.0.1", "eth0": "10.0.0.1", "10.0.0.2": "no such address", "eth7": "neither an IP address"} {
+		got, err := resolveDataPath(spec, host)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want && (err == nil || !strings.Contains(got, want)) {
+			t.Errorf("%s: %s, want %s", spec, got, want)
+		}
+	}
+}
+
+// A swarm whose pools are all routed elsewhere is not begun.
+func TestPoolsWithoutRoom(t *testing.T) {
+	_, err := newSwarm(t.Context(), &swarm.InitRequest{DefaultAddrPool: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, &membership{RaftID: 1, AdvertiseAddr: "127.0.0.1:1"}, nil,
+		[]netip.Prefix{netip.MustParsePrefix("192.0.2.0/25")}, time.Now())
+	if !api.Is(err, api.ResourceExhausted) || !strings.Contains(err.Error(), "--default-addr-pool") || !strings.Contains(err.Error(), "routes of this manager's host (192.0.2.0/25)") {
+		t.Error(err)
 	}
 }
 

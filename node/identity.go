@@ -12,6 +12,7 @@ import (
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/manager/allocator"
+	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/issuer"
 	"github.com/legion-swarm/legion/store"
 )
@@ -30,7 +31,7 @@ type genesis struct {
 	cluster *api.Cluster
 	node    *api.Node
 	keys    *ca.Keys
-	ingress *api.Network
+	ingress *api.Network // of the routing mesh
 }
 
 // Numbers that Docker gives a swarm when the user names none.
@@ -46,7 +47,7 @@ const (
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
 // this node is.
-func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, external *issuer.External, now time.Time) (*genesis, error) {
+func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, external *issuer.External, routes []netip.Prefix, now time.Time) (*genesis, error) {
 	root, err := firstRoot(&r.Spec.CAConfig, now)
 	if err != nil {
 		return nil, err
@@ -86,6 +87,9 @@ func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, exte
 		g.node.Spec.Availability = r.Availability
 	}
 	g.node.ManagerAddr, g.node.RaftID = state.AdvertiseAddr, state.RaftID
+	if g.ingress, err = control.Ingress(c, routes...); err != nil {
+		return nil, err
+	}
 	return g, nil
 }
 

@@ -137,11 +137,9 @@ func (s *swarmNode) joinState(r *swarm.JoinRequest, remotes []string) (*membersh
 		return nil, err
 	}
 	if r.DataPathAddr != "" {
-		a, err := addressOf(r.DataPathAddr, host)
-		if err != nil {
-			return nil, api.Errorf(api.Invalid, "invalid data path address %q: %w", r.DataPathAddr, err)
+		if state.DataPathAddr, err = resolveDataPath(r.DataPathAddr, host); err != nil {
+			return nil, err
 		}
-		state.DataPathAddr = a.String()
 	}
 	return state, nil
 }

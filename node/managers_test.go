@@ -112,7 +112,7 @@ func (n *testNode) cut() {
 		return
 	}
 	// With another swarm's certificate nobody talks to it any more.
-	g, err := newSwarm(n.t.Context(), &swarm.InitRequest{}, &membership{RaftID: 1, AdvertiseAddr: "127.0.0.1:1"}, nil, time.Now())
+	g, err := newSwarm(n.t.Context(), &swarm.InitRequest{}, &membership{RaftID: 1, AdvertiseAddr: "127.0.0.1:1"}, nil, nil, time.Now())
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -169,10 +169,15 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 	}
 	s, _ := n.swarm()
 	if s == nil || scope == scopeLocal {
-		if e == nil && own.Scope == scopeSwarm && scope != scopeLocal {
-			return n.withNames(own), nil
+		if e != nil || own.Scope != scopeSwarm || scope == scopeLocal {
+			return nil, err
 		}
-		return nil, err
+		if verbose {
+			if own.Services, e = n.local.Services(own.ID); e != nil {
+				return nil, e
+			}
+		}
+		return n.withNames(own), nil
 	}
 	in, err := s.NetworkInspect(ctx, name, verbose)
 	if err != nil {
@@ -182,6 +187,9 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 	// same name.
 	if here, e := n.local.Inspect(in.ID); e == nil && here.Scope == scopeSwarm {
 		in.Containers, in.Status = here.Containers, nil
+		if in.ConfigFrom.Network != "" { // each node has its own
+			in.IPAM, in.Options, in.EnableIPv4, in.EnableIPv6 = here.IPAM, here.Options, here.EnableIPv4, here.EnableIPv6
+		}
 	}
 	return n.withNames(in), nil
 }

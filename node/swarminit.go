@@ -43,7 +43,13 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 	if err != nil {
 		return "", err
 	}
-	g, err := newSwarm(ctx, r, state, external, time.Now())
+	var routes []netip.Prefix
+	if s.networks != nil {
+		if routes, err = s.networks.Routes(ctx); err != nil {
+			return "", err
+		}
+	}
+	g, err := newSwarm(ctx, r, state, external, routes, time.Now())
 	if err != nil {
 		return "", err
 	}
@@ -78,11 +84,9 @@ func (s *swarmNode) settleAddresses(state *membership, r *swarm.InitRequest) err
 		return err
 	}
 	if r.DataPathAddr != "" {
-		a, err := addressOf(r.DataPathAddr, host)
-		if err != nil {
-			return api.Errorf(api.Invalid, "invalid data path address %q: %w", r.DataPathAddr, err)
+		if state.DataPathAddr, err = resolveDataPath(r.DataPathAddr, host); err != nil {
+			return err
 		}
-		state.DataPathAddr = a.String()
 	}
 	return nil
 }
@@ -90,10 +94,6 @@ func (s *swarmNode) settleAddresses(state *membership, r *swarm.InitRequest) err
 // found puts a new swarm on disk, begins it and waits until this node is a
 // leader with a ready agent.
 func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) error {
-	var err error
-	if g.ingress, err = s.firstIngress(ctx, g.cluster); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(filepath.Join(s.dir, certificatesDir), 0o700); err != nil {
 		return err
 	}
@@ -115,18 +115,6 @@ func (s *swarmNode) found(ctx context.Context, state *membership, g *genesis) er
 	}
 	// Last, so that a daemon that dies before has no swarm.
 	return r.keep()
-}
-
-// firstIngress is a new swarm's network of the routing mesh.
-func (s *swarmNode) firstIngress(ctx context.Context, c *api.Cluster) (*api.Network, error) {
-	var routes []netip.Prefix
-	if s.networks != nil {
-		var err error
-		if routes, err = s.networks.Routes(ctx); err != nil {
-			return nil, err
-		}
-	}
-	return control.Ingress(c, routes...)
 }
 
 // forceNewCluster has this manager go on without the others, whose quorum is lost.

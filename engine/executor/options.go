@@ -100,15 +100,7 @@ func config(t *api.Task, cs *swarm.ContainerSpec) *container.Config {
 		labelNodeID: t.NodeID, labelServiceID: t.ServiceID, labelServiceName: t.Spec.ServiceName,
 		labelTask: "", labelTaskID: t.ID, labelTaskName: t.Name(),
 	})
-	ports := network.PortSet{}
-	for _, p := range t.Ports {
-		if port, ok := network.PortFrom(uint16(p.TargetPort), network.IPProtocol(p.Protocol)); ok {
-			ports[port] = struct{}{}
-		}
-	}
-	if len(ports) > 0 {
-		c.ExposedPorts = ports
-	}
+	c.ExposedPorts = shownPorts(t.Ports)
 	return c
 }
 
@@ -142,6 +134,19 @@ func hostConfig(t *api.Task, spec *swarm.TaskSpec) (*container.HostConfig, error
 	}
 	h.SecurityOpt = security(cs.Privileges)
 	return h, nil
+}
+
+// shownPorts are the ports that a container shows as its own: those of the node, as in
+// Docker. Ports of the routing mesh are the service's.
+func shownPorts(ports []swarm.PortConfig) network.PortSet {
+	var set network.PortSet
+	for p := range bindings(ports) {
+		if set == nil {
+			set = network.PortSet{}
+		}
+		set[p] = struct{}{}
+	}
+	return set
 }
 
 func bindings(ports []swarm.PortConfig) network.PortMap {

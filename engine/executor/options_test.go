@@ -1,9 +1,12 @@
 package executor
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/agent/exec"
@@ -98,5 +101,21 @@ func TestOptionsThatAreRefused(t *testing.T) {
 		if _, err := options(t.Context(), k, deps, "host", swarm.Platform{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
+	}
+}
+
+func TestContainersShowTheirNodesPortsAlone(t *testing.T) {
+	o, err := options(t.Context(), &api.Task{
+		Spec: &api.TaskSpec{TaskSpec: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Image: "app:1"}}},
+		Ports: []swarm.PortConfig{
+			{Protocol: network.TCP, TargetPort: 80, PublishedPort: 8080, PublishMode: swarm.PortConfigPublishModeIngress},
+			{Protocol: network.UDP, TargetPort: 53, PublishMode: swarm.PortConfigPublishModeHost},
+		},
+	}, sent{}, "host", swarm.Platform{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shown := slices.Collect(maps.Keys(o.Config.ExposedPorts)); len(shown) != 1 || shown[0].String() != "53/udp" {
+		t.Errorf("shown: %v", shown)
 	}
 }

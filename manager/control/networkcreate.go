@@ -25,9 +25,10 @@ const (
 	maxSubnets = 64
 	// maxReserved bounds a network's auxiliary addresses.
 	maxReserved = 1000
-	minMTU      = 68 // RFC 791
+	minMTU      = 68   // RFC 791
+	minMTU6     = 1280 // RFC 8200
 	maxMTU      = 65535
-	// maxBits6 is the shortest mask of an IPv6 subnet: the allocator counts in 64 bits.
+	// minBits6 is the shortest mask of an IPv6 subnet: the allocator counts in 64 bits.
 	minBits6 = 64
 )
 
@@ -196,6 +197,9 @@ func validateNetwork(q *network.CreateRequest) error {
 	if err := validateNetworkOptions(q.Options); err != nil {
 		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
 	}
+	if mtu, _ := strconv.Atoi(q.Options[api.OptionMTU]); mtu != 0 && mtu < minMTU6 && q.EnableIPv6 != nil && *q.EnableIPv6 {
+		return invalid("network %s: option %s=%d: with IPv6 an MTU must be %d bytes at least", q.Name, api.OptionMTU, mtu, minMTU6)
+	}
 	if err := validateIPAM(q); err != nil {
 		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
 	}
@@ -296,6 +300,8 @@ func validateSubnet(c *network.IPAMConfig, v6 bool) error {
 		return invalid("subnet %s has no room for a gateway and tasks", s)
 	case c.Gateway.IsValid() && !s.Contains(c.Gateway):
 		return invalid("invalid gateway %s: parent subnet %s doesn't contain this address", c.Gateway, s)
+	case api.OwnOfSubnet(s, c.Gateway):
+		return invalid("invalid gateway %s: that address is its subnet's own, not a host's", c.Gateway)
 	case c.IPRange.IsValid() && (c.IPRange != c.IPRange.Masked() || !s.Contains(c.IPRange.Addr()) || c.IPRange.Bits() < s.Bits()):
 		return invalid("invalid ip-range %s: it must be a block inside subnet %s", c.IPRange, s)
 	}

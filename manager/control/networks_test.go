@@ -1,7 +1,9 @@
 package control
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,6 +37,7 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		"scope":              {func(q *network.CreateRequest) { q.Scope = "local" }, api.Invalid, "scope is swarm"},
 		"host bits":          {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.5.0.1/24") }, api.Invalid, "invalid subnet 10.5.0.1/24: it should be 10.5.0.0/24"},
 		"gateway":            {func(q *network.CreateRequest) { q.IPAM.Config[0].Gateway = a("10.6.0.1") }, api.Invalid, "invalid gateway 10.6.0.1"},
+		"broadcast":          {func(q *network.CreateRequest) { q.IPAM.Config[0].Gateway = a("10.5.0.255") }, api.Invalid, "invalid gateway 10.5.0.255: that address is its subnet's own"},
 		"range":              {func(q *network.CreateRequest) { q.IPAM.Config[0].IPRange = p("10.6.0.0/28") }, api.Invalid, "invalid ip-range 10.6.0.0/28"},
 		"aux": {func(q *network.CreateRequest) {
 			q.IPAM.Config[0].AuxAddress = map[string]netip.Addr{"x": a("10.6.0.2")}
@@ -49,8 +52,11 @@ func TestNetworkCreateRefuses(t *testing.T) {
 				q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 7, i, 0}), 24)})
 			}
 		}, api.Invalid, "65 subnets: at most 64 are allowed"},
-		"overlap":       {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.0.0.0/16") }, api.Conflict, "subnet 10.0.0.0/16 and 10.0.0.0/24 of network ingress"},
-		"mtu":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionMTU: "12"} }, api.Invalid, api.OptionMTU},
+		"overlap": {func(q *network.CreateRequest) { q.IPAM.Config[0].Subnet = p("10.0.0.0/16") }, api.Conflict, "subnet 10.0.0.0/16 and 10.0.0.0/24 of network ingress"},
+		"mtu":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionMTU: "12"} }, api.Invalid, api.OptionMTU},
+		"mtu of IPv6": {func(q *network.CreateRequest) {
+			q.EnableIPv6, q.Options = new(true), map[string]string{api.OptionMTU: "1279"}
+		}, api.Invalid, "with IPv6 an MTU must be 1280 bytes at least"},
 		"vni":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
 		"vni taken":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096"} }, api.Conflict, "network ingress"},
 		"option":        {func(q *network.CreateRequest) { q.Options = map[string]string{"com.docker.network.x": "1"} }, api.Invalid, "com.docker.network.x"},
@@ -174,13 +180,24 @@ func TestNetworkLife(t *testing.T) {
 	if got := f.create(s).Spec.TaskTemplate.Networks[0].Target; got != made.ID {
 		t.Errorf("the service names %s, want the id %s", got, made.ID)
 	}
-	for name, targets := range map[string][]string{"nosuch": {"nosuch"}, "named more than once": {"web", made.ID}, "explicitly attached": {"ingress"}, "can't have other networks": {"web", "host"}} {
+	for name, targets := range map[string][]string{"nosuch": {"nosuch"}, "explicitly attached": {"ingress"}, "can't have other networks": {"web", "host"}} {
 		s := spec("t")
 		for _, n := range targets {
 			s.TaskTemplate.Networks = append(s.TaskTemplate.Networks, swarm.NetworkAttachmentConfig{Target: n})
 		}
 		_, err := f.ServiceCreate(t.Context(), s, ServiceOptions{})
 		refused(t, err, api.Invalid, name)
+	}
+	twice := spec("twice")
+	twice.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{
+		{Target: "web", Aliases: []string{"a", "b"}, DriverOpts: map[string]string{"x": "1", "y": "1"}},
+		{Target: made.ID, Aliases: []string{"b", "c"}, DriverOpts: map[string]string{"y": "2"}},
+	}
+	if l := f.create(twice).Spec.TaskTemplate.Networks; len(l) != 1 || l[0].Target != made.ID || !slices.Equal(l[0].Aliases, []string{"a", "b", "c"}) || !maps.Equal(l[0].DriverOpts, map[string]string{"x": "1", "y": "2"}) {
+		t.Errorf("a network named twice: %+v", l)
+	}
+	if err := f.ServiceRemove(t.Context(), "twice"); err != nil {
+		t.Fatal(err)
 	}
 	refused(t, f.NetworkRemove(t.Context(), "web"), api.Conflict, "network web is in use by service s")
 	if removed, err := f.NetworkPrune(t.Context(), nil); err != nil || len(removed) != 0 {

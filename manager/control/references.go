@@ -1,6 +1,7 @@
 package control
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -28,23 +29,38 @@ func resolve(r store.Reader, in *swarm.ServiceSpec) (swarm.ServiceSpec, error) {
 			s, _ = rotator.Apply(&s, rotator.Read(r), time.Time{})
 		}
 	}
-	s.TaskTemplate.Networks = slices.Clone(s.TaskTemplate.Networks)
+	given := s.TaskTemplate.Networks
+	s.TaskTemplate.Networks = given[:0:0]
 	var nets []*api.Network
-	seen := map[string]bool{}
-	for i := range s.TaskTemplate.Networks {
-		n := &s.TaskTemplate.Networks[i]
+	at := map[string]int{}
+	for _, n := range given {
 		found, err := find(r, "network", n.Target, networkID)
 		if err != nil {
 			return s, invalid("network %s not found in the swarm: a service needs a network of scope swarm, or host, bridge or none", n.Target)
 		}
-		if seen[found.ID] {
-			return s, invalid("network %s is named more than once", found.Spec.Name)
-		}
-		seen[found.ID] = true
 		n.Target = found.ID
+		if i, again := at[n.Target]; again { // Docker takes it
+			s.TaskTemplate.Networks[i] = bothOf(s.TaskTemplate.Networks[i], n)
+			continue
+		}
+		at[n.Target] = len(nets)
+		s.TaskTemplate.Networks = append(s.TaskTemplate.Networks, n)
 		nets = append(nets, found)
 	}
 	return s, attachable(r, &s, nets)
+}
+
+// bothOf is what a service wants of a network that it names twice: all the aliases,
+// and of two values of an option the second.
+func bothOf(a, b swarm.NetworkAttachmentConfig) swarm.NetworkAttachmentConfig {
+	a.Aliases = slices.Concat(a.Aliases, slices.DeleteFunc(slices.Clone(b.Aliases), func(name string) bool { return slices.Contains(a.Aliases, name) }))
+	if len(b.DriverOpts) > 0 {
+		opts := map[string]string{}
+		maps.Copy(opts, a.DriverOpts)
+		maps.Copy(opts, b.DriverOpts)
+		a.DriverOpts = opts
+	}
+	return a
 }
 
 // files checks that secrets and configs are there, under the names given.

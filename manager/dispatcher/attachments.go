@@ -138,8 +138,11 @@ func attachable(tx *store.Tx, name string, c *api.AttachedContainer) (*api.Netwo
 		return nil, api.Errorf(api.PermissionDenied, "could not attach to network %s: it is not manually attachable: make it with --attachable", n.Spec.Name)
 	}
 	for _, addr := range c.Addresses {
-		if !slices.ContainsFunc(n.Subnets(), func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		switch i := slices.IndexFunc(n.Subnets(), func(p netip.Prefix) bool { return p.Contains(addr) }); {
+		case i < 0:
 			return nil, api.Errorf(api.Invalid, "network %s: address %s (--ip, --ip6) is in none of its subnets %v", n.Spec.Name, addr, n.Subnets())
+		case api.OwnOfSubnet(n.Subnets()[i], addr):
+			return nil, api.Errorf(api.Invalid, "network %s: address %s (--ip, --ip6) is its subnet's own, not a host's", n.Spec.Name, addr)
 		}
 	}
 	return n, nil

@@ -100,6 +100,8 @@ func TestAttachAndDetach(t *testing.T) {
 	}{
 		{n2, ask("c2", "10.1.0.2"), api.Conflict, "network web: Address already in use: 10.1.0.2"},
 		{n2, ask("c2", "10.1.0.1"), api.Conflict, "Address already in use: 10.1.0.1"}, // the gateway
+		{n2, ask("c2", "10.1.0.0"), api.Invalid, "10.1.0.0 (--ip, --ip6) is its subnet's own, not a host's"},
+		{n2, ask("c2", "10.1.0.7"), api.Invalid, "10.1.0.7 (--ip, --ip6) is its subnet's own, not a host's"},
 		{n2, ask("c2", "10.9.0.1"), api.Invalid, "10.9.0.1 (--ip, --ip6) is in none of its subnets"},
 		{n2, ask("c2", "x"), api.Invalid, "one of each family"},
 		{n2, ask("c2", "10.1.0.3", "10.1.0.4"), api.Invalid, "one of each family"},

@@ -90,7 +90,7 @@ func (o *Opener) packet(v *view, p *peer, packet []byte) reason {
 	if k == nil {
 		return noKey
 	}
-	text, why := k.open(&o.nonce, h.counter, packet)
+	text, why := k.open(&o.nonce, h, packet)
 	if why != 0 {
 		return why
 	}

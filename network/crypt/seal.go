@@ -172,7 +172,7 @@ func (s *Sealer) seal(out, headers, part []byte) []byte {
 	s.p.put(packet[headerSize:])
 	copy(packet[headerSize+pieceHeader:], headers)
 	copy(packet[headerSize+pieceHeader+len(headers):], part)
-	putNonce(&s.nonce, counter)
-	s.key.send.Seal(packet[headerSize:headerSize], s.nonce[:], packet[headerSize:], packet[:headerSize])
+	putNonce(&s.nonce, s.vni, counter)
+	s.key.send.Seal(packet[headerSize:headerSize], s.nonce[:], packet[headerSize:], nil)
 	return out[:len(out)+tagSize]
 }

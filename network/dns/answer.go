@@ -58,32 +58,47 @@ func decide(out, m []byte, q *query, n *Names, r *network.Resolver, datagram boo
 }
 
 // addresses adds those of the family in question, as many as there is room
-// for, beginning with any.
+// for, beginning with any of that family.
 func (r *reply) addresses(l []netip.Addr, start uint32, datagram bool) {
-	if len(l) == 0 {
+	n := uint32(0)
+	for _, a := range l {
+		if r.asks(a) {
+			n++
+		}
+	}
+	if n == 0 {
 		return
 	}
-	first := int(start % uint32(len(l)))
-	for i := range l {
-		a := l[(first+i)%len(l)].Unmap()
-		if a.Is4() != (r.q.kind == TypeA) {
-			continue
-		}
-		var ok bool
-		if a.Is4() {
-			b := a.As4()
-			ok = r.add(TypeA, b[:])
-		} else {
-			b := a.As16()
-			ok = r.add(TypeAAAA, b[:])
-		}
-		if !ok {
-			if datagram {
-				r.truncated()
+	first := start % n
+	for _, late := range []bool{true, false} { // those from the first on, then those before it
+		k := uint32(0)
+		for _, a := range l {
+			if !r.asks(a) {
+				continue
 			}
-			return
+			if k++; (k > first) != late {
+				continue
+			}
+			if !r.address(a.Unmap()) {
+				if datagram {
+					r.truncated()
+				}
+				return
+			}
 		}
 	}
+}
+
+// asks reports whether an address is of the family in question.
+func (r *reply) asks(a netip.Addr) bool { return a.Unmap().Is4() == (r.q.kind == TypeA) }
+
+func (r *reply) address(a netip.Addr) bool {
+	if a.Is4() {
+		b := a.As4()
+		return r.add(TypeA, b[:])
+	}
+	b := a.As16()
+	return r.add(TypeAAAA, b[:])
 }
 
 // anyStart is a start for decide.

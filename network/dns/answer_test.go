@@ -394,3 +394,28 @@ func BenchmarkDecide(b *testing.B) {
 		out, _ = decide(out, m, &q, names, r, true, anyStart())
 	}
 }
+
+// In a network with IPv6, too, each address is as often the first of its family.
+func TestEachAddressComesFirst(t *testing.T) {
+	names := NewNames(map[string]*network.Zone{"n": {ID: "n", Name: "net", Names: map[string][]netip.Addr{
+		"dual": addrs("10.9.0.1", "10.9.0.2", "10.9.0.3", "fd01::1", "fd01::2", "fd01::3"),
+	}}}, nil)
+	r := &network.Resolver{Zones: []string{"n"}}
+	for _, kind := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA} {
+		firsts := map[string]int{}
+		for start := range uint32(12) {
+			var q query
+			out, _ := decide(nil, message(t, "dual.", kind, 0), &q, names, r, true, start)
+			var m dnsmessage.Message
+			if err := m.Unpack(out); err != nil || len(m.Answers) != 3 {
+				t.Fatal(m.Answers, err)
+			}
+			firsts[m.Answers[0].Body.GoString()]++
+		}
+		for a, n := range firsts {
+			if n != 4 {
+				t.Errorf("%s is the first %d times of 12", a, n)
+			}
+		}
+	}
+}

@@ -5,21 +5,15 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// cryptSocket is the UDP socket of encrypted overlays. It is not in Go's poller,
-// which asks for room to send, too, and so would be woken by each datagram that has
-// left; and its system calls, which never block, don't tell Go's scheduler, which
-// would hand the processor on in the middle of those that take 20 µs.
-type cryptSocket struct {
-	fd    int
-	ready *os.File // an epoll set with the socket, for what arrives; in Go's poller
-	wait  syscall.RawConn
-}
+// cryptSocket is the UDP socket of encrypted overlays. Its system calls, which never
+// block, don't tell Go's scheduler, which would hand the processor on in the middle
+// of those that take 20 µs.
+type cryptSocket struct{ fd int }
 
 const (
 	// arrivedBuffer and sentBuffer are what the socket may hold, in bytes, as the
@@ -48,9 +42,6 @@ func listenCrypt(at netip.AddrPort) (*cryptSocket, error) {
 	if err = setCryptSocket(fd, domain); err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, address))
 	}
-	if err == nil {
-		err = s.listen()
-	}
 	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -69,31 +60,8 @@ func setCryptSocket(fd, domain int) error {
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT))
 }
 
-// listen makes the set that says when something has arrived.
-func (s *cryptSocket) listen() error {
-	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return os.NewSyscallError("epoll_create1", err)
-	}
-	err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(set, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)}))
-	err = errors.Join(err, unix.SetNonblock(set, true)) // has Go's poller take it
-	s.ready = os.NewFile(uintptr(set), "epoll")
-	if err == nil {
-		s.wait, err = s.ready.SyscallConn()
-	}
-	return err
-}
-
-// hangUp ends receiving.
-func (s *cryptSocket) hangUp() { _ = s.ready.Close() }
-
 // close comes when nobody uses the socket any more.
-func (s *cryptSocket) close() error {
-	if s.ready != nil {
-		s.hangUp()
-	}
-	return unix.Close(s.fd)
-}
+func (s *cryptSocket) close() error { return unix.Close(s.fd) }
 
 // message is what a system call is told of datagrams. It is used by one goroutine,
 // and stays where it is.
@@ -205,36 +173,24 @@ func (m *message) readSegment(n int) int {
 
 // receiver takes what arrives at a socket.
 type receiver struct {
-	m    message
-	buf  []byte
-	n    int // of buf; negative: nothing came
-	take func(fd uintptr) bool
+	m   message
+	buf []byte
 }
 
 func (s *cryptSocket) receiver() *receiver {
-	r := &receiver{m: message{socket: s}, buf: make([]byte, 1<<16)}
-	r.take = func(uintptr) bool { return r.try() != unix.EAGAIN }
-	return r
+	return &receiver{m: message{socket: s}, buf: make([]byte, 1<<16)}
 }
 
-// receive waits for datagrams from a node, of a size, the last may be shorter; false
-// when the socket has hung up. data is valid until the next call.
+// receive returns datagrams from a node, of a size, the last may be shorter; false when
+// there are none. data is valid until the next call.
 func (r *receiver) receive() (from netip.Addr, data []byte, size int, ok bool) {
 	for {
-		if r.m.socket.wait.Read(r.take) != nil {
+		r.m.set(r.buf, len(r.m.name), len(r.m.oob))
+		switch n, errno := r.m.call(unix.SYS_RECVMSG); errno {
+		case 0:
+			return r.m.readName(), r.buf[:n], r.m.readSegment(n), true
+		case unix.EAGAIN:
 			return netip.Addr{}, nil, 0, false
-		}
-		if r.n >= 0 { // else the network said something of a packet that was sent
-			return r.m.readName(), r.buf[:r.n], r.m.readSegment(r.n), true
-		}
+		} // else the network said something of a packet that was sent
 	}
-}
-
-func (r *receiver) try() unix.Errno {
-	r.m.set(r.buf, len(r.m.name), len(r.m.oob))
-	n, errno := r.m.call(unix.SYS_RECVMSG)
-	if r.n = n; errno != 0 {
-		r.n = -1
-	}
-	return errno
 }

@@ -167,10 +167,12 @@ func (p *Plane) guardBuilder(c *nftables.Conn, g *guard) *guardBuilder {
 	if g.local.Is6() {
 		addr = nftables.TypeIP6Addr
 	}
+	// Of the types that have the size of an id in a register, mark is one whose size the
+	// nft program knows: it aborts on lists with another in a concatenation.
 	return &guardBuilder{
 		c: c, g: g, t: t,
-		ids:     &nftables.Set{Table: t, Name: guardIDs, KeyType: nftables.TypeInteger},
-		sources: &nftables.Set{Table: t, Name: guardSources, Concatenation: true, KeyType: nftables.MustConcatSetType(addr, nftables.TypeInteger)},
+		ids:     &nftables.Set{Table: t, Name: guardIDs, KeyType: nftables.TypeMark},
+		sources: &nftables.Set{Table: t, Name: guardSources, Concatenation: true, KeyType: nftables.MustConcatSetType(addr, nftables.TypeMark)},
 	}
 }
 

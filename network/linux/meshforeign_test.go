@@ -95,6 +95,18 @@ func (w *meshWorld) nft(script string) {
 	}
 }
 
+// The host's owner lists the rules, ours among them: the nft program aborts on what it
+// does not understand, and then shows none.
+func TestRulesCanBeListed(t *testing.T) {
+	w := newMeshWorld(t)
+	w.set()
+	w.in(w.hosts["h1"], func() {
+		w.nft("list ruleset")
+		w.nft("list table inet legion-mesh")
+		w.nft("list table inet legion-tunnels")
+	})
+}
+
 // The host's own network has the subnet that the ingress network has.
 func TestMeshOverlap(t *testing.T) {
 	w := newMeshWorld(t)

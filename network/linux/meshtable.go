@@ -27,7 +27,7 @@ const (
 const elementsAtOnce = 500
 
 // rejectChain refuses what comes to a port without backends.
-const rejectChain = "reject"
+const rejectChain = "refuse" // reject is a word of nft
 
 // meshBuilder writes the mesh's table. What it writes, in nft's words, is in
 // design/network.md.
@@ -263,7 +263,7 @@ func (b *meshBuilder) backends(k network.MeshKey, v6 bool, have []netip.Addr, w 
 	if v6 {
 		addr = nftables.TypeIP6Addr
 	}
-	m := &nftables.Set{Table: b.t, Name: chainOf(k, v6), IsMap: true, KeyType: nftables.TypeInteger, DataType: addr}
+	m := &nftables.Set{Table: b.t, Name: chainOf(k, v6), IsMap: true, KeyType: nftables.TypeMark, DataType: addr}
 	if have == nil {
 		if err := b.c.AddSet(m, nil); err != nil {
 			return err

@@ -47,6 +47,7 @@ type ruleState struct {
 type ruleset struct {
 	bridges []*network.Bridge // with addresses of the family, by name
 	ports   map[network.PortKey]netip.AddrPort
+	relayed bool // what is not translated is relayed
 }
 
 // wantedRules returns the contents of a family's table; nil for no table.
@@ -55,7 +56,7 @@ func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
 	if v6 && !c.Rules6 || !v6 && !c.Rules4 {
 		return nil
 	}
-	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}}
+	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}, relayed: c.UserProxy}
 	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
 		b := c.Bridges[name]
 		if slices.ContainsFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() == v6 }) {
@@ -74,7 +75,7 @@ func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
 }
 
 func (r *ruleset) sameBridges(o *ruleset) bool {
-	return slices.EqualFunc(r.bridges, o.bridges, (*network.Bridge).Equal)
+	return r.relayed == o.relayed && slices.EqualFunc(r.bridges, o.bridges, (*network.Bridge).Equal)
 }
 
 // setRules makes the packet filter what the config says. Each family's change

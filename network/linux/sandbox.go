@@ -309,6 +309,9 @@ func (n *inside) complete(id string, f *network.Interface) error {
 	b := n.p.bridgeOf(f.Bridge)
 	// Where frames on a bridge pass the IP packet filter (br_netfilter), a
 	// container reaches its own published port by the port it came from.
+	if f.Overlay == "" { // those in overlays have no IPv6
+		side.noLinkLocal(f.HostName)
+	}
 	side.port(f.HostName, b != nil && b.Isolated, n.p.alias("sandbox", id))
 	return nil
 }

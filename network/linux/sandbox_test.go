@@ -53,6 +53,9 @@ func TestSandboxInterfaces(t *testing.T) {
 				a.Alias != p.alias("sandbox", "a") || !info.Hairpin || info.Isolated != isolated {
 				t.Errorf("%s: %+v, %+v", name, a, info)
 			}
+			if list, err := netlink.AddrList(l, netlink.FAMILY_ALL); err != nil || len(list) > 0 {
+				t.Errorf("%s has addresses: %v, %v", name, list, err)
+			}
 		})
 	}
 	port(p.overlayPath("net1"), "veth0", overlayBridge, 1400, false)

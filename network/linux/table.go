@@ -94,8 +94,10 @@ func (b *tableBuilder) fill(r *ruleset) error {
 		}
 	}
 	b.raw()
-	b.translate("prerouting", nftables.ChainHookPrerouting)
-	b.translate("output", nftables.ChainHookOutput)
+	in := b.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityDstNAT)
+	b.leaveToRelays(in, r)
+	b.translate(in)
+	b.translate(b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, priorityDstNAT))
 	b.forward(r)
 	b.masquerade(r)
 	return nil
@@ -130,9 +132,20 @@ func (b *tableBuilder) raw() {
 	b.rule(c, iif(expr.CmpOpNeq, "lo"), b.daddr(loopback), verdict(expr.VerdictDrop))
 }
 
+// leaveToRelays has the sockets that hold ports take connections of containers whose
+// bridge keeps them apart. With bridge-nf-call-iptables, which other software sets, the
+// kernel would translate them while they are in the bridge, and pass them straight on to
+// the other container, where they are dropped.
+func (b *tableBuilder) leaveToRelays(c *nftables.Chain, r *ruleset) {
+	for _, br := range r.bridges {
+		if br.Isolated && r.relayed {
+			b.rule(c, iif(expr.CmpOpEq, br.Device), l4proto(unix.IPPROTO_TCP), verdict(expr.VerdictReturn))
+		}
+	}
+}
+
 // translate leads published ports to their targets: those on one address first.
-func (b *tableBuilder) translate(name string, hook *nftables.ChainHook) {
-	c := b.chain(name, nftables.ChainTypeNAT, hook, priorityDstNAT)
+func (b *tableBuilder) translate(c *nftables.Chain) {
 	if b.v6() {
 		// What comes from ::1 can't leave by another device: the sockets relay it.
 		b.rule(c, b.daddr(netip.MustParsePrefix("::1/128")), verdict(expr.VerdictReturn))

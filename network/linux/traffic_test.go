@@ -129,3 +129,41 @@ func TestTraffic(t *testing.T) {
 		})
 	}
 }
+
+// Containers that are kept apart reach each other's published ports, and their own.
+func TestTrafficOfIsolatedContainers(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := base()
+	apart := *c.Bridges["legion0"]
+	apart.Isolated = true
+	c.Bridges["legion0"] = &apart
+	for _, proxy := range []bool{false, true} { // the rules follow
+		c = c.Clone()
+		c.UserProxy = proxy
+		w.ok(p.Set(t.Context(), c))
+	}
+	a, b := p.Path("a"), p.Path("b")
+	w.serve(a, ":80")
+	w.serve(b, ":80")
+	for _, bridgeFilter := range []string{"0", "1"} {
+		w.in(w.host, func() {
+			if err := writeSysctl("/proc/sys/net/bridge/bridge-nf-call-iptables", bridgeFilter); err != nil {
+				t.Skip("this kernel shows frames in bridges to no rules: ", err)
+			}
+			w.ok(writeSysctl("/proc/sys/net/bridge/bridge-nf-call-ip6tables", bridgeFilter))
+		})
+		for _, c := range []struct{ what, from, to, seen string }{
+			{"container to container", b, "172.17.0.2:80", "error"},
+			{"published, from the other container", b, "10.99.0.1:8080", "172.17.0.1"},
+			{"published, from the other container, IPv6", b, "[fd99::1]:8080", "fd17::1"},
+			{"published, from the container itself", a, "10.99.0.1:8080", "172.17.0.1"},
+			{"published, from itself by the gateway", a, "172.17.0.1:8080", "172.17.0.1"},
+			{"published, from outside, client kept", w.outside, "10.99.0.1:8080", "10.99.0.2"},
+		} {
+			if got := w.ask(c.from, c.to); got != c.seen {
+				t.Errorf("%s, bridge-nf %s: the server saw %q, not %q", c.what, bridgeFilter, got, c.seen)
+			}
+		}
+	}
+}

@@ -34,7 +34,7 @@ func NewFake() *Fake {
 	return &Fake{
 		there: (*network.Config)(nil).Clone(), busy: map[network.PortKey]bool{}, failing: map[network.Item]error{},
 		made: map[string]int{}, alarms: map[chan struct{}]bool{},
-		host: network.Host{MTU: 1400, IPv6: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24")}, Devices: map[string]network.Device{"up0": {MTU: 1400}}},
+		host: network.Host{MTU: 1400, IPv6: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24")}, Devices: map[string]network.Device{"up0": {MTU: 1400, Addresses: []netip.Prefix{netip.MustParsePrefix("10.99.0.9/24")}}}},
 	}
 }
 
