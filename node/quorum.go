@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -29,7 +30,6 @@ func (p *managerPart) managerStatus(n *api.Node) *swarm.ManagerStatus {
 
 // noLeader says that nobody leads, which managers are missing, and what to do.
 func (p *managerPart) noLeader() error {
-	const docker = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."
 	st := p.raft.Status()
 	names := map[uint64]string{}
 	for n := range store.List[*api.Node](p.store.View()) {
@@ -46,11 +46,25 @@ func (p *managerPart) noLeader() error {
 			missing = append(missing, strings.TrimSpace(names[m.ID]+" ("+m.Address+")"))
 		}
 	}
-	if voters-len(missing) > voters/2 {
-		return api.Errorf(api.Unavailable, "%s (%d of %d managers can be reached: they may be electing a leader right now; try again)", docker, voters-len(missing), voters)
+	return api.Errorf(api.Unavailable, "%s (%s)", leaderlessDocker, leaderlessAdvice(voters, missing))
+}
+
+// leaderlessDocker is Docker's sentence.
+const leaderlessDocker = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."
+
+// leaderlessAdvice says what to do on a manager that knows no leader, and which of
+// all voters it misses.
+func leaderlessAdvice(voters int, missing []string) string {
+	there, needed := voters-len(missing), voters/2+1
+	switch list := strings.Join(missing, ", "); {
+	case there < needed:
+		return fmt.Sprintf("%d of %d managers can't be reached: %s. Start %d of them again; if they are lost for ever, run `docker swarm init --force-new-cluster` here",
+			len(missing), voters, list, needed-there)
+	case len(missing) > 0:
+		return fmt.Sprintf("%d of %d managers can be reached: they may be electing a leader right now, try again; if one that can't be reached from here leads, write at another manager: %s",
+			there, voters, list)
 	}
-	return api.Errorf(api.Unavailable, "%s (%d of %d managers can't be reached: %s. Start %d of them again; if they are lost for ever, run `docker swarm init --force-new-cluster` here)",
-		docker, len(missing), voters, strings.Join(missing, ", "), voters/2+1-(voters-len(missing)))
+	return fmt.Sprintf("%d of %d managers can be reached: they may be electing a leader right now; try again", there, voters)
 }
 
 // explain makes the error of a write without quorum say what is missing.

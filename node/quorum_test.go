@@ -138,6 +138,24 @@ func TestManagerLeaves(t *testing.T) {
 	rest[1].create(spec("alone", 1))
 }
 
+func TestLeaderlessAdvice(t *testing.T) {
+	for _, c := range []struct {
+		voters  int
+		missing []string
+		want    string
+	}{
+		{3, nil, "3 of 3 managers can be reached: they may be electing a leader right now; try again"},
+		{3, []string{"a (a:1)"}, "2 of 3 managers can be reached: they may be electing a leader right now, try again; if one that can't be reached from here leads, write at another manager: a (a:1)"},
+		{3, []string{"a (a:1)", "b (b:1)"}, "2 of 3 managers can't be reached: a (a:1), b (b:1). Start 1 of them again; if they are lost for ever, run `docker swarm init --force-new-cluster` here"},
+		{2, []string{"a (a:1)"}, "1 of 2 managers can't be reached: a (a:1). Start 1 of them again; if they are lost for ever, run `docker swarm init --force-new-cluster` here"},
+		{5, []string{"a", "b", "c", "d"}, "4 of 5 managers can't be reached: a, b, c, d. Start 2 of them again; if they are lost for ever, run `docker swarm init --force-new-cluster` here"},
+	} {
+		if got := leaderlessAdvice(c.voters, c.missing); got != c.want {
+			t.Errorf("%d, %v: %q", c.voters, c.missing, got)
+		}
+	}
+}
+
 func TestNoQuorum(t *testing.T) {
 	nodes := managers(t, 3)
 	nodes[0].create(spec("web", 2))

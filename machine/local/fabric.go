@@ -43,13 +43,14 @@ const (
 	machineEnd = "eth0"
 	stateFile  = "fabric.json"
 	hostsFile  = "hosts"
+	lockFile   = "lock"
 	defaultMTU = 1500
 )
 
 // update changes the state under the lock; do may make the kernel's side so.
 // The folder goes when no machine is left.
 func (f fabric) update(ctx context.Context, purpose string, do func(*fabricState) error) error {
-	unlock, err := machine.Lock(ctx, filepath.Join(f.dir, "lock"), purpose)
+	unlock, err := machine.Lock(ctx, filepath.Join(f.dir, lockFile), purpose)
 	if err != nil {
 		return err
 	}
@@ -69,13 +70,25 @@ func (f fabric) update(ctx context.Context, purpose string, do func(*fabricState
 		return nil // there never was a fabric
 	}
 	if len(s.Hosts) == 0 {
-		return errors.Join(f.remove(s), os.RemoveAll(filepath.Join(f.dir, stateFile)), os.RemoveAll(filepath.Join(f.dir, hostsFile)))
+		return errors.Join(f.remove(s), empty(f.dir))
 	}
 	b, err := json.MarshalIndent(s, "", "\t")
 	if err != nil {
 		return err
 	}
 	return errors.Join(atomicwriter.WriteFile(filepath.Join(f.dir, stateFile), append(b, '\n'), 0o644), f.writeHosts(s))
+}
+
+// empty removes what is in the folder but the lock, which the caller holds: also what
+// a command left that was killed while it wrote.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Name() != lockFile {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // load returns an empty state when there is none yet.

@@ -3,6 +3,8 @@ package local
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -185,6 +187,22 @@ func TestAddresses(t *testing.T) {
 	first, err := allocate(subnet, nil)
 	if err != nil || first != netip.MustParseAddr("192.168.99.101") || hardwareAddr(first).String() != "02:1e:c0:a8:63:65" || port(first) != "port101" {
 		t.Error(first, err, hardwareAddr(first), port(first))
+	}
+}
+
+func TestEmptyFolder(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{stateFile, hostsFile, lockFile, ".tmp-" + stateFile + "123"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := empty(dir); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != lockFile {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 
