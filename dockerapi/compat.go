@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
@@ -192,6 +193,9 @@ func inspectFor(v Version, in *container.InspectResponse) any {
 		r.GraphDriver = &storage.DriverData{Name: r.Driver}
 	}
 	r.Storage = nil
+	if v.before(45) && r.NetworkSettings != nil {
+		r.NetworkSettings = withShortID(r.ID, r.NetworkSettings)
+	}
 	out := &legacyContainer{InspectResponse: &r}
 	if r.Config != nil {
 		out.Config = &legacyConfig{r.Config, r.Config.OnBuild}
@@ -210,6 +214,22 @@ func inspectFor(v Version, in *container.InspectResponse) any {
 		out.NetworkSettings = l
 	}
 	return out
+}
+
+// withShortID has the container's short id among its aliases in users' networks,
+// where clients before 1.45 look for it.
+func withShortID(id string, in *container.NetworkSettings) *container.NetworkSettings {
+	short := id[:min(12, len(id))]
+	ns := *in
+	ns.Networks = make(map[string]*network.EndpointSettings, len(in.Networks))
+	for name, e := range in.Networks {
+		if e != nil && container.NetworkMode(name).IsUserDefined() && !slices.Contains(e.Aliases, short) {
+			e = e.Copy()
+			e.Aliases = append(e.Aliases, short)
+		}
+		ns.Networks[name] = e
+	}
+	return &ns
 }
 
 func summaryFor(v Version, in *container.Summary) *container.Summary {

@@ -120,6 +120,8 @@ func TestRequests(t *testing.T) {
 		{name: "df", spec: "GET /system/df?type=image&type=volume", status: 200, call: "DiskUsage([image volume], false)"},
 		{name: "df of nothing known", spec: "GET /system/df?type=x", status: 400, has: "unknown object type: x", call: "-"},
 		{name: "events", spec: "GET /v1.51/events?since=1.5&until=200", status: 200, has: `{"status":"start","id":"` + webID + `","from":"app:1","Type":"container"`},
+		{name: "events since ever", spec: "GET /events?since=0&until=200", status: 200, call: "Events(0, 200, map[])"},
+		{name: "events until then", spec: "GET /events?until=200", status: 200, call: "Events(-62135596800, 200, map[])"},
 		{name: "events the wrong way round", spec: "GET /events?since=9&until=3", status: 400, has: "cannot be after", call: "-"},
 		{name: "events with a bad time", spec: "GET /events?since=yesterday", status: 400, has: "since", call: "-"},
 

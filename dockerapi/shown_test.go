@@ -1,11 +1,14 @@
 package dockerapi
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -26,6 +29,31 @@ func TestShown(t *testing.T) {
 		if w := do(s, c.request, "", nil); !strings.Contains(w.Body.String(), c.want) {
 			t.Errorf("%s: no %s in %s", c.request, c.want, w.Body)
 		}
+	}
+}
+
+// Before 1.45 a container's short id is among its aliases in users' networks.
+func TestAliasesBefore145(t *testing.T) {
+	in := &container.InspectResponse{ID: webID, NetworkSettings: &container.NetworkSettings{Networks: map[string]*network.EndpointSettings{
+		"mine": {Aliases: []string{"db"}}, "bridge": {}, "bare": {Aliases: []string{webID[:12]}},
+	}}}
+	for v, want := range map[int]map[string]int{44: {"mine": 2, "bridge": 0, "bare": 1}, 45: {"mine": 1, "bridge": 0, "bare": 1}} {
+		b, err := json.Marshal(inspectFor(Version{1, v}, in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out container.InspectResponse
+		if err := json.Unmarshal(b, &out); err != nil {
+			t.Fatal(err)
+		}
+		for name, n := range want {
+			if a := out.NetworkSettings.Networks[name].Aliases; len(a) != n || n == 2 && a[1] != webID[:12] {
+				t.Errorf("1.%d, %s: %v", v, name, a)
+			}
+		}
+	}
+	if len(in.NetworkSettings.Networks["mine"].Aliases) != 1 {
+		t.Error("what is kept was changed")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types"
 	"github.com/moby/moby/api/types/events"
@@ -102,6 +103,9 @@ func (s *Server) events(c *call) error {
 	since, err := c.time("since")
 	if err != nil {
 		return err
+	}
+	if c.query.Get("since") == "0" { // all that is remembered, where no since means none of it
+		since = time.Unix(0, 0)
 	}
 	until, err := c.time("until")
 	if err != nil {

@@ -163,6 +163,9 @@ func (e *Engine) completeHost(c *container.Config, h *container.HostConfig) (war
 	if c.NetworkDisabled {
 		h.NetworkMode = network.NetworkNone
 	}
+	if h.PidsLimit != nil && *h.PidsLimit <= 0 { // two ways to say that there is none
+		h.PidsLimit = nil
+	}
 	if h.LogConfig.Type == "" {
 		h.LogConfig.Type = e.cfg.LogDriver
 		if len(h.LogConfig.Config) == 0 {

@@ -122,6 +122,17 @@ func TestExposedPorts(t *testing.T) {
 	}
 }
 
+// The command line says 0, SDKs say nothing: tools that compare see the same.
+func TestNoPidsLimit(t *testing.T) {
+	for given, want := range map[int64]bool{-1: false, 0: false, 7: true} {
+		h := &container.HostConfig{Resources: container.Resources{PidsLimit: &given}}
+		(&Engine{host: &hostFacts{}}).completeHost(&container.Config{}, h)
+		if (h.PidsLimit != nil) != want {
+			t.Errorf("%d: %v", given, h.PidsLimit)
+		}
+	}
+}
+
 func TestMergeImage(t *testing.T) {
 	img := &Image{}
 	img.Config.Config = ocispec.ImageConfig{Entrypoint: []string{"/e"}, Cmd: []string{"c"}, Env: []string{"P=0", "A=1", "B=2"}, Labels: map[string]string{"x": "1"}, WorkingDir: "/w"}

@@ -86,7 +86,7 @@ func metricsV1(st *docker.StatsResponse, m *stats1.Metrics) {
 }
 
 func blkioV1(in []*stats1.BlkIOEntry) []docker.BlkioStatEntry {
-	var out []docker.BlkioStatEntry
+	out := make([]docker.BlkioStatEntry, 0, len(in))
 	for _, e := range in {
 		out = append(out, docker.BlkioStatEntry{Major: e.Major, Minor: e.Minor, Op: e.Op, Value: e.Value})
 	}
