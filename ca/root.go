@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"strings"
 	"time"
 
 	"github.com/legion-swarm/legion/api"
@@ -191,19 +192,27 @@ func encodeKey(key crypto.Signer) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// parseKey reads PKCS #8 or SEC 1, which Docker wrote once.
+// parseKey reads a key as openssl writes it: PKCS #8, SEC 1 (with the curve before
+// it, or without) or PKCS #1.
 func parseKey(keyPEM []byte) (crypto.Signer, error) {
-	block, _ := pem.Decode(keyPEM)
+	block, rest := pem.Decode(keyPEM)
+	if block != nil && block.Type == "EC PARAMETERS" {
+		block, _ = pem.Decode(rest)
+	}
 	if block == nil {
 		return nil, errors.New("no PEM key")
 	}
 	var key any
 	var err error
-	switch block.Type {
-	case "PRIVATE KEY":
+	switch {
+	case block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
+		return nil, errors.New("the private key is encrypted: give it decrypted (openssl pkey -in FILE)")
+	case block.Type == "PRIVATE KEY":
 		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
+	case block.Type == "EC PRIVATE KEY":
 		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case block.Type == "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
 	default:
 		return nil, errors.New("PEM block " + block.Type + " is no private key")
 	}

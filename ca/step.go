@@ -155,17 +155,15 @@ func connected(n *api.Node) int {
 	return 0
 }
 
-// issuedBy returns the certificate that the node was last issued, if it is the
-// root's.
+// issuedBy returns the certificate that the node was last issued, if the root itself
+// signed it. One of a root that this one has vouched for is not meant: the node has to
+// have another.
 func issuedBy(r *api.RootCA, root *Root, n *api.Node) *x509.Certificate {
 	if Rotating(r) && !bytes.Contains(n.Certificate.Cert, bytes.TrimSpace(r.CrossSigned)) {
 		return nil // most are not, and signatures take time
 	}
-	leaf, rest, err := parseChain(n.Certificate.Cert)
-	if err != nil {
-		return nil
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: root.pool, Intermediates: rest, CurrentTime: leaf.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	leaf, err := ParseLeaf(n.Certificate.Cert)
+	if err != nil || !bytes.Equal(leaf.RawIssuer, root.Subject()) || leaf.CheckSignatureFrom(root.certs[0]) != nil {
 		return nil
 	}
 	return leaf

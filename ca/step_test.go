@@ -77,6 +77,22 @@ func TestNextAsksAgain(t *testing.T) {
 	}
 }
 
+// A rotation is given up after a node had got a certificate of the root that was to come:
+// the present root has vouched for that, and yet the node is asked for another at once.
+func TestNextAfterARotationGivenUp(t *testing.T) {
+	old, next := root(t), root(t)
+	cross, _ := old.CrossSign(next, now())
+	given := issue(t, next, swarm.NodeRoleWorker)
+	subject, public := given.Issuer()
+	n := &api.Node{Certificate: api.Certificate{State: api.CertificateIssued, Cert: append(given.Cert, cross...)}}
+	n.ID, n.Status.State = "n", swarm.NodeStateReady
+	n.Description.TLSInfo = swarm.TLSInfo{TrustRoot: string(old.CertPEM()), CertIssuerSubject: subject, CertIssuerPublicKey: public}
+	step, err := ca.Next(&api.RootCA{Cert: old.CertPEM()}, []*api.Node{n}, now())
+	if err != nil || len(step.Renew) != 1 {
+		t.Errorf("%+v, %v", step, err)
+	}
+}
+
 // The nodes that are away, and when a certificate is signed without them.
 func TestNextWithoutAbsentNodes(t *testing.T) {
 	old, next := root(t), root(t)

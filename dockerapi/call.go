@@ -73,6 +73,22 @@ func (c *call) decodeJSON(v any) error {
 	return nil
 }
 
+// dropBody reads the rest of a body whose length the client told; some send
+// one, docker-modem for instance, where the reference has none. What is sent in
+// chunks may have no end.
+func (c *call) dropBody() error {
+	if c.r.ContentLength <= 0 {
+		return nil
+	}
+	control := http.NewResponseController(c.w)
+	_ = control.SetReadDeadline(time.Now().Add(c.s.BodyTimeout)) // hijack takes it back
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(c.w, c.r.Body, c.s.MaxBody)); err != nil {
+		c.w.Header().Set("Connection", "close")
+		return jsonError(err)
+	}
+	return nil
+}
+
 func (c *call) readJSON(v any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(c.w, c.r.Body, c.s.MaxBody))
 	if err := dec.Decode(v); err != nil {

@@ -42,7 +42,7 @@ func TestStockClient(t *testing.T) {
 		out    string // expression that standard output matches
 		err    string
 	}{
-		{args: "version", out: `(?s)Server: Legion.*API version:\s+1\.56 \(minimum version 1\.44\)`},
+		{args: "version", out: `(?s)Server: Legion.*API version:\s+1\.56 \(minimum version 1\.24\)`},
 		{args: "info", out: `(?s)Swarm: inactive.*Name: host1`},
 		{args: "ps", out: `4e5f6a7b8c9d\s+app:1\s+"/testprog sleep"\s+About an hour ago\s+Up 59 minutes\s+0\.0\.0\.0:8080->80/tcp\s+web\n`},
 		{args: "ps -q --no-trunc -f label=x=y", out: "^" + webID + "\n$"},

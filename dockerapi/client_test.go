@@ -156,6 +156,55 @@ func TestAttachWithoutUpgrade(t *testing.T) {
 	}
 }
 
+// A body is not input, whether it comes with the head or after it; what follows
+// it is.
+func TestAttachDropsBody(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		f := newFake()
+		conn, err := net.Dial("unix", serve(t, newServer(t, f)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		head := "POST /containers/web/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: d\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n" +
+			"Content-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+		body := `{"stream":true}`
+		if late {
+			_, _ = io.WriteString(conn, head+"{")
+			_, _ = io.WriteString(conn, body[1:]+"early")
+		} else {
+			_, _ = io.WriteString(conn, head+body+"early")
+		}
+		_ = conn.(*net.UnixConn).CloseWrite()
+		all, err := io.ReadAll(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		_, answer, _ := bytes.Cut(all, []byte("\r\n\r\n"))
+		if _, err := stdcopy.StdCopy(&out, io.Discard, bytes.NewReader(answer)); err != nil || out.String() != "EARLY" {
+			t.Errorf("%q, %v", out.String(), err)
+		}
+	}
+}
+
+// A body that is larger than any may be, or that does not come, is no attachment.
+func TestAttachRefusesBody(t *testing.T) {
+	f := newFake()
+	s := newServer(t, f)
+	s.MaxBody = 3
+	conn, err := net.Dial("unix", serve(t, s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = io.WriteString(conn, "POST /containers/web/attach?stream=1 HTTP/1.1\r\nHost: d\r\nContent-Length: 4\r\n\r\n{  }")
+	all, err := io.ReadAll(conn)
+	if err != nil || !strings.HasPrefix(string(all), "HTTP/1.1 413 ") || !strings.Contains(string(all), "the request's body is larger than 3 bytes") {
+		t.Errorf("%s, %v", all, err)
+	}
+}
+
 func TestExec(t *testing.T) {
 	f := newFake()
 	f.exitCode = 3

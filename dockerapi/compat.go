@@ -56,8 +56,15 @@ func infoFor(v Version, i *system.Info) any {
 		return &out
 	}
 	out.FirewallBackend = nil
+	if v.before(44) {
+		infoBefore144(v, &out)
+	}
 	both := func(c system.Commit) legacyCommit { return legacyCommit{c.ID, c.ID} }
-	return &info144{Info: &out, ContainerdCommit: both(i.ContainerdCommit), RuncCommit: both(i.RuncCommit), InitCommit: both(i.InitCommit)}
+	old := &info144{Info: &out, ContainerdCommit: both(i.ContainerdCommit), RuncCommit: both(i.RuncCommit), InitCommit: both(i.InitCommit)}
+	if v.before(25) {
+		return &info125{old, "<not supported>"}
+	}
+	return old
 }
 
 // legacyEvent is events.Message before 1.52.
@@ -82,7 +89,7 @@ func eventFor(v Version, m *events.Message) any {
 // legacyUsage is what /system/df says before 1.53.
 type legacyUsage struct {
 	LayersSize int64
-	Images     []image.Summary
+	Images     any // []image.Summary
 	Containers []container.Summary
 	Volumes    []volume.Volume
 	BuildCache []build.CacheRecord
@@ -96,7 +103,7 @@ func diskUsageFor(v Version, u *system.DiskUsage, verbose, legacy bool) any {
 	out := *u
 	if u.ImageUsage != nil {
 		part := *u.ImageUsage
-		old.LayersSize, old.Images = part.TotalSize, some(part.Items)
+		old.LayersSize, old.Images = part.TotalSize, usedImagesFor(v, part.Items)
 		part.Items = nil
 		out.ImageUsage = &part
 	}
@@ -125,6 +132,18 @@ func diskUsageFor(v Version, u *system.DiskUsage, verbose, legacy bool) any {
 		legacyUsage
 		*system.DiskUsage
 	}{old, &out}
+}
+
+func usedImagesFor(v Version, all []image.Summary) any {
+	if v.from(44) {
+		return some(all)
+	}
+	old := make([]*image143, len(all))
+	for i := range all {
+		s := all[i]
+		old[i] = imageSummaryBefore144(v, &s)
+	}
+	return old
 }
 
 // legacyNetworkSettings is container.NetworkSettings before 1.52: the default
@@ -178,6 +197,11 @@ func inspectFor(v Version, in *container.InspectResponse) any {
 		out.Config = &legacyConfig{r.Config, r.Config.OnBuild}
 	}
 	if ns := r.NetworkSettings; ns != nil {
+		if v.before(45) {
+			copied := *ns
+			copied.Networks = endpointsBefore145(r.ID, ns.Networks)
+			ns = &copied
+		}
 		l := &legacyNetworkSettings{NetworkSettings: ns}
 		if e := ns.Networks[network.NetworkBridge]; e != nil {
 			l.EndpointID, l.Gateway, l.IPAddress, l.IPPrefixLen = e.EndpointID, e.Gateway, e.IPAddress, e.IPPrefixLen
@@ -261,10 +285,13 @@ func imageFor(v Version, in *image.InspectResponse) any {
 			out.Config = &legacyImageConfig144{legacyImageConfig: old}
 		}
 	}
+	if v.before(44) {
+		return imageBefore144(out)
+	}
 	return out
 }
 
-func imageSummaryFor(v Version, in *image.Summary) *image.Summary {
+func imageSummaryFor(v Version, in *image.Summary) any {
 	s := *in
 	s.RepoTags, s.RepoDigests = some(s.RepoTags), some(s.RepoDigests)
 	if v.before(51) {
@@ -275,6 +302,9 @@ func imageSummaryFor(v Version, in *image.Summary) *image.Summary {
 	}
 	if v.before(47) {
 		s.Manifests = nil
+	}
+	if v.before(44) {
+		return imageSummaryBefore144(v, &s)
 	}
 	return &s
 }
@@ -310,6 +340,9 @@ func serviceFor(v Version, in *swarm.Service) *swarm.Service {
 func wishedFor(v Version, s *swarm.ServiceSpec) {
 	settle(s)
 	s.TaskTemplate = taskSpecFor(v, s.TaskTemplate)
+	if v.before(44) {
+		serviceBefore144(v, s)
+	}
 	if v.before(46) && s.TaskTemplate.ContainerSpec != nil {
 		cs := s.TaskTemplate.ContainerSpec
 		cs.OomScoreAdj = 0

@@ -86,6 +86,9 @@ func (s *Server) containerCreate(c *call) error {
 	if c.version.before(52) && len(r.MacAddress) > 0 {
 		r.moveMAC()
 	}
+	if err := wantedFor(c.version, &r); err != nil {
+		return err
+	}
 	p, err := c.platform()
 	if err != nil {
 		return err
@@ -167,7 +170,10 @@ func (s *Server) containerStart(c *call) error {
 }
 
 func (c *call) stopOptions() (engine.StopOptions, error) {
-	o := engine.StopOptions{Signal: c.query.Get("signal")}
+	var o engine.StopOptions
+	if c.version.from(42) {
+		o.Signal = c.query.Get("signal")
+	}
 	t, ok, err := c.int("t")
 	if ok {
 		o.Timeout = &t

@@ -133,6 +133,9 @@ func (s *hijacked) streams(o *engine.AttachOptions, tty, stdin, stdout, stderr b
 
 func (s *Server) containerWait(c *call) error {
 	condition := container.WaitCondition(c.query.Get("condition"))
+	if c.version.before(30) {
+		condition = ""
+	}
 	switch condition {
 	case "":
 		condition = container.WaitConditionNotRunning
@@ -144,9 +147,10 @@ func (s *Server) containerWait(c *call) error {
 	if err != nil {
 		return err
 	}
-	// docker run starts the container when it has these headers.
-	c.w.Header().Set("Content-Type", "application/json")
-	c.flush()
+	if c.version.from(30) { // docker run starts the container when it has these headers
+		c.w.Header().Set("Content-Type", "application/json")
+		c.flush()
+	}
 	select {
 	case r, ok := <-ch:
 		if !ok {

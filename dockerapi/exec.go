@@ -27,8 +27,14 @@ func (s *Server) execCreate(c *call) error {
 	if len(r.Cmd) == 0 {
 		return api.Errorf(api.Invalid, "no exec command specified: Cmd is empty")
 	}
-	if !r.Tty {
+	if !r.Tty || c.version.before(42) {
 		r.ConsoleSize = nil
+	}
+	if c.version.before(35) {
+		r.WorkingDir = ""
+	}
+	if c.version.before(25) {
+		r.Env = nil
 	}
 	id, err := s.Containers.ExecCreate(c.ctx, c.name, &r)
 	return answer(c, http.StatusCreated, container.ExecCreateResponse{ID: id}, err)
@@ -39,7 +45,7 @@ func (s *Server) execStart(c *call) error {
 	if err := c.decode(&r); err != nil {
 		return err
 	}
-	if !r.Tty {
+	if !r.Tty || c.version.before(42) {
 		r.ConsoleSize = nil
 	}
 	info, err := s.Containers.ExecInspect(c.ctx, c.name)

@@ -82,7 +82,7 @@ func (f *fake) ImagePrune(_ context.Context, fl api.Filters) (*image.PruneReport
 	return &image.PruneReport{}, f.call("ImagePrune", fl)
 }
 func (f *fake) DistributionInspect(_ context.Context, ref string, _ *registry.AuthConfig) (*registry.DistributionInspect, error) {
-	return &registry.DistributionInspect{}, f.call("DistributionInspect", ref)
+	return &registry.DistributionInspect{Descriptor: ocispec.Descriptor{Digest: "sha256:22"}}, f.call("DistributionInspect", ref)
 }
 
 func (f *fake) VolumeCreate(_ context.Context, r *volume.CreateRequest) (*volume.Volume, error) {

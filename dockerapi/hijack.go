@@ -38,8 +38,12 @@ type hijacked struct {
 }
 
 // hijack takes the connection over and answers 101 UPGRADED if the client asked
-// to upgrade, else 200. The caller must call close.
+// to upgrade, else 200. A body of a known length that nobody read is no input:
+// it is dropped. The caller must call close.
 func (c *call) hijack(tty bool) (*hijacked, error) {
+	if err := c.dropBody(); err != nil {
+		return nil, err
+	}
 	conn, rw, err := http.NewResponseController(c.w).Hijack()
 	if err != nil {
 		return nil, api.Errorf(api.Internal, "the connection can't be taken over for streaming: %w", err)
@@ -55,7 +59,7 @@ func (c *call) hijack(tty bool) (*hijacked, error) {
 	}
 	h := c.w.Header().Clone()
 	h.Set("Content-Type", types.MediaTypeRawStream)
-	if upgrade && !tty {
+	if upgrade && !tty && c.version.from(42) {
 		h.Set("Content-Type", types.MediaTypeMultiplexedStream)
 	}
 	if upgrade {

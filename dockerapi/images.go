@@ -56,8 +56,14 @@ func (s *Server) imageList(c *call) error {
 	if err != nil {
 		return err
 	}
+	if name := c.query.Get("filter"); name != "" && c.version.before(41) {
+		if f == nil {
+			f = api.Filters{}
+		}
+		f["reference"] = append(f["reference"], name)
+	}
 	all, err := s.Images.ImageList(c.ctx, engine.ImageListOptions{
-		All: c.bool("all"), Filters: f, SharedSize: c.bool("shared-size"), Manifests: c.version.from(47) && c.bool("manifests"),
+		All: c.bool("all"), Filters: f, SharedSize: c.version.from(42) && c.bool("shared-size"), Manifests: c.version.from(47) && c.bool("manifests"),
 	})
 	if err != nil {
 		return err

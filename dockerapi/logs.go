@@ -62,7 +62,7 @@ func (c *call) swarmLogs() (*logs, error) {
 // begin sends the headers: from here on errors go into the stream.
 func (l *logs) begin(tty bool) {
 	h := l.c.w.Header()
-	if tty {
+	if tty || l.c.version.before(42) {
 		h.Set("Content-Type", types.MediaTypeRawStream)
 	} else {
 		h.Set("Content-Type", types.MediaTypeMultiplexedStream)

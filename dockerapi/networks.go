@@ -36,14 +36,22 @@ func (s *Server) networkList(c *call) error {
 		if c.version.from(52) {
 			return b.encodeOne(&n)
 		}
-		return b.encodeOne(legacyNetwork{n, struct{}{}})
+		old := legacyNetwork{n, map[string]network.EndpointResource{}}
+		if c.version.before(28) {
+			var err error
+			if old.Containers, err = s.networkMembers(c.ctx, n.ID); err != nil {
+				return err
+			}
+		}
+		return b.encodeOne(old)
 	})
 }
 
-// legacyNetwork is a network in lists before 1.52: never with containers.
+// legacyNetwork is a network in lists before 1.52; from 1.28 on never with
+// containers.
 type legacyNetwork struct {
 	network.Summary
-	Containers struct{}
+	Containers map[string]network.EndpointResource
 }
 
 // wholeNetwork has no null where the API has an object.

@@ -84,7 +84,7 @@ func TestRequests(t *testing.T) {
 		{name: "unknown path", spec: "GET /nope", status: 404, has: "page not found"},
 		{name: "unknown method", spec: "PATCH /services", status: 404, has: "page not found"},
 		{name: "version", spec: "GET /v1.44/_ping", status: 200, has: "OK"},
-		{name: "too old", spec: "GET /v1.30/info", status: 400, has: "client version 1.30 is too old. Minimum supported API version is 1.44, please upgrade your client to a newer version"},
+		{name: "too old", spec: "GET /v1.23/info", status: 400, has: "client version 1.23 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version"},
 		{name: "too new", spec: "GET /v1.99/info", status: 400, has: "client version 1.99 is too new. Maximum supported API version is 1.56"},
 		{name: "no version", spec: "GET /v1.4.4/info", status: 400, has: "invalid API version"},
 		{name: "malformed", spec: "POST /services/create", body: `{"Name":`, status: 400, has: "ends too early", call: "-"},
@@ -113,7 +113,7 @@ func TestRequests(t *testing.T) {
 		// System.
 		{name: "info", spec: "GET /info", status: 200, has: `"Name":"host1"`},
 		{name: "info 1.44", spec: "GET /v1.44/info", status: 200, has: `"BridgeNfIptables":false`},
-		{name: "version answer", spec: "GET /version", status: 200, has: `"ApiVersion":"1.56","MinAPIVersion":"1.44"`},
+		{name: "version answer", spec: "GET /version", status: 200, has: `"ApiVersion":"1.56","MinAPIVersion":"1.24"`},
 		{name: "auth", spec: "POST /auth", body: `{"username":"ann"}`, status: 200, has: "Login Succeeded", call: "Auth(ann)"},
 		{name: "df 1.44", spec: "GET /v1.44/system/df", status: 200, has: `"LayersSize":7,"Images":[{`, call: "DiskUsage([], true)"},
 		{name: "df 1.52", spec: "GET /v1.52/system/df", status: 200, has: `"ImageUsage":{"TotalCount":1`},
@@ -415,7 +415,7 @@ func TestLateErrorsAreInTheStream(t *testing.T) {
 // What clients send that says nothing must be taken as nothing.
 func TestEmptyValuesInCreate(t *testing.T) {
 	body := `{"Image":"a","MacAddress":"","HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":""}]},"Dns":[],"RestartPolicy":{}},"NetworkingConfig":{"EndpointsConfig":{"bridge":{"IPAddress":"","MacAddress":"","Gateway":""}}}}`
-	for _, version := range []string{"1.44", "1.56"} {
+	for _, version := range []string{"1.24", "1.44", "1.56"} {
 		if w := do(newServer(t, newFake()), "POST /v"+version+"/containers/create", body, nil); w.Code != 201 {
 			t.Errorf("%s: status %d, body %s", version, w.Code, w.Body)
 		}

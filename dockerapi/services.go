@@ -29,7 +29,7 @@ func (s *Server) serviceList(c *call) error {
 	if err != nil {
 		return err
 	}
-	all, err := s.Cluster.ServiceList(c.ctx, f, status)
+	all, err := s.Cluster.ServiceList(c.ctx, f, status && c.version.from(41))
 	if err != nil {
 		return err
 	}
@@ -91,11 +91,15 @@ func (s *Server) serviceCreate(c *call) error {
 	if err != nil {
 		return err
 	}
+	warnings, err := s.pinImage(c, spec)
+	if err != nil {
+		return err
+	}
 	r, err := s.Cluster.ServiceCreate(c.ctx, spec, o)
 	if err != nil {
 		return err
 	}
-	r.Warnings = some(r.Warnings)
+	r.Warnings = some(append(r.Warnings, warnings...))
 	return c.json(http.StatusCreated, r)
 }
 
@@ -128,11 +132,15 @@ func (s *Server) serviceUpdate(c *call) error {
 	if err != nil {
 		return err
 	}
+	warnings, err := s.pinImage(c, spec)
+	if err != nil {
+		return err
+	}
 	r, err := s.Cluster.ServiceUpdate(c.ctx, c.name, v, spec, o)
 	if err != nil {
 		return err
 	}
-	r.Warnings = some(r.Warnings)
+	r.Warnings = some(append(r.Warnings, warnings...))
 	return c.json(http.StatusOK, r)
 }
 

@@ -34,6 +34,12 @@ func (s *Server) swarmInit(c *call) error {
 	if err := c.decode(&r); err != nil {
 		return err
 	}
+	if c.version.before(39) {
+		r.DefaultAddrPool, r.SubnetSize = nil, 0
+	}
+	if c.version.before(40) {
+		r.DataPathPort = 0
+	}
 	id, err := s.Swarm.SwarmInit(c.whole(), &r)
 	return answer(c, http.StatusOK, id, err)
 }

@@ -8,10 +8,10 @@ import (
 )
 
 // MinAPIVersion and MaxAPIVersion bound the API versions that are served. The
-// latter is the one that github.com/moby/moby/api describes; requests whose
-// path has no version get it.
+// former is the first with swarm mode, the latter the one that
+// github.com/moby/moby/api describes; requests whose path has no version get it.
 const (
-	MinAPIVersion = "1.44"
+	MinAPIVersion = "1.24"
 	MaxAPIVersion = "1.56"
 )
 

@@ -49,7 +49,7 @@ func (s *Server) volumePrune(c *call) error {
 	if err != nil {
 		return err
 	}
-	r, err := s.Volumes.VolumePrune(c.ctx, f)
+	r, err := s.Volumes.VolumePrune(c.ctx, allVolumes(c.version, f))
 	if err != nil {
 		return err
 	}

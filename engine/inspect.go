@@ -55,9 +55,9 @@ func (e *Engine) ContainerInspect(ctx context.Context, name string, size bool) (
 	if i.NetworkSettings.Ports == nil {
 		i.NetworkSettings.Ports = network.PortMap{}
 	}
-	if r.Phase == phaseRunning && len(r.Ports) < len(r.Config.ExposedPorts) && !r.Host.NetworkMode.IsHost() {
+	if exposed := r.exposed(); len(r.Ports) < len(exposed) {
 		ports := network.PortMap{}
-		for p := range r.Config.ExposedPorts {
+		for p := range exposed {
 			ports[p] = nil
 		}
 		for p, b := range r.Ports {

@@ -111,11 +111,9 @@ func portSummary(r *record) []container.PortSummary {
 			list = append(list, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
 		}
 	}
-	if r.Phase == phaseRunning && !r.Host.NetworkMode.IsHost() {
-		for p := range r.Config.ExposedPorts {
-			if !seen[p] {
-				list = append(list, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
-			}
+	for p := range r.exposed() {
+		if !seen[p] {
+			list = append(list, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
 		}
 	}
 	slices.SortFunc(list, func(a, b container.PortSummary) int {

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -106,6 +107,18 @@ func TestPlanMounts(t *testing.T) {
 	h.Mounts = []mount.Mount{{Type: mount.TypeTmpfs, Target: "/t/"}}
 	if _, err := planMounts(c, h, nil); err == nil || err.Error() != "Duplicate mount point: /t" {
 		t.Error(err)
+	}
+}
+
+// Compose shows the ports that a container is listed with.
+func TestExposedPorts(t *testing.T) {
+	for mode, want := range map[container.NetworkMode]int{"bridge": 1, "mine": 1, "host": 0, "none": 0, "container:c1": 0} {
+		for phase, runs := range map[phase]int{phaseRunning: 1, phaseCreated: 0} {
+			r := &record{Phase: phase, Config: &container.Config{ExposedPorts: network.PortSet{network.MustParsePort("80/tcp"): {}}}, Host: &container.HostConfig{NetworkMode: mode}}
+			if got := portSummary(r); len(got) != want*runs {
+				t.Errorf("%s, %v: %+v", mode, phase, got)
+			}
+		}
 	}
 }
 

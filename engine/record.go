@@ -90,6 +90,16 @@ func (r *record) networks() map[string]*network.EndpointSettings {
 	return eps
 }
 
+// exposed are the ports to show that a running container listens on, published
+// or not. Without a network of its own it has none.
+func (r *record) exposed() network.PortSet {
+	m := r.Host.NetworkMode
+	if r.Phase != phaseRunning || m.IsHost() || m.IsContainer() || m.IsNone() {
+		return nil
+	}
+	return r.Config.ExposedPorts
+}
+
 // seenAs is the name of a network that was asked for by name or id.
 func (r *record) seenAs(wanted string) string {
 	if _, ok := r.Seen[wanted]; !ok {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -48,28 +49,43 @@ func (f *Fleet) Copy(ctx context.Context, from, to string, recursive bool) error
 	if source.machine == nil && target.machine == nil {
 		return errors.New("neither side names a machine: want MACHINE:PATH")
 	}
-	var sender, receiver strings.Builder
 	send, receive := copyLines(source.path, target.path, recursive)
 	r, w := io.Pipe()
+	// Who fails first is to blame: the other fails for want of a partner.
+	var blame sync.Once
+	var failed error
+	run := func(p place, line string, in io.Reader, out io.Writer) error {
+		var said strings.Builder
+		err := p.run(ctx, line, in, out, &said)
+		if err != nil {
+			blame.Do(func() { failed = fmt.Errorf("copy %s to %s: %w", from, to, explain(err, said.String())) })
+		}
+		return err
+	}
 	var g errgroup.Group
 	g.Go(func() error {
-		err := source.run(ctx, send, nil, w, &sender)
+		err := run(source, send, nil, w)
 		_ = w.CloseWithError(err)
 		return err
 	})
-	err = target.run(ctx, receive, r, io.Discard, &receiver)
+	err = run(target, receive, r, io.Discard)
 	_ = r.CloseWithError(errors.New("the other side ended"))
-	if sent := g.Wait(); sent != nil {
-		err = sent
-	}
-	if err != nil {
-		return fmt.Errorf("copy %s to %s: %w: %s", from, to, err, oneLine(sender.String()+" "+receiver.String()))
+	if err := errors.Join(g.Wait(), err); err != nil {
+		return failed
 	}
 	return nil
 }
 
+// explain adds what a command said to the error that it ended with.
+func explain(err error, said string) error {
+	if said = oneLine(said); said == "" {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, said)
+}
+
 // copyLines are the lines of shell that send the source as an archive and put
-// it at the target.
+// it at the target. As with scp, what a symbolic link points at is sent.
 func copyLines(source, target string, recursive bool) (send, receive string) {
 	source = path.Clean(source)
 	check := "test -d %[1]s && { echo %[1]s is a folder: say -r >&2; exit 1; }; "
@@ -80,7 +96,7 @@ func copyLines(source, target string, recursive bool) (send, receive string) {
 		check = fmt.Sprintf(check, Quote(source))
 	}
 	base := path.Base(source)
-	send = check + fmt.Sprintf("exec tar -cf - -C %s -- %s", Quote(path.Dir(source)), Quote(base))
+	send = check + fmt.Sprintf("exec tar -chf - -C %s -- %s", Quote(path.Dir(source)), Quote(base))
 	receive = fmt.Sprintf(`set -e; to=%s; if [ -d "$to" ]; then exec tar -xof - -C "$to"; fi; `+
 		`tmp=$(mktemp -d "$(dirname "$to")/.scp.XXXXXX"); trap 'rm -rf "$tmp"' EXIT; tar -xof - -C "$tmp"; mv -f "$tmp"/%s "$to"`, Quote(target), Quote(base))
 	return send, receive

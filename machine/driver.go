@@ -60,4 +60,7 @@ type Cutter interface {
 	Disconnect(ctx context.Context, m *Machine, from []string) error
 	// Connect heals the cuts between the machine and those others, or all.
 	Connect(ctx context.Context, m *Machine, to []string) error
+	// Cuts are the machines that this one is cut from; everything: from all others,
+	// and this computer.
+	Cuts(m *Machine) (from []string, everything bool, err error)
 }

@@ -28,6 +28,15 @@ type fake struct {
 	fails  map[string]error // by "verb name"
 	create func(ctx context.Context) error
 	urls   map[string]string
+	cuts   map[string][]string // "*": everything
+}
+
+func (f *fake) Disconnect(context.Context, *Machine, []string) error { return nil }
+func (f *fake) Connect(context.Context, *Machine, []string) error    { return nil }
+
+func (f *fake) Cuts(m *Machine) ([]string, bool, error) {
+	from := f.cuts[m.Name]
+	return from, slices.Contains(from, "*"), nil
 }
 
 func (f *fake) do(verb string, m *Machine, running bool) error {
@@ -73,6 +82,9 @@ func (f *fake) Endpoint(m *Machine) (Endpoint, error) {
 }
 
 func (f *fake) Run(ctx context.Context, m *Machine, c Command) (int, error) {
+	if err := f.fails["run "+m.Name]; err != nil {
+		return 0, err
+	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", c.Line)
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = m.Dir, c.Stdin, c.Stdout, c.Stderr
 	err := cmd.Run()
@@ -276,8 +288,9 @@ func TestLock(t *testing.T) {
 }
 
 func TestCopy(t *testing.T) {
-	f, _, _ := newFleet(t)
-	mustCreate(t, f, "a", "b")
+	f, d, _ := newFleet(t)
+	mustCreate(t, f, "a", "b", "off")
+	d.fails["run off"] = errors.New("it is not running")
 	here := t.TempDir()
 	write := func(path, text string) {
 		t.Helper()
@@ -288,6 +301,9 @@ func TestCopy(t *testing.T) {
 	inside := func(name, path string) string { return filepath.Join(f.folder.machine(name), path) }
 	write(here+"/it's one", "1")
 	write(here+"/dir/sub/two", "2")
+	if err := os.Symlink("dir/sub/two", here+"/link"); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Mkdir(inside("a", "there"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -300,6 +316,7 @@ func TestCopy(t *testing.T) {
 		{here + "/it's one", "a:there/new name", false, inside("a", "there/new name")},
 		{"a:there/new name", "b:", false, inside("b", "new name")},
 		{"a:there/new name", here + "/back", false, here + "/back"},
+		{here + "/link", "b:linked", false, inside("b", "linked")},
 		{here + "/dir", "b:copy", true, inside("b", "copy/sub/two")},
 		{"b:copy/", here + "/dir/", true, here + "/dir/copy/sub/two"},
 	} {
@@ -313,6 +330,11 @@ func TestCopy(t *testing.T) {
 	}
 	wantError(t, f.Copy(t.Context(), here+"/dir", "a:x", false), "is a folder: say -r")
 	wantError(t, f.Copy(t.Context(), here+"/none", "a:x", false), "none")
+	wantError(t, f.Copy(t.Context(), here+"/back", "off:x", false), "copy "+here+"/back to off:x: it is not running")
+	wantError(t, f.Copy(t.Context(), "off:x", here+"/c", false), "copy off:x to "+here+"/c: it is not running")
+	if err := f.Copy(t.Context(), here+"/dir", "a:x", false); strings.Contains(err.Error(), "archive") {
+		t.Error("the receiver's complaint that nothing came:", err)
+	}
 	wantError(t, f.Copy(t.Context(), here+"/back", "a:no/such/x", false), "no/such")
 	wantError(t, f.Copy(t.Context(), here+"/back", "c:x", false), `machine "c" does not exist`)
 	wantError(t, f.Copy(t.Context(), here+"/back", here+"/c", false), "neither side names a machine")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"text/template"
@@ -75,6 +76,12 @@ func (f *Fleet) look(ctx context.Context, r *Row, host string) {
 		fail(StateError, fmt.Errorf("create is at work on it, or was interrupted: then remove it (legion machine rm -f %s)", r.Name))
 		return
 	}
+	if c, ok := d.(Cutter); ok {
+		cut := cutOff(c, m)
+		defer func() {
+			r.Error = strings.Join(slices.DeleteFunc([]string{cut, r.Error}, func(s string) bool { return s == "" }), "; ")
+		}()
+	}
 	if r.State != StateRunning {
 		return
 	}
@@ -95,6 +102,19 @@ func (f *Fleet) look(ctx context.Context, r *Row, host string) {
 		return
 	}
 	r.Swarm, r.DockerVersion, r.Error = h.Swarm, "v"+h.Version, oneLine(h.Error)
+}
+
+// cutOff says which cuts a machine has: they are silent, and outlive restarts.
+func cutOff(c Cutter, m *Machine) string {
+	switch from, everything, err := c.Cuts(m); {
+	case err != nil:
+		return oneLine(err.Error())
+	case everything:
+		return "disconnected from everything"
+	case len(from) > 0:
+		return "disconnected from " + strings.Join(from, ", ")
+	}
+	return ""
 }
 
 // Filter keeps the rows that match every KEY=VALUE; of one key any value is
@@ -136,9 +156,9 @@ func WriteTable(w io.Writer, rows []Row, format string) error {
 		format = defaultTable
 	}
 	text, table := strings.CutPrefix(format, "table ")
-	t, err := template.New("format").Parse(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(text))
+	t, err := parseFormat(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(text))
 	if err != nil {
-		return fmt.Errorf("--format: %w", err)
+		return err
 	}
 	if !table {
 		return writeRows(w, t, rows)
@@ -188,15 +208,31 @@ func Inspect(w io.Writer, m *Machine, e Endpoint, address, format string) error 
 		enc.SetIndent("", "    ")
 		return enc.Encode(shown)
 	}
-	t, err := template.New("format").Parse(format)
+	t, err := parseFormat(format)
 	if err != nil {
-		return fmt.Errorf("--format: %w", err)
+		return err
 	}
 	if err := t.Execute(w, shown); err != nil {
 		return fmt.Errorf("--format: %w", err)
 	}
 	_, err = fmt.Fprintln(w)
 	return err
+}
+
+// parseFormat reads a --format: a Go template that may say {{json .}}, or "json",
+// which means just that, as with docker.
+func parseFormat(text string) (*template.Template, error) {
+	if text == "json" {
+		text = "{{json .}}"
+	}
+	t, err := template.New("format").Funcs(template.FuncMap{"json": func(v any) (string, error) {
+		b, err := json.Marshal(v)
+		return string(b), err
+	}}).Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("--format: %w", err)
+	}
+	return t, nil
 }
 
 // oneLine keeps a long error from breaking a table.

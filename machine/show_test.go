@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
@@ -52,6 +53,7 @@ func TestList(t *testing.T) {
 	} {
 		d.urls[name] = daemon(t, answers).URL
 	}
+	d.cuts = map[string][]string{"lock": {"*"}, "off": {"man", "work"}}
 	if err := f.Do(t.Context(), VerbKill, []string{"off"}); err != nil {
 		t.Fatal(err)
 	}
@@ -76,9 +78,9 @@ func TestList(t *testing.T) {
 NAME   ACTIVE   DRIVER   STATE     URL            SWARM     DOCKER   ERRORS
 free   -        fake     Running   unix:///free             v1.2     
 lead   -        fake     Running   unix:///lead   leader    v1.2     
-lock   -        fake     Running   unix:///lock   locked    v1.2     needs its key
+lock   -        fake     Running   unix:///lock   locked    v1.2     disconnected from everything; needs its key
 man    *        fake     Running   unix:///man    manager   v1.2     
-off    -        fake     Stopped                                     
+off    -        fake     Stopped                                     disconnected from man, work
 sick   -        fake     Running   unix:///sick                      GET /info: 503 Service Unavailable: not here
 work   -        fake     Running   unix:///work   worker    v1.2     
 `
@@ -96,6 +98,13 @@ work   -        fake     Running   unix:///work   worker    v1.2
 		t.Errorf("%q, %v", b.String(), err)
 	}
 	wantError(t, WriteTable(&b, kept, "{{.Name"), "--format")
+	for _, format := range []string{"json", "{{json .}}"} {
+		b.Reset()
+		var row Row
+		if err := WriteTable(&b, kept, format); err != nil || json.Unmarshal([]byte(b.String()), &row) != nil || row.Name != "man" {
+			t.Errorf("%s: %q, %v", format, b.String(), err)
+		}
+	}
 }
 
 func TestAwait(t *testing.T) {

@@ -73,8 +73,9 @@ func resolveAdvertise(spec, fallback, listen string, host []iface) (string, erro
 	if err != nil {
 		return "", err
 	}
+	what := "advertise address"
 	if spec == "" {
-		spec = fallback
+		spec, what = fallback, "advertise address (--swarm-default-advertise-addr)"
 	}
 	if spec == "" {
 		if a, err := netip.ParseAddr(listenHost); err == nil && !a.IsUnspecified() {
@@ -88,14 +89,14 @@ func resolveAdvertise(spec, fallback, listen string, host []iface) (string, erro
 	}
 	name, port, err := splitPort(spec)
 	if err != nil {
-		return "", api.Errorf(api.Invalid, "invalid advertise address %q: %w", spec, err)
+		return "", api.Errorf(api.Invalid, "invalid %s %q: %w", what, spec, err)
 	}
-	if !strings.HasSuffix(spec, ":"+port) {
+	if _, err := netip.ParseAddr(spec); err == nil || !strings.HasSuffix(spec, ":"+port) {
 		port = listenPort
 	}
 	addr, err := addressOf(name, host)
 	if err != nil {
-		return "", api.Errorf(api.Invalid, "invalid advertise address %q: %w", spec, err)
+		return "", api.Errorf(api.Invalid, "invalid %s %q: %w", what, spec, err)
 	}
 	if addr.IsUnspecified() {
 		return "", api.Errorf(api.Invalid, "advertise address must be a non-zero IP address or network interface (with optional port number), not %q", spec)
@@ -103,9 +104,14 @@ func resolveAdvertise(spec, fallback, listen string, host []iface) (string, erro
 	return net.JoinHostPort(addr.String(), port), nil
 }
 
-// splitPort separates an optional port, which must be a number from 1 to 65535.
+// splitPort separates an optional port, which must be a number from 1 to 65535. An
+// IPv6 address may be in brackets without one, too.
 func splitPort(s string) (host, port string, err error) {
-	if a, err := netip.ParseAddr(s); err == nil {
+	bare := s
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		bare = s[1 : len(s)-1]
+	}
+	if a, err := netip.ParseAddr(bare); err == nil {
 		return a.String(), defaultPort, nil
 	}
 	host, port, ok := strings.Cut(s, ":")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/allocator"
 	"github.com/legion-swarm/legion/manager/control"
 	"github.com/legion-swarm/legion/manager/issuer"
 	"github.com/legion-swarm/legion/store"
@@ -42,7 +43,6 @@ const (
 	defaultHeartbeatTick    = 1
 	defaultHeartbeat        = 5 * time.Second
 	defaultDataPathPort     = 4789
-	defaultAddrPool         = "10.0.0.0/8"
 )
 
 // newSwarm makes the certificates and objects of a swarm whose first manager
@@ -74,10 +74,10 @@ func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, exte
 	}
 	c.DefaultAddrPool, c.SubnetSize = r.DefaultAddrPool, r.SubnetSize
 	if len(c.DefaultAddrPool) == 0 {
-		c.DefaultAddrPool = []netip.Prefix{netip.MustParsePrefix(defaultAddrPool)}
+		c.DefaultAddrPool = []netip.Prefix{allocator.DefaultPool()}
 	}
 	if c.SubnetSize == 0 {
-		c.SubnetSize = control.DefaultSubnetSize
+		c.SubnetSize = allocator.DefaultSubnetSize
 	}
 	g, err := firstNode(ctx, c, root, external, now)
 	if err != nil {
@@ -88,7 +88,7 @@ func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, exte
 	}
 	g.node.ManagerAddr, g.node.RaftID = state.AdvertiseAddr, state.RaftID
 	if g.ingress, err = control.Ingress(c, routes...); err != nil {
-		return nil, api.Errorf(api.ClassOf(err), "the swarm's address pools (--default-addr-pool) have no room for the ingress network: %w", err)
+		return nil, err
 	}
 	return g, nil
 }

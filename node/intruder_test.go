@@ -37,6 +37,29 @@ func TestDemotedWhileDead(t *testing.T) {
 	nodes[0].voters(2)
 }
 
+// Nodes that were removed in their absence say so when they come back, whatever they
+// were: they neither look as if all was well, nor ask for a new cluster to be forced.
+func TestRemovedWhileDead(t *testing.T) {
+	nodes := managers(t, 3)
+	m, dead, worker := nodes[0], nodes[1], newTestNode(t, nil)
+	worker.join(m)
+	ids := []string{dead.id(), worker.id()}
+	dirs := []string{dead.kill(), worker.dir}
+	worker.end(nil)
+	m.raftIs("it is missed", func(*managerPart) bool { return m.reachability(ids[0]) == "unreachable" })
+	m.eventually("the dead manager is demoted", func() error { return m.setRole(ids[0], swarm.NodeRoleWorker) })
+	m.voters(2)
+	for i, n := range []*testNode{dead, worker} {
+		m.eventually("it is removed", func() error { return m.NodeRemove(t.Context(), ids[i], true) })
+		n.open(dirs[i])
+		n.findsItselfRemoved()
+		if err := n.SwarmLeave(t.Context(), true); err != nil {
+			t.Error(err)
+		}
+	}
+	worker.join(m)
+}
+
 // TestPowerLoss has all managers die and come back.
 func TestPowerLoss(t *testing.T) {
 	nodes := managers(t, 3)

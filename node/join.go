@@ -39,6 +39,7 @@ func (s *swarmNode) SwarmJoin(ctx context.Context, r *swarm.JoinRequest) error {
 	if cur, err := s.current(); cur != nil || err != nil {
 		return api.Errorf(api.Unavailable, "%s", inSwarm)
 	}
+	defer s.begins()()
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	j, err := newJoin(r)

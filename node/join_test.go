@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -196,6 +197,37 @@ func TestJoinRefused(t *testing.T) {
 
 // A worker whose manager dies moves over and keeps its tasks; its logs are had
 // through any manager.
+// While a node waits for a manager that says nothing, it is neither in a swarm nor in
+// none.
+func TestJoinPending(t *testing.T) {
+	m, n := newTestNode(t, nil), newTestNode(t, nil)
+	m.init()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	joined := make(chan error, 1)
+	r := &swarm.JoinRequest{ListenAddr: freePort(t), RemoteAddrs: []string{silent.Addr().String()}, JoinToken: m.token(swarm.NodeRoleWorker)}
+	go func() { joined <- n.SwarmJoin(ctx, r) }()
+	conn, err := silent.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if i := n.info(t.Context()); i.LocalNodeState != swarm.LocalNodeStatePending || i.Error != "" {
+		t.Errorf("meanwhile: %s %s", i.LocalNodeState, i.Error)
+	}
+	cancel()
+	if err := <-joined; err == nil {
+		t.Error("it has joined nobody")
+	}
+	if state, err := n.state(); state != swarm.LocalNodeStateInactive || err != nil {
+		t.Errorf("after it: %s, %v", state, err)
+	}
+}
+
 func TestWorkerMovesOver(t *testing.T) {
 	all := managers(t, 3)
 	w := newTestNode(t, func(*api.Task) exectest.Script { return exectest.Script{Lines: []string{"one\n"}} })
@@ -297,23 +329,30 @@ func TestWorkersFate(t *testing.T) {
 	if err := m.NodeRemove(t.Context(), id, true); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		state, changed := b.swarmNode.state, b.changes()
-		if s, err := state(); s == swarm.LocalNodeStateError {
-			if !strings.Contains(err.Error(), "removed") {
-				t.Errorf("the removed node says %v", err)
-			}
-			break
-		}
-		select {
-		case <-changed:
-		case <-t.Context().Done():
-		}
-	}
+	b.findsItselfRemoved()
 	if err := b.SwarmLeave(t.Context(), false); err != nil {
 		t.Errorf("a removed worker leaves: %v", err)
 	}
 	b.join(m)
+}
+
+// findsItselfRemoved waits until the node's part in the swarm has ended, and says so.
+func (n *testNode) findsItselfRemoved() {
+	n.t.Helper()
+	for {
+		state, changed := n.swarmNode.state, n.changes()
+		if s, err := state(); s == swarm.LocalNodeStateError {
+			if text := err.Error(); !strings.Contains(text, "it was removed") || !strings.Contains(text, "docker swarm leave --force") {
+				n.t.Errorf("the removed node says %v", err)
+			}
+			return
+		}
+		select {
+		case <-changed:
+		case <-n.t.Context().Done():
+			n.t.Fatal("never: it finds itself removed")
+		}
+	}
 }
 
 func (n *testNode) changes() <-chan struct{} {

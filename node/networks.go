@@ -42,8 +42,8 @@ const (
 // of the swarm, which come second where both have a name.
 type networks struct {
 	local *network.Networks
-	// swarm returns nil unless this node is a manager.
-	swarm func() swarmNetworks
+	// swarm returns nil and why, unless this node is a manager.
+	swarm func() (swarmNetworks, error)
 	// containers connects running containers.
 	containers containerNetworks
 }
@@ -70,7 +70,7 @@ type swarmNetworks interface {
 var _ dockerapi.Networks = networks{}
 
 func (n networks) NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dnet.CreateResponse, error) {
-	s := n.swarm()
+	s, why := n.swarm()
 	if r.Scope != scopeSwarm && r.Driver != driverOverlay {
 		if s != nil && hasNetwork(ctx, s, r.Name) {
 			return nil, api.Errorf(api.Exists, "network with name %s already exists in the swarm", r.Name)
@@ -83,7 +83,7 @@ func (n networks) NetworkCreate(ctx context.Context, r *dnet.CreateRequest) (*dn
 		return made, err
 	}
 	if s == nil {
-		return nil, api.Errorf(api.Unavailable, "%s", notManager)
+		return nil, why
 	}
 	if own, err := n.local.Inspect(r.Name); err == nil && own.Name == r.Name && own.Scope == scopeLocal {
 		return nil, api.Errorf(api.Exists, "network with name %s already exists on this node", r.Name)
@@ -113,7 +113,7 @@ func (n networks) NetworkList(ctx context.Context, f api.Filters) ([]dnet.Summar
 	if err != nil {
 		return nil, err
 	}
-	s := n.swarm()
+	s, _ := n.swarm()
 	// This node's own list has those of the swarm's networks that it has tasks in;
 	// a manager knows them all.
 	list = slices.DeleteFunc(list, func(o dnet.Summary) bool {
@@ -167,7 +167,7 @@ func (n networks) NetworkInspect(ctx context.Context, name, scope string, verbos
 	case e == nil && own.Scope == scopeLocal && (scope == "" || scope == scopeLocal):
 		return n.withNames(own), nil
 	}
-	s := n.swarm()
+	s, _ := n.swarm()
 	if s == nil || scope == scopeLocal {
 		if e != nil || own.Scope != scopeSwarm || scope == scopeLocal {
 			return nil, err
@@ -212,7 +212,7 @@ func (n networks) NetworkRemove(ctx context.Context, name string) error {
 	if gone == nil && err == nil {
 		n.tell(events.ActionDestroy, own.ID, own.Name, own.Driver)
 	}
-	if s := n.swarm(); s != nil && api.Is(err, api.NotFound) {
+	if s, _ := n.swarm(); s != nil && api.Is(err, api.NotFound) {
 		return s.NetworkRemove(ctx, name)
 	}
 	return err
@@ -233,7 +233,7 @@ func (n networks) NetworkPrune(ctx context.Context, f api.Filters) (*dnet.PruneR
 		}
 	}
 	n.containers.Emit(events.NetworkEventType, events.ActionPrune, "", map[string]string{"reclaimed": "0"})
-	if s := n.swarm(); s != nil {
+	if s, _ := n.swarm(); s != nil {
 		var more []string
 		more, err = s.NetworkPrune(ctx, f)
 		r.NetworksDeleted = append(r.NetworksDeleted, more...)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -38,7 +39,10 @@ func TestNodeNetworks(t *testing.T) {
 	}
 	ctx := t.Context()
 	var l told
-	n := networks{local: local, containers: &l, swarm: func() swarmNetworks { return nil }}
+	n := networks{local: local, containers: &l, swarm: func() (swarmNetworks, error) { return nil, errLocked }}
+	if _, err := n.NetworkCreate(ctx, &dnet.CreateRequest{Name: "o", Driver: "overlay"}); !errors.Is(err, errLocked) {
+		t.Errorf("an overlay on a manager that is locked: %v", err)
+	}
 	for _, q := range []dnet.CreateRequest{{Name: "a"}, {Name: "b"}, {Name: "c", ConfigOnly: true}, {Name: "a"}} {
 		if _, err := n.NetworkCreate(ctx, &q); (err != nil) != (q.Name == "a" && len(l) == 3) {
 			t.Error(err)

@@ -269,11 +269,12 @@ func (n *Node) server() (*dockerapi.Server, error) {
 	})
 }
 
-func (n *Node) swarmNetworks() swarmNetworks {
-	if r, err := n.swarm.leading(); err == nil {
-		return r.control
+func (n *Node) swarmNetworks() (swarmNetworks, error) {
+	r, err := n.swarm.leading()
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	return r.control, nil
 }
 
 func (n *Node) listen(ctx context.Context) (_ []net.Listener, err error) {

@@ -208,3 +208,22 @@ func TestServiceAcrossNodes(t *testing.T) {
 	}
 	w.awaits("the end of the mesh", func(c *network.Config) bool { return c.Mesh == nil && len(c.Overlays) == 0 })
 }
+
+// A swarm whose address pool the host's routes cover is refused at once, in words,
+// and leaves nothing; with another pool it begins.
+func TestInitWithoutRoomForTheMesh(t *testing.T) {
+	n := newWiredNode(t)
+	n.plane.SetHost(network.Host{MTU: 1400, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+	r := &swarm.InitRequest{ListenAddr: freePort(t), AdvertiseAddr: "127.0.0.1"}
+	_, err := n.SwarmInit(t.Context(), r)
+	if !api.Is(err, api.ResourceExhausted) || !strings.Contains(err.Error(), "routes of this manager's host (10.0.0.0/8); give the swarm another pool (docker swarm init --default-addr-pool)") {
+		t.Fatal(err)
+	}
+	if state, err := n.state(); state != swarm.LocalNodeStateInactive || err != nil {
+		t.Fatal(state, err)
+	}
+	r.DefaultAddrPool = []netip.Prefix{netip.MustParsePrefix("172.30.0.0/16")}
+	if _, err := n.SwarmInit(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+}

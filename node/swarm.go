@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -47,6 +49,8 @@ type swarmNode struct {
 	life context.Context // the daemon's; nil before Run
 	cur  *running        // nil: no member
 	err  error           // why a member can't run
+	// pending: a membership begins, and nobody knows yet how that ends.
+	pending bool
 	// changed is closed and replaced when cur changes; nil: nobody waits.
 	changed chan struct{}
 }
@@ -214,7 +218,7 @@ func (r *running) taken(ctx context.Context) error {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
-		return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w", ctx.Err())
+		return api.Errorf(api.DeadlineExceeded, "the swarm was not ready in time: %w; the daemon's log says what it waits for", ctx.Err())
 	}
 }
 
@@ -235,10 +239,26 @@ func (s *swarmNode) SwarmInspect(ctx context.Context) (*swarm.Swarm, error) {
 	return r.control.SwarmInspect(ctx)
 }
 
+// begins notes that a membership begins, until the function that it returns is
+// called.
+func (s *swarmNode) begins() (over func()) {
+	set := func(pending bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.pending = pending
+	}
+	set(true)
+	return func() { set(false) }
+}
+
 // state is what _ping and info say of the node.
 func (s *swarmNode) state() (swarm.LocalNodeState, error) {
-	cur, err := s.current()
+	s.mu.Lock()
+	cur, err, pending := s.cur, s.err, s.pending
+	s.mu.Unlock()
 	switch {
+	case pending:
+		return swarm.LocalNodeStatePending, nil
 	case cur != nil:
 		return swarm.LocalNodeStateActive, nil
 	case errors.Is(err, errLocked):
@@ -270,7 +290,9 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 		return i
 	}
 	i.ControlAvailable = true
-	if p.lostQuorum() {
+	if err := p.raft.Status().Err; err != nil {
+		i.Error = fmt.Sprintf("this manager's raft log can't be written (free some space in %s): %v", filepath.Join(s.dir, raftDir), err)
+	} else if p.lostQuorum() {
 		i.Error = p.noLeader().Error()
 	}
 	view := p.store.View()

@@ -302,3 +302,13 @@ func TestNotAManager(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// Where there is no swarm to recover, a forced one is a new one, as with Docker.
+func TestForceNewClusterOfNothing(t *testing.T) {
+	n := newTestNode(t, nil)
+	if _, err := n.SwarmInit(t.Context(), &swarm.InitRequest{ForceNewCluster: true, ListenAddr: freePort(t), AdvertiseAddr: "127.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	n.create(spec("web", 1))
+	n.until("one task", alive(1))
+}

@@ -16,18 +16,22 @@ import (
 	"github.com/legion-swarm/legion/manager/issuer"
 )
 
-// SwarmInit makes a swarm of this node.
+// SwarmInit makes a swarm of this node. A new cluster is forced only where there
+// is one to go on with: provisioning tools ask for it always, as Docker lets them.
 func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string, error) {
 	if !s.changing.TryLock() {
 		return "", api.Errorf(api.Unavailable, "the node is joining or leaving a swarm at this moment")
 	}
 	defer s.changing.Unlock()
-	if r.ForceNewCluster {
+	cur, err := s.current()
+	switch {
+	case cur == nil && err == nil:
+	case r.ForceNewCluster:
 		return s.forceNewCluster(ctx, r)
-	}
-	if cur, err := s.current(); cur != nil || err != nil {
+	default:
 		return "", api.Errorf(api.Unavailable, "%s", inSwarm)
 	}
+	defer s.begins()()
 	state, err := s.initState(r)
 	if err != nil {
 		return "", err
@@ -125,10 +129,7 @@ func (s *swarmNode) forceNewCluster(ctx context.Context, r *swarm.InitRequest) (
 	if err != nil {
 		return "", err
 	}
-	if state == nil {
-		return "", api.Errorf(api.Unavailable, "--force-new-cluster needs a node that is part of a swarm: this one is not")
-	}
-	if state.RaftID == 0 {
+	if state == nil || state.RaftID == 0 {
 		return "", api.Errorf(api.Unavailable, "%s", isWorker)
 	}
 	old := *state

@@ -12,6 +12,7 @@ import (
 
 	"github.com/legion-swarm/legion/agent"
 	"github.com/legion-swarm/legion/agent/exec"
+	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/rpc"
@@ -62,7 +63,13 @@ func (w *workerPart) run(ctx context.Context) error {
 		defer w.networks.SetSwarm(nil)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return named("agent", a.Run(ctx)) })
+	g.Go(func() error {
+		err := a.Run(ctx)
+		if api.Is(err, api.NotFound) {
+			return api.Errorf(api.NotFound, "%w; run `docker swarm leave --force` here, then join again", err)
+		}
+		return named("agent", err)
+	})
 	g.Go(func() error { return named("certificate", r.run(ctx)) })
 	g.Go(func() error { return named("certificate recovery", w.recovery.run(ctx)) })
 	return g.Wait()

@@ -20,21 +20,22 @@ import (
 	"github.com/legion-swarm/legion/raftnode/disktest"
 )
 
-// network is a Transport for many members, with faults. A message takes from 1
-// to 5 ms.
+// network is a Transport for many members, with faults. A message takes from
+// fastest to five times as long.
 type network struct {
-	mu     sync.Mutex
-	nodes  map[uint64]*Node
-	cut    map[[2]uint64]bool
-	loss   float64
-	rng    *rand.Rand
-	snaps  int
-	closed bool
-	sees   func(message []byte) // of all that is sent; may be nil
+	mu      sync.Mutex
+	fastest time.Duration // 1 ms
+	nodes   map[uint64]*Node
+	cut     map[[2]uint64]bool
+	loss    float64
+	rng     *rand.Rand
+	snaps   int
+	closed  bool
+	sees    func(message []byte) // of all that is sent; may be nil
 }
 
 func newNetwork(seed uint64) *network {
-	return &network{nodes: map[uint64]*Node{}, cut: map[[2]uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7))}
+	return &network{fastest: time.Millisecond, nodes: map[uint64]*Node{}, cut: map[[2]uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7))}
 }
 
 // from is one member's end.
@@ -51,7 +52,7 @@ func (f from) route(to uint64) (n *Node, d time.Duration) {
 	if f.net.closed || f.net.cut[[2]uint64{f.id, to}] || f.net.rng.Float64() < f.net.loss {
 		return nil, 0
 	}
-	return f.net.nodes[to], time.Millisecond + time.Duration(f.net.rng.IntN(4000))*time.Microsecond
+	return f.net.nodes[to], f.net.fastest + time.Duration(f.net.rng.Int64N(int64(4*f.net.fastest)))
 }
 
 func (f from) Send(to Member, message []byte) {
@@ -518,4 +519,29 @@ func TestGarbageFromPeersIsRefused(t *testing.T) {
 	}
 	s.propose(t, "still here")
 	s.stop(t)
+}
+
+// TestVotesAreSeldomSplit: members that were started at the same moment, and so tick
+// together, elect a leader at the first try, all but a few times.
+func TestVotesAreSeldomSplit(t *testing.T) {
+	const rounds, most = 100, 4
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, 1, nil)
+		split := 0
+		for range rounds {
+			lead := c.leader()
+			id, term := lead.cfg.ID, lead.Status().Term
+			c.crash(id)
+			split += int(c.leader().Status().Term - term - 1)
+			for _, m := range c.others(id) {
+				c.crash(m.cfg.ID)
+			}
+			for id := range uint64(3) {
+				c.start(id + 1)
+			}
+		}
+		if split > most {
+			t.Errorf("%d elections of %d were for nothing", split, rounds)
+		}
+	})
 }

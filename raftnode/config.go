@@ -91,6 +91,9 @@ const (
 	maxProposal   = 16 << 20 // bytes of one
 	maxEntry      = maxProposal + 1<<10
 	commitHold    = 2 * time.Millisecond // see hold
+	gatherHold    = 2 * time.Millisecond // see gather
+	maxCrowd      = 64                   // proposals; more wait for no more
+	maxVain       = 64                   // rounds
 	maxBacklog    = 128                  // batches that wait to be applied
 	inlineApply   = 256 << 10
 	snapshotBytes = 64 << 20  // of entries after which a snapshot may be taken

@@ -50,8 +50,10 @@ type Node struct {
 	full      error // the disk is
 	running   bool
 	recent    recent // entries of other members' proposals
+	gather    gather
 	held      held
 	ticks     uint64
+	even      bool              // ticks are: somebody leads
 	heard     map[uint64]uint64 // at which tick a member last sent something
 	renew     bool              // members have changed since the last publish
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -42,13 +43,15 @@ func (n *Node) Run(ctx context.Context) (err error) {
 				ticker.Reset(n.cfg.Tick)
 			}
 		}
-		if err := n.wait(ctx, ticker.C); err != nil {
+		if err := n.wait(ctx, ticker); err != nil {
 			if errors.Is(err, errEnd) {
 				return nil
 			}
 			return err
 		}
-		n.putAll()
+		if n.ripe() {
+			n.putAll()
+		}
 	}
 }
 
@@ -56,14 +59,17 @@ func (n *Node) Run(ctx context.Context) (err error) {
 var errEnd = errors.New("the context has ended")
 
 // wait waits for something to do, and does all that is there.
-func (n *Node) wait(ctx context.Context, tick <-chan time.Time) error {
+func (n *Node) wait(ctx context.Context, ticker *time.Ticker) error {
 	select {
 	case <-ctx.Done():
 		return errEnd
-	case <-tick:
+	case <-ticker.C:
 		n.ticks++
 		n.raw.Tick()
 		n.reads.tick(n)
+		n.stagger(ticker)
+	case <-n.gather.due:
+		n.gather.expire()
 	case <-n.held.due:
 		n.release()
 	case <-n.poke:
@@ -92,6 +98,20 @@ func (n *Node) wait(ctx context.Context, tick <-chan time.Time) error {
 		}
 	}
 	return nil
+}
+
+// stagger makes ticks uneven while nobody leads. Raft draws election time-outs in ticks:
+// members that tick at the same moments would campaign at the same moment each tenth
+// time, again and again, and get no majority.
+func (n *Node) stagger(ticker *time.Ticker) {
+	even := n.raw.BasicStatus().Lead != raft.None
+	switch {
+	case !even:
+		ticker.Reset(n.cfg.Tick*3/4 + rand.N(n.cfg.Tick/2))
+	case !n.even:
+		ticker.Reset(n.cfg.Tick)
+	}
+	n.even = even
 }
 
 // soleVoter reports whether this member needs nobody's vote but its own.

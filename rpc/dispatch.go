@@ -29,9 +29,12 @@ func (s *Server) Stop() {
 	s.raft.stop()
 }
 
-// raftConns takes connections with raftProtocol out of a gRPC server's hands.
+// raftConns takes connections with raftProtocol out of a gRPC server's hands, and
+// bounds those of strangers.
 type raftConns struct {
 	credentials.TransportCredentials
+
+	strangers strangers
 
 	// admit says who calls, or why they may not.
 	admit func(ctx context.Context) (context.Context, error)
@@ -50,8 +53,14 @@ func (r *raftConns) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	if err != nil {
 		return nil, nil, err
 	}
-	if t, ok := info.(credentials.TLSInfo); !ok || t.State.NegotiatedProtocol != raftProtocol {
+	t, ok := info.(credentials.TLSInfo)
+	switch {
+	case ok && t.State.NegotiatedProtocol == raftProtocol:
+	case ok && len(t.State.PeerCertificates) > 0:
 		return conn, info, nil
+	default:
+		conn, err := r.strangers.admit(conn)
+		return conn, info, err
 	}
 	if err := r.take(conn, info); err != nil {
 		return nil, nil, err // the caller closes it

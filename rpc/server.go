@@ -100,10 +100,11 @@ func (s *server) admit(ctx context.Context, method string) (context.Context, err
 	return WithPeer(ctx, p), nil
 }
 
-// refuse returns an error for a node that was removed.
+// refuse returns an error for a node that was removed: NotFound, as the dispatcher
+// answers one that it does not know, so that an agent gives up.
 func (s *server) refuse(nodeID string) error {
 	if nodeID != "" && s.Removed != nil && s.Removed(nodeID) {
-		return api.Errorf(api.PermissionDenied, "node %s was removed from the swarm", nodeID)
+		return api.Errorf(api.NotFound, "node %s is not part of the swarm: it was removed", nodeID)
 	}
 	return nil
 }

@@ -63,13 +63,14 @@ func newChecks(failf func(string, ...any)) *checks {
 type applier struct {
 	*store.Store
 	checks *checks
-	host   string
+	on     *host
 }
 
 // Apply takes an entry.
 func (a *applier) Apply(index uint64, data []byte) (result, fatal error) {
+	a.on.c.net.goOn(a.on.addr)
 	result, fatal = a.Store.Apply(index, data)
-	a.checks.applied(index, entry{sha256.Sum256(data), fmt.Sprint(result), a.host}, result == nil)
+	a.checks.applied(index, entry{sha256.Sum256(data), fmt.Sprint(result), a.on.id}, result == nil)
 	if index%digestEvery == 0 {
 		a.digest()
 	}
@@ -89,13 +90,13 @@ func (a *applier) digest() {
 	view := a.View()
 	s, err := digest(view)
 	if err != nil {
-		a.checks.failf("%s: snapshot at %d: %v", a.host, view.Index(), err)
+		a.checks.failf("%s: snapshot at %d: %v", a.on.id, view.Index(), err)
 		return
 	}
 	a.checks.mu.Lock()
 	defer a.checks.mu.Unlock()
 	if other, ok := a.checks.digests[view.Index()]; ok && other != s {
-		a.checks.failf("%s: its state at entry %d is not what another manager has", a.host, view.Index())
+		a.checks.failf("%s: its state at entry %d is not what another manager has", a.on.id, view.Index())
 	}
 	a.checks.digests[view.Index()] = s
 }
@@ -143,6 +144,9 @@ type proposer struct {
 func (p *proposer) Propose(ctx context.Context, data []byte) (uint64, error) {
 	if ctx.Value(loopKey{}) != nil {
 		p.checks.proposed(p.m, sha256.Sum256(data))
+		if spring := p.m.trap.Swap(nil); spring != nil {
+			(*spring)()
+		}
 	}
 	return p.m.raft.Propose(ctx, data)
 }

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"context"
 	"fmt"
 	"time"
 )
@@ -42,14 +41,4 @@ func (c *cluster) clocksAgree() bool {
 		}
 	}
 	return time.Now().UnixNano()-c.clockSet.Load() > int64(patience+recently)
-}
-
-// pauseMachine has a virtual machine stand still for a while: it hears and says nothing,
-// and its wall clock is behind when it goes on. Its timers are not late, as they would be.
-func (c *cluster) pauseMachine(ctx context.Context, h *host) {
-	d := time.Duration(1+c.rng.IntN(20)) * time.Second
-	c.net.change(func() { c.net.isolate(h.addr) })
-	pause(ctx, d)
-	c.net.change(func() { c.net.rejoin(h.addr) })
-	h.setClock(time.Duration(h.clock.Load()) - d)
 }

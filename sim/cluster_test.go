@@ -207,6 +207,8 @@ func (c *cluster) calm() {
 	c.events.add("all faults end")
 	c.mended.Store(true)
 	for _, h := range c.hosts {
+		h.trap.Store(nil)
+		c.wake(h)
 		h.mend()
 	}
 	c.net.heal()
@@ -230,6 +232,9 @@ func (c *cluster) quiet(ctx context.Context, clients []*client) {
 	}
 	if what := c.history.linear(); what != "" {
 		c.failf("%s", what)
+	}
+	if ctx.Err() == nil {
+		c.balances(ctx)
 	}
 }
 

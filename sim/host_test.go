@@ -31,6 +31,8 @@ type host struct {
 	fake     *exectest.Fake
 	dark     bool         // without power; guarded by network.mu
 	clock    atomic.Int64 // by how much the wall clock is wrong
+	// trap is called, once, as a loop of the leader's here is about to write.
+	trap atomic.Pointer[func()]
 
 	mu      sync.Mutex
 	nodeID  string
@@ -313,6 +315,7 @@ func (h *host) end(kill bool) {
 		h.disk = h.disk.Killed()
 	}
 	h.mu.Unlock()
+	h.c.wake(h)
 	if m != nil && kill {
 		m.server.Stop() // its connections break
 		h.c.suspect(h, m.id)

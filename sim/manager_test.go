@@ -63,7 +63,7 @@ func (h *host) openManager(id uint64, first bool) (_ *manager, err error) {
 		return nil, err
 	}
 	m.raft, err = raftnode.Open(raftnode.Config{
-		ID: id, Dir: fmt.Sprintf("/raft-%x", id), FS: h.disk, Applier: &applier{m.store, h.c.checks, h.id}, Transport: transport{h.c.net, h.addr, id, m.book},
+		ID: id, Dir: fmt.Sprintf("/raft-%x", id), FS: h.disk, Applier: &applier{m.store, h.c.checks, h}, Transport: transport{h.c.net, h.addr, id, m.book},
 		Tick: time.Second / 10, Address: h.addr, Log: m.log.With("component", "raft"), SnapshotInterval: h.c.plan.snapshotEvery, SlowFollowerEntries: h.c.plan.snapshotEvery / 4,
 	})
 	if err != nil {

@@ -34,6 +34,7 @@ type network struct {
 	rng     *rand.Rand
 	hosts   map[string]*host // by address
 	cut     map[way]time.Time
+	still   map[string]time.Time // hosts whose processes stand still, and since when
 	weather weather
 	conns   map[*conn]struct{}
 	changed chan struct{} // closed and replaced when ways open or close
@@ -41,7 +42,7 @@ type network struct {
 
 func newNetwork(seed uint64) *network {
 	return &network{
-		rng: rand.New(rand.NewPCG(seed, 1)), hosts: map[string]*host{}, cut: map[way]time.Time{},
+		rng: rand.New(rand.NewPCG(seed, 1)), hosts: map[string]*host{}, cut: map[way]time.Time{}, still: map[string]time.Time{},
 		conns: map[*conn]struct{}{}, changed: make(chan struct{}),
 	}
 }
@@ -93,11 +94,17 @@ func (n *network) rejoin(addr string) {
 	}
 }
 
-// open reports whether a way is open, and what tells of a change.
+// open reports whether a way is open between processes that run, and what tells of a
+// change.
 func (n *network) open(from, to string) (bool, <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	_, cut := n.cut[way{from, to}]
+	for _, end := range [...]string{from, to} {
+		if _, still := n.still[end]; still {
+			cut = true
+		}
+	}
 	return !cut, n.changed
 }
 
@@ -105,6 +112,11 @@ func (n *network) open(from, to string) (bool, <-chan struct{}) {
 func (n *network) heard(a, b string, within time.Duration) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	for _, end := range [...]string{a, b} {
+		if since, still := n.still[end]; still && time.Since(since) > within {
+			return false
+		}
+	}
 	for _, w := range []way{{a, b}, {b, a}} {
 		if since, cut := n.cut[w]; cut && time.Since(since) > within {
 			return false

@@ -87,6 +87,12 @@ func (c *cluster) faults(ctx context.Context) []fault {
 			pause(ctx, 500*time.Millisecond)
 			h.powerOff()
 		}},
+		{"stop for a while the process of", func(h *host) { c.standStill(ctx, h, c.long(), func() {}) }},
+		{"stop for a while the process of whoever leads, not", func(h *host) { c.standStill(ctx, c.leading(h), c.long(), func() {}) }},
+		{"stop it as it writes, not", func(h *host) {
+			h, d := c.leading(h), c.long()
+			h.trap.Store(new(func() { c.standStill(ctx, h, d, func() {}) }))
+		}},
 		{"promote", func(h *host) {
 			c.tell(ctx, h, "promote", func(n *swarm.NodeSpec) { n.Role = swarm.NodeRoleManager })
 		}},

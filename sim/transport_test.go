@@ -47,8 +47,15 @@ var _ raftnode.Transport = transport{}
 
 func (t transport) Send(to raftnode.Member, message []byte) {
 	addr := t.book.find(to)
+	if t.net.goOn(t.from); t.net.killed(t.from) {
+		return
+	}
 	for _, d := range t.net.datagrams(t.from, addr) {
 		time.AfterFunc(d, func() {
+			if !t.net.buffers(addr) {
+				return
+			}
+			t.net.goOn(addr)
 			if m := t.net.manager(addr); m != nil {
 				m.book.heard(t.id, t.from)
 				_ = m.raft.Step(message) // as a network does

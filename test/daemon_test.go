@@ -163,6 +163,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	contains(t, refused, full)
+	contains(t, n.docker(t, "info", "--format", "{{.Swarm.Error}}"), full)
 	t.Logf("after %d services: %s", kept, refused)
 	if err := os.Remove(disk + "/filler"); err != nil {
 		t.Fatal(err)

@@ -31,6 +31,8 @@ func TestSwarm(t *testing.T) {
 		{"the leader's daemon crashes", s.testLeaderCrashes},
 		{"the leader loses its power", s.testLeaderLosesPower},
 		{"the leader is cut off", s.testLeaderCutOff},
+		{"the leader's daemon stands still for a moment", s.testLeaderStalls},
+		{"the leader's daemon and a worker's stand still for long", s.testDaemonsStall},
 		{"a blip", s.testBlip},
 		{"a worker dies and comes back", s.testWorkerDies},
 		{"drain and return", s.testDrain},

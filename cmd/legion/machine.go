@@ -47,6 +47,9 @@ func newMachineCommand(docker *command.DockerCli) *cobra.Command {
 	} {
 		cmd.AddCommand(c.verb(verb, short))
 	}
+	for _, sub := range cmd.Commands() {
+		sub.DisableFlagsInUseLine = true
+	}
 	return cmd
 }
 
@@ -92,6 +95,9 @@ func (c *machineCommand) ls() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls [OPTIONS]", Aliases: []string{"list"}, Short: "List machines", Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if timeout < 1 {
+				return fmt.Errorf("--timeout %d: want at least 1 second", timeout)
+			}
 			rows, err := c.fleet.List(cmd.Context(), os.Getenv(client.EnvOverrideHost), time.Duration(timeout)*time.Second)
 			if err != nil {
 				return err
@@ -216,6 +222,8 @@ func (c *machineCommand) env() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&shell, "shell", "", "Shell to write for: bash, zsh, fish, tcsh, powershell, cmd, emacs, none (default: $SHELL)")
+	_ = cmd.RegisterFlagCompletionFunc("shell", cobra.FixedCompletions(
+		[]string{"bash", "zsh", "fish", "tcsh", "powershell", "cmd", "emacs", "none"}, cobra.ShellCompDirectiveNoFileComp))
 	f.BoolVarP(&unset, "unset", "u", false, "Unset the variables instead")
 	f.BoolVar(&noProxy, "no-proxy", false, "Add the machine's address to NO_PROXY")
 	return cmd
@@ -271,4 +279,19 @@ func (c *machineCommand) complete(_ *cobra.Command, _ []string, _ string) ([]str
 		return nil, cobra.ShellCompDirectiveError
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completePlace offers what scp takes: machines, with their colon, or files here.
+func (c *machineCommand) completePlace(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	names, failed := c.complete(cmd, args, typed)
+	if failed == cobra.ShellCompDirectiveError {
+		return nil, failed
+	}
+	var places []string
+	for _, n := range names {
+		if strings.HasPrefix(n, typed) {
+			places = append(places, n+":")
+		}
+	}
+	return places, cobra.ShellCompDirectiveNoSpace
 }

@@ -58,6 +58,7 @@ func (c *machineCommand) create() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&driver, "driver", "d", local.Name, "Driver to create machines with")
+	_ = cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions([]string{local.Name, ssh.Name}, cobra.ShellCompDirectiveNoFileComp))
 	f.StringArrayVar(&engine.opts, "engine-opt", nil, "Flags of the daemon, as flag=value")
 	f.StringArrayVar(&engine.env, "engine-env", nil, "Environment variables of the daemon")
 	f.StringArrayVar(&engine.labels, "engine-label", nil, "Labels of the daemon")
@@ -107,6 +108,7 @@ func (c *machineCommand) scp() *cobra.Command {
 	var recursive, quiet bool
 	cmd := &cobra.Command{
 		Use: "scp [OPTIONS] [MACHINE:]PATH [MACHINE:]PATH", Short: "Copy files between machines and this one", Args: cli.ExactArgs(2),
+		ValidArgsFunction: c.completePlace,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.fleet.Copy(cmd.Context(), args[0], args[1], recursive)
 		},
@@ -156,6 +158,7 @@ func (c *machineCommand) cut(verb string) *cobra.Command {
 	if verb == "disconnect" {
 		cmd.Short = "Cut machines off the network, silently, for trying failures"
 		cmd.Flags().StringSliceVar(&others, "from", nil, "Only from these machines (default: from everything)")
+		_ = cmd.RegisterFlagCompletionFunc("from", c.complete)
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			return c.fleet.Disconnect(cmd.Context(), args, others)
 		}
@@ -164,6 +167,8 @@ func (c *machineCommand) cut(verb string) *cobra.Command {
 	cmd.Short = "Undo disconnect"
 	cmd.Flags().StringSliceVar(&others, "to", nil, "Only to these machines (default: to everything)")
 	cmd.Flags().StringSliceVar(&others, "from", nil, "The same as --to")
+	_ = cmd.RegisterFlagCompletionFunc("to", c.complete)
+	_ = cmd.RegisterFlagCompletionFunc("from", c.complete)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return c.fleet.Connect(cmd.Context(), args, others)
 	}

@@ -45,6 +45,9 @@ func TestHelpSaysLegion(t *testing.T) {
 		if strings.Contains(out.String(), "Usage:  docker") || strings.Contains(c.Short, "Show the Docker") || strings.Contains(out.String(), "\n  docker ") {
 			t.Errorf("%s:\n%s", c.CommandPath(), out)
 		}
+		if line, _, _ := strings.Cut(out.String(), "\n"); strings.Contains(line, "[flags]") && strings.Contains(line, "[OPTIONS]") {
+			t.Errorf("options are named twice: %s", line)
+		}
 		if !strings.HasPrefix(c.CommandPath(), "legion") {
 			t.Errorf("command %s", c.CommandPath())
 		}
@@ -176,6 +179,39 @@ func TestDaemonValidate(t *testing.T) {
 		err := cmd.Execute()
 		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%q: %v, want %q", c.args, err, c.says)
+		}
+	}
+}
+
+// TestMachineCompletion: a shell offers machines where machines are meant, and what
+// else a word may be.
+func TestMachineCompletion(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("MACHINE_STORAGE_PATH", dir)
+	for _, m := range []string{"m1", "w1"} {
+		if err := os.MkdirAll(dir+"/machines/"+m, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"ssh", ""}, "m1\nw1\n:4"},
+		{[]string{"disconnect", "m1", "--from", ""}, "m1\nw1\n:4"},
+		{[]string{"connect", "m1", "--to", ""}, "m1\nw1\n:4"},
+		{[]string{"create", "--driver", ""}, "local\nssh\n:4"},
+		{[]string{"env", "--shell", ""}, "bash\nzsh\nfish\ntcsh\npowershell\ncmd\nemacs\nnone\n:4"},
+		{[]string{"scp", "w"}, "w1:\n:2"},
+		{[]string{"scp", "./f"}, ":2"}, // the shell offers files
+	} {
+		root, out := newTestRoot(t)
+		root.SetArgs(append([]string{cobra.ShellCompNoDescRequestCmd, "machine"}, c.args...))
+		if err := root.Execute(); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, _ := strings.Cut(out.String(), "Completion ended"); strings.TrimSpace(got) != c.want {
+			t.Errorf("%q: %q, want %q", c.args, got, c.want)
 		}
 	}
 }

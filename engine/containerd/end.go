@@ -170,7 +170,9 @@ func (c *container) discard() {
 	closeStreams(streams)
 }
 
-// removeBundle removes a bundle whose processes are gone.
+// removeBundle removes a bundle whose processes are gone. It is moved away first: the
+// shim writes exit.json after it has said that the process ended, and must not find a
+// folder that is being removed, or the next one of the same name.
 func removeBundle(dir string) error {
 	if err := mount.UnmountRecursive(filepath.Join(dir, "rootfs"), 0); err != nil {
 		if err := mount.UnmountRecursive(filepath.Join(dir, "rootfs"), unix.MNT_DETACH); err != nil {
@@ -181,7 +183,14 @@ func removeBundle(dir string) error {
 	if err := os.Remove(filepath.Join(dir, "rootfs")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return os.RemoveAll(dir)
+	doomed := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir))
+	if err := removeAll(doomed); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, doomed); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return removeAll(doomed)
 }
 
 // scrap undoes a creation that failed; asked tells whether the shim knows of it.
@@ -239,7 +248,8 @@ func (r *Runtime) orphan(s *shim) {
 // endLost kills what is left of a container without a shim and reports it.
 func (r *Runtime) endLost(ctx context.Context, c *container) {
 	code, at, reason := killed, time.Now().UTC().Round(0), lostReason
-	if e, err := readExit(c.dir); err == nil {
+	// That of another process is of an earlier container of this name.
+	if e, err := readExit(c.dir); err == nil && (c.pid == 0 || e.Pid == c.pid) {
 		code, at, reason = e.Status, e.Timestamp, ""
 	}
 	if err := r.purge(ctx, c.id); err != nil {

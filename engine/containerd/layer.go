@@ -65,18 +65,15 @@ func openLayers(ctx context.Context, root string, st *storage) (*layers, error) 
 	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
 		l.options = []string{"index=off"}
 	}
-	found, err := os.ReadDir(l.dir)
+	if err := removeDoomed(l.dir); err != nil {
+		return nil, err
+	}
+	ids, err := names(l.dir)
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range found {
-		if strings.HasPrefix(e.Name(), ".") {
-			if err := os.RemoveAll(filepath.Join(l.dir, e.Name())); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if o, err := l.origin(ctx, e.Name()); err == nil && o.chain != "" {
+	for _, id := range ids {
+		if o, err := l.origin(ctx, id); err == nil && o.chain != "" {
 			l.ref(o.chain)
 		}
 	}
@@ -315,17 +312,18 @@ func (l *layers) remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// removeAll is os.RemoveAll, also where a program left files immutable or a
-// mount that raced with us.
+// removeAll is os.RemoveAll, also where a mount or a last file raced with us.
 func removeAll(dir string) error {
 	err := os.RemoveAll(dir)
-	if errors.Is(err, unix.EBUSY) {
+	switch {
+	case errors.Is(err, unix.EBUSY):
 		if err := mount.UnmountRecursive(dir, unix.MNT_DETACH); err != nil {
 			return err
 		}
-		return os.RemoveAll(dir)
+	case !errors.Is(err, unix.ENOTEMPTY):
+		return err
 	}
-	return err
+	return os.RemoveAll(dir)
 }
 
 // sweep removes the views that no container stands on.

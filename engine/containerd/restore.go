@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,9 @@ import (
 // answers go on, others are ended and reported, half-made ones removed.
 func (r *Runtime) restore(ctx context.Context) error {
 	if err := r.unmountLeftovers(); err != nil {
+		return err
+	}
+	if err := removeDoomed(r.dir); err != nil {
 		return err
 	}
 	ids, err := names(r.shims.dir)
@@ -58,6 +62,17 @@ func (r *Runtime) restore(ctx context.Context) error {
 		r.shims.release(ctx, s)
 	}
 	return nil
+}
+
+// removeDoomed removes what a removal that was cut short has left in a folder.
+func removeDoomed(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			err = errors.Join(err, removeAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // names lists a folder that may not exist, without hidden entries.

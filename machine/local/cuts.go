@@ -46,6 +46,22 @@ func connect(cuts []cut, name string, to []string) ([]cut, error) {
 	}), nil
 }
 
+// cutsOf are the machines that one is cut from, sorted; everything: from all.
+func cutsOf(cuts []cut, name string) (from []string, all bool) {
+	for _, c := range cuts {
+		switch {
+		case c == cut{name, everything}:
+			all = true
+		case c.A == name:
+			from = append(from, c.B)
+		case c.B == name:
+			from = append(from, c.A)
+		}
+	}
+	slices.Sort(from)
+	return from, all
+}
+
 // drop is a rule of the fabric: IP packets from one port to another are lost.
 // An empty port is any.
 type drop struct{ In, Out string }

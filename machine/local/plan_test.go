@@ -213,6 +213,11 @@ func TestCuts(t *testing.T) {
 		t.Error(diff, err)
 	}
 	whole := disconnect(cuts, "b", nil)
+	for name, want := range map[string]string{"a": "[b c] false", "b": "[a] true", "c": "[a] false"} {
+		if from, all := cutsOf(whole, name); fmt.Sprint(from, all) != want {
+			t.Errorf("%s is cut from %v, %v; want %s", name, from, all, want)
+		}
+	}
 	if diff := cmp.Diff([]drop{{In: "port102"}, {Out: "port102"}}, drops(whole[2:], hosts)); diff != "" {
 		t.Error(diff)
 	}

@@ -96,6 +96,16 @@ func (d *Driver) Connect(ctx context.Context, m *machine.Machine, to []string) e
 	})
 }
 
+// Cuts are the machines that it is cut from; everything: from all.
+func (d *Driver) Cuts(m *machine.Machine) (from []string, everything bool, err error) {
+	f, err := d.fabric.load()
+	if err != nil {
+		return nil, false, err
+	}
+	from, everything = cutsOf(f.Cuts, m.Name)
+	return from, everything, nil
+}
+
 func (d *Driver) recut(ctx context.Context, m *machine.Machine, others []string, change func(*fabricState) error) error {
 	if os.Geteuid() != 0 {
 		return errors.New("driver local needs root to cut a network")

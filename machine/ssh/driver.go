@@ -80,13 +80,16 @@ func (d *Driver) Create(ctx context.Context, m *machine.Machine) error {
 	if err != nil {
 		return fmt.Errorf("make certificates: %w", err)
 	}
+	if _, err := h.run(ctx, h.asRoot(claim(runFile)), nil); err != nil {
+		return fmt.Errorf("%s can't be claimed (is another command making a machine of it?): %w", h.options.Host, err)
+	}
+	if err := os.WriteFile(m.Path(begunFile), nil, 0o600); err != nil {
+		return err
+	}
 	for file, content := range map[string][]byte{"ca.pem": c.CA, "cert.pem": c.ClientCert, "key.pem": c.ClientKey} {
 		if err := os.WriteFile(m.Path(file), content, 0o600); err != nil {
 			return err
 		}
-	}
-	if err := os.WriteFile(m.Path(begunFile), nil, 0o600); err != nil {
-		return err
 	}
 	m.Say("installing %s on %s", binary, h.options.Host)
 	if err := h.install(ctx, c); err != nil {

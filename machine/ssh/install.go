@@ -103,6 +103,12 @@ func put(path, mode string) string {
 	return fmt.Sprintf("umask 077 && mkdir -p -m 755 $(dirname %[1]s) && cat >%[1]s.new && chmod %[2]s %[1]s.new && mv -f %[1]s.new %[1]s", path, mode)
 }
 
+// claim is a line of shell that makes a file, and fails if it is there: of several
+// that would install at once, one does.
+func claim(path string) string {
+	return fmt.Sprintf("mkdir -p -m 755 $(dirname %[1]s) && set -C && : >%[1]s", path)
+}
+
 // machineOf reads what `uname -sm` says and returns Go's name for the
 // processor.
 func machineOf(uname string) (string, error) {

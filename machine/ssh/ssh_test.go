@@ -6,6 +6,8 @@ import (
 	"net"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -80,6 +82,23 @@ func TestScripts(t *testing.T) {
 	h := host{sudo: "sudo -n "}
 	if got := h.asRoot("a 'b'"); got != `sudo -n sh -c 'a '\''b'\'''` {
 		t.Error(got)
+	}
+}
+
+func TestClaim(t *testing.T) {
+	path := t.TempDir() + "/etc/run"
+	var claimed atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if exec.Command("/bin/sh", "-c", claim(path)).Run() == nil {
+				claimed.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if claimed.Load() != 1 {
+		t.Errorf("%d of 8 claimed it", claimed.Load())
 	}
 }
 

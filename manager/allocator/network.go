@@ -24,6 +24,9 @@ const (
 // user names none: Docker's.
 const DefaultSubnetSize = 24
 
+// DefaultPool is what subnets are cut from when the user names no pool: Docker's.
+func DefaultPool() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{10}), 8) }
+
 // Pools are what subnets are cut from that a user does not name.
 type Pools struct {
 	Bases []netip.Prefix
@@ -38,7 +41,7 @@ type Pools struct {
 func PoolsOf(c *api.Cluster) Pools {
 	p := Pools{Bases: slices.Clone(c.DefaultAddrPool), Size: int(c.SubnetSize)}
 	if len(p.Bases) == 0 {
-		p.Bases = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10}), 8)}
+		p.Bases = []netip.Prefix{DefaultPool()}
 	}
 	if p.Size == 0 {
 		p.Size = DefaultSubnetSize
@@ -227,7 +230,7 @@ func (u *used) free(pools Pools, v6 bool) (netip.Prefix, error) {
 		beside = " and by routes of this manager's host (" + strings.Join(routes[:min(len(routes), maxRoutesNamed)], ", ") + ")"
 	}
 	return netip.Prefix{}, api.Errorf(api.ResourceExhausted,
-		"could not find an available, non-overlapping subnet: address pool %s is used up by %d subnets (of /%d each)%s; remove networks, or name a subnet of your own (--subnet)",
+		"could not find an available, non-overlapping subnet: address pool %s is used up by %d subnets (of /%d each)%s",
 		strings.Join(names, ", "), count, size, beside)
 }
 

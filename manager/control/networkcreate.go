@@ -37,7 +37,8 @@ const (
 const IngressName = "ingress"
 
 // Ingress returns the network of the routing mesh as a new swarm has it.
-// routes are those of this manager's host.
+// routes are those of this manager's host. Errors: ResourceExhausted, they leave
+// no subnet of the swarm's pools.
 func Ingress(c *api.Cluster, routes ...netip.Prefix) (*api.Network, error) {
 	n := &api.Network{}
 	n.ID = api.NewID()
@@ -47,7 +48,11 @@ func Ingress(c *api.Cluster, routes ...netip.Prefix) (*api.Network, error) {
 	}
 	pools := allocator.PoolsOf(c)
 	pools.Routes = routes
-	return allocator.Network(n, slices.Values([]*api.Network(nil)), pools, 0)
+	given, err := allocator.Network(n, slices.Values([]*api.Network(nil)), pools, 0)
+	if err != nil {
+		return nil, api.Errorf(api.ClassOf(err), "ingress network: %w; give the swarm another pool (docker swarm init --default-addr-pool)", err)
+	}
+	return given, nil
 }
 
 // NetworkCreate adds an overlay network, with subnets, gateways and VXLAN id.
@@ -74,7 +79,11 @@ func (c *Control) NetworkCreate(ctx context.Context, q *network.CreateRequest) (
 		if !nodeLocal(driver(n)) {
 			pools := allocator.PoolsOf(cluster)
 			pools.Routes = routes
-			if given, err = allocator.Network(n, store.List[*api.Network](tx), pools, c.cfg.Store.View().Index()); err != nil {
+			given, err = allocator.Network(n, store.List[*api.Network](tx), pools, c.cfg.Store.View().Index())
+			if api.Is(err, api.ResourceExhausted) {
+				return api.Errorf(api.ResourceExhausted, "network %s: %w; remove networks, or name a subnet of your own (--subnet)", q.Name, err)
+			}
+			if err != nil {
 				return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
 			}
 		}

@@ -177,7 +177,7 @@ func (f *foresight) refused(by []scheduler.Refusal) []api.NodeRefusal {
 
 // notes say how tasks would be replaced.
 func notes(s *api.Service, p *api.ServicePlan) []string {
-	out := []string{}
+	out := append([]string{}, warnings(&s.Spec)...)
 	replaced := 0
 	for _, t := range p.Tasks {
 		if t.Action == api.PlannedReplace {

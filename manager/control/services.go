@@ -60,7 +60,7 @@ func (c *Control) serviceCreate(ctx context.Context, spec *swarm.ServiceSpec, o 
 	if err != nil {
 		return nil, err
 	}
-	return &swarm.ServiceCreateResponse{ID: id}, nil
+	return &swarm.ServiceCreateResponse{ID: id, Warnings: warnings(spec)}, nil
 }
 
 // ServiceUpdate replaces a service's spec, or goes back to the previous one.
@@ -97,7 +97,10 @@ func (c *Control) ServiceUpdate(ctx context.Context, name string, version uint64
 	if err != nil {
 		return nil, err
 	}
-	return &swarm.ServiceUpdateResponse{}, nil
+	if o.Rollback != "" {
+		return &swarm.ServiceUpdateResponse{}, nil
+	}
+	return &swarm.ServiceUpdateResponse{Warnings: warnings(spec)}, nil
 }
 
 // updated is the service as an update makes it.

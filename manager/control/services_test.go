@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -365,5 +366,45 @@ func TestRollbackBeginsAfterTheTasksThereAre(t *testing.T) {
 	}
 	if s := store.Get[*api.Secret](f.store.View(), id); !s.CreatedAt.After(later) {
 		t.Errorf("the second secret was made at %v, the first at %v", s.CreatedAt, later)
+	}
+}
+
+// A spread over what no node has is taken, with a warning: the manual of
+// Terraform's provider shows one.
+func TestWarnsOfVainSpread(t *testing.T) {
+	f := setUp(t)
+	s := spec("web")
+	s.TaskTemplate.Placement = &swarm.Placement{Preferences: []swarm.PlacementPreference{
+		{Spread: &swarm.SpreadOver{SpreadDescriptor: "spread=node.role.manager"}}, {Spread: &swarm.SpreadOver{SpreadDescriptor: "node.labels.zone"}},
+	}}
+	want := []string{`the placement preference has no effect: nothing can be spread over "spread=node.role.manager": want node.labels.NAME or engine.labels.NAME`}
+	r, err := f.ServiceCreate(t.Context(), s, ServiceOptions{})
+	if err != nil || !slices.Equal(r.Warnings, want) {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	p, err := f.ServicePlan(t.Context(), "web", s)
+	if err != nil || !slices.Equal(p.Notes, want) {
+		t.Errorf("%+v, %v", p, err)
+	}
+	got, err := f.ServiceInspect(t.Context(), "web", false)
+	if err != nil || got.Spec.TaskTemplate.Placement.Preferences[0].Spread.SpreadDescriptor != "spread=node.role.manager" {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	u, err := f.ServiceUpdate(t.Context(), "web", got.Version.Index, s, ServiceOptions{})
+	if err != nil || !slices.Equal(u.Warnings, want) {
+		t.Errorf("%+v, %v", u, err)
+	}
+	s.TaskTemplate.Placement = nil
+	if got, err = f.ServiceInspect(t.Context(), "web", false); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := f.ServiceUpdate(t.Context(), "web", got.Version.Index, s, ServiceOptions{}); err != nil || len(u.Warnings) > 0 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if got, err = f.ServiceInspect(t.Context(), "web", false); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := f.ServiceUpdate(t.Context(), "web", got.Version.Index, nil, ServiceOptions{Rollback: "previous"}); err != nil || len(u.Warnings) > 0 {
+		t.Errorf("%+v, %v", u, err)
 	}
 }

@@ -37,6 +37,8 @@ func TestCheckInit(t *testing.T) {
 		{"pools of the usual size", pools(0, "10.10.0.0/24"), ""},
 		{"a pool smaller than its networks", pools(16, "10.10.0.0/24"), "Subnet size is too small for pool: 16"},
 		{"a pool smaller than the usual networks", pools(0, "10.10.0.0/25"), "Subnet size is too small for pool: 24"},
+		{"networks larger than the usual pool", pools(5), "Subnet size is too small for pool: 5"},
+		{"networks of two addresses from the usual pool", pools(31), "subnet size is out of range: 31"},
 		{"networks of one address", pools(32, "10.10.0.0/24"), "subnet size is out of range: 32"},
 		{"a pool twice", pools(24, "10.0.0.0/8", "10.10.0.0/16"), "default address pools overlap: 10.0.0.0/8 and 10.10.0.0/16"},
 		{"an IPv6 pool", pools(64, "fd00::/48"), "subnet size is out of range"},
@@ -49,6 +51,8 @@ func TestCheckInit(t *testing.T) {
 		{"an expiry", spec(func(s *swarm.Spec) { s.CAConfig.NodeCertExpiry = 59 * time.Minute }), "minimum certificate expiry time is: 1h0m0s"},
 		{"a negative heart-beat", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = -1 }), "heartbeat time period cannot be a negative duration"},
 		{"a fast heart-beat", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Millisecond }), "at least 1s"},
+		{"a slow heart-beat", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = 24 * time.Hour }), ""},
+		{"a heart-beat whose grace period is no number", spec(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = 1 << 62 }), "at most 24h"},
 		{"ticks", spec(func(s *swarm.Spec) { s.Raft.ElectionTick, s.Raft.HeartbeatTick = 1, 1 }), "must be greater"},
 		{"an external CA", spec(func(s *swarm.Spec) { s.CAConfig.ExternalCAs = []*swarm.ExternalCA{{Protocol: "cfssl", URL: "x"}} }), "https://HOST/PATH"},
 	} {

@@ -7,15 +7,13 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/legion-swarm/legion/ca"
+	"github.com/legion-swarm/legion/manager/allocator"
 )
-
-// DefaultSubnetSize is the mask length of networks from the swarm's address
-// pools, when the user names none.
-const DefaultSubnetSize = 24
 
 const (
 	swarmName          = "default"
 	minHeartbeat       = time.Second
+	maxHeartbeat       = 24 * time.Hour
 	minDataPort        = 1024
 	maxDataPort        = 49151
 	maxAddrPools       = 64
@@ -64,6 +62,8 @@ func CheckSpec(s *swarm.Spec) error {
 		return invalid("heartbeat time period cannot be a negative duration")
 	case p != 0 && p < minHeartbeat:
 		return invalid("the dispatcher's heartbeat period must be at least %s, not %s", minHeartbeat, p)
+	case p > maxHeartbeat:
+		return invalid("the dispatcher's heartbeat period must be at most %s, not %s: nodes that die would never be noticed", maxHeartbeat, p)
 	}
 	if r := &s.Raft; r.ElectionTick < 0 || r.HeartbeatTick < 0 || r.ElectionTick != 0 && r.ElectionTick <= r.HeartbeatTick {
 		return invalid("raft's ElectionTick (%d) must be greater than its HeartbeatTick (%d)", r.ElectionTick, r.HeartbeatTick)
@@ -90,13 +90,13 @@ func CheckInit(r *swarm.InitRequest) error {
 	default:
 		return invalid("invalid Availability: %q", r.Availability)
 	}
-	return checkPools(r.DefaultAddrPool, or(r.SubnetSize, DefaultSubnetSize))
+	return checkPools(r.DefaultAddrPool, or(r.SubnetSize, allocator.DefaultSubnetSize))
 }
 
 // checkPools refuses pools from which no network can be given, or the same twice.
 func checkPools(pools []netip.Prefix, size uint32) error {
 	if len(pools) == 0 {
-		return nil
+		pools = []netip.Prefix{allocator.DefaultPool()}
 	}
 	if len(pools) > maxAddrPools {
 		return invalid("%d default address pools, at most %d are accepted", len(pools), maxAddrPools)

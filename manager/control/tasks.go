@@ -156,18 +156,11 @@ func (tf *taskFilter) match(view *store.View, t *api.Task) bool {
 		(len(tf.nodes) == 0 || slices.Contains(tf.nodes, t.NodeID)) &&
 		anyPrefix(tf.f["id"], t.ID) &&
 		(len(tf.f["name"]) == 0 || slices.ContainsFunc(tf.f["name"], func(n string) bool { return n == t.Name() || n == shortName(t) || anyPrefix([]string{n}, t.Name()) })) &&
-		matchLabels(tf.f["label"], labels(t)) && tf.matchDesired(t) && tf.matchUpToDate(view, t)
+		matchLabels(tf.f["label"], t.Spec.ServiceLabels) && tf.matchDesired(t) && tf.matchUpToDate(view, t)
 }
 
 func shortName(t *api.Task) string {
 	return strings.TrimSuffix(t.Name(), "."+t.ID)
-}
-
-func labels(t *api.Task) map[string]string {
-	if c := t.Spec.ContainerSpec; c != nil {
-		return c.Labels
-	}
-	return nil
 }
 
 func (tf *taskFilter) matchDesired(t *api.Task) bool {

@@ -29,6 +29,21 @@ func TestTaskFiltersNameWhatIs(t *testing.T) {
 	refused(t, err, api.Invalid, "up-to-date=maybe")
 }
 
+// Labels are those of the task's service; its container's are not asked for.
+func TestTaskLabelFilter(t *testing.T) {
+	f := setUp(t)
+	s := spec("web")
+	s.Labels = map[string]string{"tier": "front"}
+	s.TaskTemplate.ContainerSpec.Labels = map[string]string{"job": "web"}
+	f.task("aaa1", f.create(s), func(*api.Task) {})
+	f.task("bbb1", f.create(spec("db")), func(*api.Task) {})
+	for label, want := range map[string]int{"tier": 1, "tier=front": 1, "tier=back": 0, "job": 0, "job=web": 0} {
+		if l, err := f.TaskList(t.Context(), api.Filters{"label": {label}}); err != nil || len(l) != want {
+			t.Errorf("%s: %d tasks, %v; want %d", label, len(l), err, want)
+		}
+	}
+}
+
 // What clients leave out is filled in; what says nothing is not kept.
 func TestComplete(t *testing.T) {
 	in := spec("web")

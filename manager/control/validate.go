@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"strings"
 	"time"
 	"unicode"
@@ -175,6 +176,20 @@ func validateEndpoint(s *swarm.ServiceSpec) error {
 	return nil
 }
 
+// warnings are what a valid spec asks for in vain. Docker takes preferences that
+// no node can have a value for, and tools' manuals have such examples.
+func warnings(s *swarm.ServiceSpec) []string {
+	var w []string
+	if p := s.TaskTemplate.Placement; p != nil {
+		for _, p := range p.Preferences {
+			if _, ok := api.NodeAttribute(&api.Node{}, p.Spread.SpreadDescriptor); !ok {
+				w = append(w, fmt.Sprintf("the placement preference has no effect: nothing can be spread over %q: want node.labels.NAME or engine.labels.NAME", p.Spread.SpreadDescriptor))
+			}
+		}
+	}
+	return w
+}
+
 func validateTask(t *swarm.TaskSpec) error {
 	if err := validateResources(t.Resources); err != nil {
 		return err
@@ -189,9 +204,6 @@ func validateTask(t *swarm.TaskSpec) error {
 		for _, p := range t.Placement.Preferences {
 			if p.Spread == nil || p.Spread.SpreadDescriptor == "" {
 				return invalid("a placement preference needs a label to spread over, as node.labels.zone")
-			}
-			if _, ok := api.NodeAttribute(&api.Node{}, p.Spread.SpreadDescriptor); !ok {
-				return invalid("a placement preference can't spread over %q: want node.labels.NAME or engine.labels.NAME", p.Spread.SpreadDescriptor)
 			}
 		}
 	}

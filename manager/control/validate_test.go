@@ -37,8 +37,8 @@ func TestValidateService(t *testing.T) {
 		"unknown key \"node.name\"": func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.name==x"}}
 		},
-		"can't spread over": func(s *swarm.ServiceSpec) {
-			s.TaskTemplate.Placement = &swarm.Placement{Preferences: []swarm.PlacementPreference{{Spread: &swarm.SpreadOver{SpreadDescriptor: "zone"}}}}
+		"needs a label to spread over": func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.Placement = &swarm.Placement{Preferences: []swarm.PlacementPreference{{Spread: &swarm.SpreadOver{}}}}
 		},
 		"restart condition": func(s *swarm.ServiceSpec) { s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Condition: "maybe"} },
 		"restart-delay": func(s *swarm.ServiceSpec) {

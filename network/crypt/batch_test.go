@@ -95,3 +95,27 @@ func TestBatchesArrive(t *testing.T) {
 		}
 	})
 }
+
+// What a sealer has returned stays as it is while it returns Kept-1 others.
+func TestBatchesKept(t *testing.T) {
+	w := newWorld(t)
+	for i := 1; i <= 2; i++ {
+		w.start(i, config(i, 2, 1, 1))
+	}
+	w.settle()
+	s := w.nodes[addr(1)].NewSealer()
+	var kept, copies [][]byte
+	for i := range 3 * Kept {
+		s.Begin(vni, plain(mac(2), mac(1), strings.Repeat("x", 50+i)))
+		if _, _, _, ok := s.Next(); ok {
+			t.Fatal("it is not kept back")
+		}
+		_, data, _, _ := s.Flush()
+		kept, copies = append(kept, data), append(copies, slices.Clone(data))
+		for j := max(0, i-Kept+1); j <= i; j++ {
+			if !bytes.Equal(kept[j], copies[j]) {
+				t.Fatalf("%d has changed after %d others", j, i-j)
+			}
+		}
+	}
+}

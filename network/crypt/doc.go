@@ -8,7 +8,7 @@
 //	1   VXLAN id of the overlay, 3 bytes; 0 in a hello
 //	4   id of the key, 4 bytes
 //	8   data: tag of the session, 4 bytes, and counter, 8 bytes; hello: nonce, 12 bytes
-//	20  AES-256-GCM; all before is authenticated, too
+//	20  AES-128-GCM; all before is authenticated, too
 //
 // What a data packet protects is a piece of a frame: 12 bytes that say what the
 // kernel says of a frame (struct virtio_net_hdr) and which piece it is, and then the

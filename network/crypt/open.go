@@ -19,6 +19,24 @@ type Opener struct {
 	hellos []Packet
 	tick   bool
 	run    run
+	way    way
+}
+
+// way is how the packet before was handled, which the next one mostly shares. It holds
+// for one call of Open.
+type way struct {
+	vni, key, tag uint32
+	to            *sessionKey // its lock is held; nil: there is none
+}
+
+// change gives a way up for another one.
+func (w *way) change(to way) {
+	if w.to != nil {
+		w.to.mu.Unlock()
+	}
+	if *w = to; w.to != nil {
+		w.to.mu.Lock()
+	}
 }
 
 // run are pieces of one frame that follow each other.
@@ -59,6 +77,7 @@ func (o *Opener) Open(from netip.Addr, data []byte, size int) (frames []Frame, h
 			o.node.counts.drop(why)
 		}
 	}
+	o.way.change(way{})
 	o.end()
 	o.finish()
 	return o.frames, o.hellos, o.tick
@@ -67,6 +86,7 @@ func (o *Opener) Open(from netip.Addr, data []byte, size int) (frames []Frame, h
 // packet takes one packet.
 func (o *Opener) packet(v *view, p *peer, packet []byte) reason {
 	if len(packet) > 0 && packet[0] == kindHello {
+		o.way.change(way{}) // it may change
 		o.hellos = o.node.takeHello(p, packet, o.hellos)
 		return 0
 	}
@@ -74,28 +94,40 @@ func (o *Opener) packet(v *view, p *peer, packet []byte) reason {
 	if !ok {
 		return malformed
 	}
-	n := v.networks[h.vni]
-	if n == nil {
-		return unknownNetwork
+	if w := &o.way; w.to == nil || w.vni != h.vni || w.key != h.key || w.tag != h.tag {
+		to, why := o.find(v, p, h)
+		if why != 0 {
+			return why
+		}
+		w.change(way{h.vni, h.key, h.tag, to})
 	}
-	if _, ok := n.peers[p]; !ok {
-		return unknownNode
-	}
-	s := p.session.Load()
-	if s == nil || s.receiveTag != h.tag {
-		o.tick = p.unknown(o.node.now()) || o.tick
-		return noSession
-	}
-	k := s.key(h.key)
-	if k == nil {
-		return noKey
-	}
-	text, why := k.open(&o.nonce, h.counter, packet)
+	text, why := o.way.to.open(&o.nonce, h, packet)
 	if why != 0 {
 		return why
 	}
 	o.node.counts.received.Add(1)
-	return o.piece(h, k, text)
+	return o.piece(h, o.way.to, text)
+}
+
+// find returns what a packet of a node's is opened with.
+func (o *Opener) find(v *view, p *peer, h header) (*sessionKey, reason) {
+	n := v.networks[h.vni]
+	if n == nil {
+		return nil, unknownNetwork
+	}
+	if _, ok := n.peers[p]; !ok {
+		return nil, unknownNode
+	}
+	s := p.session.Load()
+	if s == nil || s.receiveTag != h.tag {
+		o.tick = p.unknown(o.node.now()) || o.tick
+		return nil, noSession
+	}
+	k := s.key(h.key)
+	if k == nil {
+		return nil, noKey
+	}
+	return k, 0
 }
 
 // piece takes what a packet of a known node protects.

@@ -7,6 +7,8 @@ const (
 	// older ones), and maxBatch how many bytes.
 	maxPieces = 64
 	maxBatch  = maxDatagram
+	// Kept is how many times what a Sealer returns is valid.
+	Kept = 4
 )
 
 // Pieces is how many packets a frame may be that Next returns at once, in a network
@@ -18,7 +20,8 @@ func Pieces(mtu int) int {
 // Sealer turns frames into packets. It is used by one goroutine.
 type Sealer struct {
 	node  *Node
-	out   []byte
+	out   [Kept][]byte
+	turn  int // which of out the batch is in
 	nonce [nonceSize]byte
 
 	// Of the frame that is under way.
@@ -53,7 +56,13 @@ func (b *batch) full() bool {
 }
 
 // NewSealer returns one for frames that go to other nodes.
-func (n *Node) NewSealer() *Sealer { return &Sealer{node: n, out: make([]byte, maxBatch)} }
+func (n *Node) NewSealer() *Sealer {
+	s := &Sealer{node: n}
+	for i := range s.out {
+		s.out[i] = make([]byte, maxBatch)
+	}
+	return s
+}
 
 // Begin takes a frame of a network as the kernel gives it, with its virtio_net_hdr.
 // Next returns its packets, until the frame is changed; what it keeps back, Flush
@@ -100,7 +109,8 @@ func (s *Sealer) begin(vni uint32, frame []byte) reason {
 
 // Next returns packets for a node, one after the other in data, each of size bytes
 // but the last, which may be shorter; false when there are no more of this frame. data
-// is valid until the next call of any method. A packet that is a whole frame is kept
+// is valid until Next and Flush have returned Kept-1 others and any method is called
+// again. A packet that is a whole frame is kept
 // back, so that those of frames that follow go with it.
 func (s *Sealer) Next() (to netip.Addr, data []byte, size int, ok bool) {
 	if s.frame == nil {
@@ -147,7 +157,7 @@ func (s *Sealer) pieces() (to netip.Addr, data []byte, size int, ok bool) {
 func (s *Sealer) add(size int, headers, part []byte) {
 	b := &s.batch
 	if b.n == 0 {
-		b.to, b.data, b.size = s.peer.addr, s.out[:0], size
+		b.to, b.data, b.size = s.peer.addr, s.out[s.turn][:0], size
 	}
 	b.data = s.seal(b.data, headers, part)
 	b.n++
@@ -156,7 +166,9 @@ func (s *Sealer) add(size int, headers, part []byte) {
 // Flush returns what was kept back, as Next does; false if there is nothing.
 func (s *Sealer) Flush() (to netip.Addr, data []byte, size int, ok bool) {
 	b := s.batch
-	s.batch = batch{}
+	if s.batch = (batch{}); b.n > 0 {
+		s.turn = (s.turn + 1) % Kept
+	}
 	s.node.counts.sent.Add(uint64(b.n))
 	return b.to, b.data, b.size, b.n > 0
 }
@@ -172,7 +184,7 @@ func (s *Sealer) seal(out, headers, part []byte) []byte {
 	s.p.put(packet[headerSize:])
 	copy(packet[headerSize+pieceHeader:], headers)
 	copy(packet[headerSize+pieceHeader+len(headers):], part)
-	putNonce(&s.nonce, counter)
-	s.key.send.Seal(packet[headerSize:headerSize], s.nonce[:], packet[headerSize:], packet[:headerSize])
+	putNonce(&s.nonce, s.vni, counter)
+	s.key.send.Seal(packet[headerSize:headerSize], s.nonce[:], packet[headerSize:], nil)
 	return out[:len(out)+tagSize]
 }

@@ -18,15 +18,19 @@ type Key struct {
 	Secret [KeySize]byte
 }
 
-// Labels of what is derived from a key.
+// Labels of what is derived from a key: for what, and with which cipher.
 const (
-	labelHello = "legion overlay hello 1"
-	labelData  = "legion overlay data 1"
+	labelHello = "legion overlay hello AES-128-GCM"
+	labelData  = "legion overlay data AES-128-GCM"
+	// derivedSize is AES-128's. It is what Docker's encrypted overlays have, and takes
+	// a tenth less time.
+	derivedSize = 16
 )
 
-// derive makes a cipher from a key.
+// derive makes a cipher from a key; another one for each id.
 func derive(k *Key, info string) (cipher.AEAD, error) {
-	secret, err := hkdf.Key(sha256.New, k.Secret[:], nil, info, KeySize)
+	info += string(binary.BigEndian.AppendUint32(nil, k.ID))
+	secret, err := hkdf.Key(sha256.New, k.Secret[:], nil, info, derivedSize)
 	if err != nil {
 		return nil, fmt.Errorf("derive a key: %w", err)
 	}
@@ -57,7 +61,7 @@ type sessionKey struct {
 	receive cipher.AEAD
 	counter atomic.Uint64 // last one sent
 
-	mu   sync.Mutex
+	mu   sync.Mutex // of seen; what it is held for needs a processor alone
 	seen window
 }
 
@@ -108,25 +112,27 @@ func (s *session) key(id uint32) *sessionKey {
 	return nil
 }
 
-// nonceSize is GCM's; the first 4 bytes are 0.
-const nonceSize = 12
+const nonceSize = 12 // GCM's
 
-func putNonce(nonce *[nonceSize]byte, counter uint64) {
+// putNonce makes a data packet's nonce: the overlay's id and the counter, which never
+// comes twice under a key. What else is in a packet's header chooses the key. So all of
+// the header is authenticated, and needs no pass of its own as additional data.
+func putNonce(nonce *[nonceSize]byte, vni uint32, counter uint64) {
+	binary.BigEndian.PutUint32(nonce[:], vni)
 	binary.BigEndian.PutUint64(nonce[nonceSize-8:], counter)
 }
 
-// open returns what a data packet protects, in place; or why it is dropped.
-func (k *sessionKey) open(nonce *[nonceSize]byte, counter uint64, packet []byte) ([]byte, reason) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.seen.fresh(counter) {
+// open returns what a data packet protects, in place; or why it is dropped. Callers
+// hold mu.
+func (k *sessionKey) open(nonce *[nonceSize]byte, h header, packet []byte) ([]byte, reason) {
+	if !k.seen.fresh(h.counter) {
 		return nil, replayed
 	}
-	putNonce(nonce, counter)
-	text, err := k.receive.Open(packet[headerSize:headerSize], nonce[:], packet[headerSize:], packet[:headerSize])
+	putNonce(nonce, h.vni, h.counter)
+	text, err := k.receive.Open(packet[headerSize:headerSize], nonce[:], packet[headerSize:], nil)
 	if err != nil {
 		return nil, forged
 	}
-	k.seen.note(counter)
+	k.seen.note(h.counter)
 	return text, 0
 }

@@ -96,7 +96,7 @@ func (p *Plane) sameCrypt(l netlink.Link, o *network.Overlay) bool {
 // newCrypt makes the device. There is none that this process does not hold.
 func (p *Plane) newCrypt(h *netlink.Handle, o *network.Overlay) (netlink.Link, error) {
 	p.crypt.drop(o.ID)
-	var f *os.File
+	fd := -1
 	err := p.onThread(func() error {
 		ns, err := os.Open(p.overlayPath(o.ID))
 		if err != nil {
@@ -106,7 +106,7 @@ func (p *Plane) newCrypt(h *netlink.Handle, o *network.Overlay) (netlink.Link, e
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter its namespace: %w", err)
 		}
-		f, err = openTap(overlayCrypt)
+		fd, err = openTap(overlayCrypt)
 		return err
 	})
 	if err != nil {
@@ -117,10 +117,10 @@ func (p *Plane) newCrypt(h *netlink.Handle, o *network.Overlay) (netlink.Link, e
 		err = setUpCrypt(h, l, o.MTU)
 	}
 	if err == nil {
-		err = p.crypt.add(o.ID, &tap{index: l.Attrs().Index, vni: o.VNI, f: f})
+		err = p.crypt.add(o.ID, &tap{index: l.Attrs().Index, vni: o.VNI, fd: fd})
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return h.LinkByName(overlayCrypt)
 }
@@ -152,10 +152,10 @@ const tunDevice = "/dev/net/tun"
 
 // openTap makes a TAP device in the thread's namespace that takes and gives frames
 // as large as the kernel has them. It goes when the file is closed.
-func openTap(name string) (*os.File, error) {
-	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+func openTap(name string) (fd int, err error) {
+	fd, err = unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s, which encrypted networks need: %w", tunDevice, err)
+		return -1, fmt.Errorf("open %s, which encrypted networks need: %w", tunDevice, err)
 	}
 	req, err := unix.NewIfreq(name)
 	if err == nil {
@@ -171,9 +171,9 @@ func openTap(name string) (*os.File, error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("make a TAP device: %w", err)
+		return -1, fmt.Errorf("make a TAP device: %w", err)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return fd, nil
 }
 
 func ioctlPointer(fd int, request uintptr, arg unsafe.Pointer) error {

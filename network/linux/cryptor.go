@@ -4,10 +4,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -20,11 +19,12 @@ import (
 // It holds both: without the process nothing flows. Methods but counts are called
 // by Set alone.
 type cryptor struct {
-	node   *crypt.Node
-	log    *slog.Logger
-	socket *cryptSocket
-	at     netip.AddrPort
-	taps   map[string]*tap // by overlay
+	node     *crypt.Node
+	log      *slog.Logger
+	socket   *cryptSocket
+	at       netip.AddrPort
+	carriers []*carrier      // the first has the socket
+	taps     map[string]*tap // by overlay
 
 	byVNI atomic.Pointer[map[uint32]*tap]
 	wake  chan struct{} // for tick
@@ -32,17 +32,15 @@ type cryptor struct {
 	wg    sync.WaitGroup
 }
 
-// tap is a device that the bridge of an overlay gives frames to.
+// tap is a device that the bridge of an overlay gives frames to. Its system calls
+// are as the socket's.
 type tap struct {
-	index int // of the device
-	vni   uint32
-	f     *os.File
-	raw   syscall.RawConn
-	ended atomic.Bool // its device is gone
-
-	// Of write, which one goroutine calls.
-	iov []unix.Iovec
-	put func(fd uintptr) bool
+	index   int // of the device
+	vni     uint32
+	fd      int
+	carrier int          // that reads
+	ended   atomic.Bool  // its device is gone
+	iov     []unix.Iovec // of write
 }
 
 // openCryptor takes the port of encrypted overlays; the thread is in the host's
@@ -54,17 +52,25 @@ func openCryptor(at netip.AddrPort, node *crypt.Node, log *slog.Logger) (*crypto
 	}
 	c := &cryptor{node: node, log: log, socket: socket, at: at, taps: map[string]*tap{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	c.byVNI.Store(&map[uint32]*tap{})
-	c.wg.Go(c.receive)
 	c.wg.Go(c.tick)
+	if c.carriers, err = newCarriers(); err == nil {
+		err = c.carriers[0].watch(socket.fd, c.receiving())
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
 	return c, nil
 }
 
 // close ends all of it; the devices go with it.
 func (c *cryptor) close() {
 	close(c.done)
-	c.socket.hangUp()
 	for id := range c.taps {
 		c.drop(id)
+	}
+	for _, r := range c.carriers {
+		r.close()
 	}
 	c.wg.Wait()
 	_ = c.socket.close()
@@ -72,30 +78,38 @@ func (c *cryptor) close() {
 
 // add takes a device.
 func (c *cryptor) add(id string, t *tap) error {
-	raw, err := t.f.SyscallConn()
-	if err != nil {
+	c.drop(id)
+	t.carrier = c.idlest()
+	if err := c.carriers[t.carrier].watch(t.fd, c.sending(t)); err != nil {
 		return err
 	}
-	t.raw = raw
-	t.put = func(fd uintptr) bool {
-		// What is not taken is lost, as on any wire.
-		_, _, _ = unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&t.iov[0])), uintptr(len(t.iov)))
-		return true
-	}
-	c.drop(id)
 	c.taps[id] = t
 	c.publish()
-	c.wg.Go(func() { c.send(t) })
 	return nil
 }
 
-// drop gives a device up.
-func (c *cryptor) drop(id string) {
-	if t := c.taps[id]; t != nil {
-		delete(c.taps, id)
-		c.publish()
-		_ = t.f.Close()
+// idlest is the carrier that has the least to do.
+func (c *cryptor) idlest() int {
+	loads := make([]int, len(c.carriers))
+	loads[0] = 1 // the socket
+	for _, t := range c.taps {
+		loads[t.carrier]++
 	}
+	return slices.Index(loads, slices.Min(loads))
+}
+
+// drop gives a device up. It is gone when drop returns.
+func (c *cryptor) drop(id string) {
+	t := c.taps[id]
+	if t == nil {
+		return
+	}
+	delete(c.taps, id)
+	c.publish()
+	for _, r := range c.carriers { // one reads, another may write
+		r.forget(t.fd)
+	}
+	_ = unix.Close(t.fd)
 }
 
 func (c *cryptor) publish() {
@@ -138,70 +152,69 @@ func (c *cryptor) tick() {
 // hellos sends what may be lost.
 func hellos(w *sender, out []crypt.Packet) {
 	for _, p := range out {
-		w.send(p.To, p.Data, len(p.Data))
+		w.add(p.To, p.Data, len(p.Data))
 	}
+	w.flush()
 }
 
-// send seals what the bridge gives a device, until that is gone.
-func (c *cryptor) send(t *tap) {
-	defer t.ended.Store(true)
-	s, w := c.node.NewSealer(), c.socket.sender(c.at.Port())
-	frame := make([]byte, crypt.MaxFrame)
-	var n int
-	var errno unix.Errno
-	take := func(fd uintptr) bool {
-		if n, errno = rawRead(fd, frame); errno != unix.EAGAIN {
-			return true
-		}
-		if to, data, size, ok := s.Flush(); ok { // nothing follows soon
-			w.send(to, data, size)
-		}
-		return false
-	}
-	for {
-		if t.raw.Read(take) != nil {
-			return
-		}
-		if errno != 0 {
-			c.log.Debug("network: an encrypted overlay's device is gone", "error", errno)
-			return
-		}
-		s.Begin(t.vni, frame[:n])
-		for to, data, size, ok := s.Next(); ok; to, data, size, ok = s.Next() {
-			w.send(to, data, size)
-		}
-	}
-}
-
-// receive opens what comes from other nodes.
-func (c *cryptor) receive() {
-	o, r, w := c.node.NewOpener(), c.socket.receiver(), c.socket.sender(c.at.Port())
-	for {
-		from, data, size, ok := r.receive()
-		if !ok {
-			return
-		}
-		frames, out, tick := o.Open(from, data, size)
-		taps := *c.byVNI.Load()
-		for i := range frames {
-			if t := taps[frames[i].VNI]; t != nil {
-				t.write(frames[i].Parts)
+// sending returns what seals what the bridge gives a device, until that is gone.
+func (c *cryptor) sending(t *tap) func() {
+	s, w, frame := c.node.NewSealer(), c.socket.sender(c.at.Port()), make([]byte, crypt.MaxFrame)
+	return func() {
+		for range turn {
+			n, errno := rawRead(t.fd, frame)
+			if errno == unix.EAGAIN {
+				break
+			}
+			if errno != 0 {
+				c.log.Debug("network: an encrypted overlay's device is gone", "error", errno)
+				t.ended.Store(true)
+				c.carriers[t.carrier].remove(t.fd)
+				break
+			}
+			s.Begin(t.vni, frame[:n])
+			for to, data, size, ok := s.Next(); ok; to, data, size, ok = s.Next() {
+				w.add(to, data, size)
 			}
 		}
-		hellos(w, out)
-		if tick {
-			c.poke()
+		if to, data, size, ok := s.Flush(); ok { // nothing follows soon
+			w.add(to, data, size)
+		}
+		w.flush()
+	}
+}
+
+// receiving returns what opens what comes from other nodes.
+func (c *cryptor) receiving() func() {
+	o, r, w := c.node.NewOpener(), c.socket.receiver(), c.socket.sender(c.at.Port())
+	return func() {
+		for range turn {
+			from, data, size, ok := r.receive()
+			if !ok {
+				break
+			}
+			frames, out, tick := o.Open(from, data, size)
+			taps := *c.byVNI.Load()
+			for i := range frames {
+				if t := taps[frames[i].VNI]; t != nil {
+					t.write(frames[i].Parts)
+				}
+			}
+			hellos(w, out)
+			if tick {
+				c.poke()
+			}
 		}
 	}
 }
 
 // rawRead reads from what doesn't block.
-func rawRead(fd uintptr, b []byte) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+func rawRead(fd int, b []byte) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 	return int(n), errno
 }
 
-// write gives the bridge a frame.
+// write gives the bridge a frame. What is not taken is lost, as on any wire.
 func (t *tap) write(parts [][]byte) {
 	t.iov = t.iov[:0]
 	for _, p := range parts {
@@ -209,5 +222,5 @@ func (t *tap) write(parts [][]byte) {
 		v.SetLen(len(p))
 		t.iov = append(t.iov, v)
 	}
-	_ = t.raw.Write(t.put) // closed: its overlay is gone
+	_, _, _ = unix.RawSyscall(unix.SYS_WRITEV, uintptr(t.fd), uintptr(unsafe.Pointer(&t.iov[0])), uintptr(len(t.iov)))
 }

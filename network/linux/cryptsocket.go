@@ -5,21 +5,17 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network/crypt"
 )
 
-// cryptSocket is the UDP socket of encrypted overlays. It is not in Go's poller,
-// which asks for room to send, too, and so would be woken by each datagram that has
-// left; and its system calls, which never block, don't tell Go's scheduler, which
-// would hand the processor on in the middle of those that take 20 µs.
-type cryptSocket struct {
-	fd    int
-	ready *os.File // an epoll set with the socket, for what arrives; in Go's poller
-	wait  syscall.RawConn
-}
+// cryptSocket is the UDP socket of encrypted overlays. Its system calls, which never
+// block, don't tell Go's scheduler, which would hand the processor on in the middle
+// of those that take 20 µs.
+type cryptSocket struct{ fd int }
 
 const (
 	// arrivedBuffer and sentBuffer are what the socket may hold, in bytes, as the
@@ -48,9 +44,6 @@ func listenCrypt(at netip.AddrPort) (*cryptSocket, error) {
 	if err = setCryptSocket(fd, domain); err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, address))
 	}
-	if err == nil {
-		err = s.listen()
-	}
 	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -69,31 +62,8 @@ func setCryptSocket(fd, domain int) error {
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT))
 }
 
-// listen makes the set that says when something has arrived.
-func (s *cryptSocket) listen() error {
-	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return os.NewSyscallError("epoll_create1", err)
-	}
-	err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(set, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)}))
-	err = errors.Join(err, unix.SetNonblock(set, true)) // has Go's poller take it
-	s.ready = os.NewFile(uintptr(set), "epoll")
-	if err == nil {
-		s.wait, err = s.ready.SyscallConn()
-	}
-	return err
-}
-
-// hangUp ends receiving.
-func (s *cryptSocket) hangUp() { _ = s.ready.Close() }
-
 // close comes when nobody uses the socket any more.
-func (s *cryptSocket) close() error {
-	if s.ready != nil {
-		s.hangUp()
-	}
-	return unix.Close(s.fd)
-}
+func (s *cryptSocket) close() error { return unix.Close(s.fd) }
 
 // message is what a system call is told of datagrams. It is used by one goroutine,
 // and stays where it is.
@@ -121,40 +91,77 @@ func (m *message) set(b []byte, name, oob int) {
 	}
 }
 
-// sender sends datagrams from a socket to a port of other nodes.
+// sender sends datagrams from a socket to a port of other nodes. It is used by one
+// goroutine.
 type sender struct {
-	m    message
-	port uint16
+	socket *cryptSocket
+	port   uint16
+	n      int // messages that are queued
+	queued [crypt.Kept]struct {
+		message
+		data []byte
+		size int
+	}
+	vector [crypt.Kept]mmsghdr
 }
 
-func (s *cryptSocket) sender(port uint16) *sender { return &sender{m: message{socket: s}, port: port} }
+// mmsghdr is struct mmsghdr, sendmmsg(2).
+type mmsghdr struct {
+	header unix.Msghdr
+	length uint32
+	_      [4]byte
+}
 
-// send sends datagrams of a size, the last may be shorter. What the kernel doesn't
-// take within a moment is lost.
-func (s *sender) send(to netip.Addr, data []byte, size int) {
-	name := s.m.putName(netip.AddrPortFrom(to, s.port))
-	oob := 0
+func (s *cryptSocket) sender(port uint16) *sender { return &sender{socket: s, port: port} }
+
+// add has datagrams of a size go, the last may be shorter: with those that are added
+// after it, when there are as many as the kernel is given at once, or with flush. So
+// who receives them is woken once for all. data is not changed until then.
+func (s *sender) add(to netip.Addr, data []byte, size int) {
+	m := &s.queued[s.n]
+	m.socket, m.data, m.size = s.socket, data, size
+	name, oob := m.putName(netip.AddrPortFrom(to, s.port)), 0
 	if len(data) > size {
-		oob = s.m.putSegment(uint16(size))
+		oob = m.putSegment(uint16(size))
 	}
-	switch errno := s.try(data, name, oob); errno {
-	case 0:
+	m.set(data, name, oob)
+	if s.n++; s.n == len(s.queued) {
+		s.flush()
+	}
+}
+
+// flush has all go that were added. What the kernel doesn't take within a moment is
+// lost.
+func (s *sender) flush() {
+	for i := range s.n {
+		s.vector[i].header = s.queued[i].header
+	}
+	for i := 0; i < s.n; {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.socket.fd), uintptr(unsafe.Pointer(&s.vector[i])), uintptr(s.n-i), 0, 0, 0)
+		if errno == 0 {
+			i += int(n)
+			continue
+		}
+		s.again(i, errno)
+		i++
+	}
+	s.n = 0
+}
+
+// again handles a message that the kernel did not take.
+func (s *sender) again(i int, errno unix.Errno) {
+	m := &s.queued[i]
+	if errno == unix.EAGAIN {
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(s.socket.fd), Events: unix.POLLOUT}}, roomWait)
+		_, errno = m.call(unix.SYS_SENDMSG)
+	}
+	switch errno {
 	case unix.EINVAL, unix.EMSGSIZE, unix.EIO: // larger than what the device takes
-		for ; oob > 0 && len(data) > 0; data = data[min(size, len(data)):] {
-			_ = s.try(data[:min(size, len(data))], name, 0)
+		for rest := m.data; len(m.data) > m.size && len(rest) > 0; rest = rest[min(m.size, len(rest)):] {
+			m.set(rest[:min(m.size, len(rest))], int(m.header.Namelen), 0)
+			_, _ = m.call(unix.SYS_SENDMSG)
 		}
 	}
-}
-
-// try waits once for room.
-func (s *sender) try(data []byte, name, oob int) unix.Errno {
-	s.m.set(data, name, oob)
-	_, errno := s.m.call(unix.SYS_SENDMSG)
-	if errno == unix.EAGAIN {
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(s.m.socket.fd), Events: unix.POLLOUT}}, roomWait)
-		_, errno = s.m.call(unix.SYS_SENDMSG)
-	}
-	return errno
 }
 
 // putName says who is written to, and returns the length of that.
@@ -205,36 +212,24 @@ func (m *message) readSegment(n int) int {
 
 // receiver takes what arrives at a socket.
 type receiver struct {
-	m    message
-	buf  []byte
-	n    int // of buf; negative: nothing came
-	take func(fd uintptr) bool
+	m   message
+	buf []byte
 }
 
 func (s *cryptSocket) receiver() *receiver {
-	r := &receiver{m: message{socket: s}, buf: make([]byte, 1<<16)}
-	r.take = func(uintptr) bool { return r.try() != unix.EAGAIN }
-	return r
+	return &receiver{m: message{socket: s}, buf: make([]byte, 1<<16)}
 }
 
-// receive waits for datagrams from a node, of a size, the last may be shorter; false
-// when the socket has hung up. data is valid until the next call.
+// receive returns datagrams from a node, of a size, the last may be shorter; false when
+// there are none. data is valid until the next call.
 func (r *receiver) receive() (from netip.Addr, data []byte, size int, ok bool) {
 	for {
-		if r.m.socket.wait.Read(r.take) != nil {
+		r.m.set(r.buf, len(r.m.name), len(r.m.oob))
+		switch n, errno := r.m.call(unix.SYS_RECVMSG); errno {
+		case 0:
+			return r.m.readName(), r.buf[:n], r.m.readSegment(n), true
+		case unix.EAGAIN:
 			return netip.Addr{}, nil, 0, false
-		}
-		if r.n >= 0 { // else the network said something of a packet that was sent
-			return r.m.readName(), r.buf[:r.n], r.m.readSegment(r.n), true
-		}
+		} // else the network said something of a packet that was sent
 	}
-}
-
-func (r *receiver) try() unix.Errno {
-	r.m.set(r.buf, len(r.m.name), len(r.m.oob))
-	n, errno := r.m.call(unix.SYS_RECVMSG)
-	if r.n = n; errno != 0 {
-		r.n = -1
-	}
-	return errno
 }

@@ -23,33 +23,45 @@ func TestCryptSocket(t *testing.T) {
 		}
 		from, to := netip.MustParseAddr(a[0]), netip.MustParseAddr(a[1])
 		s, r := sockets[0].sender(port), sockets[1].receiver()
-		for _, c := range []struct{ total, size int }{{1, 1}, {100, 100}, {6400, 100}, {6350, 100}, {60000, 1300}, {6000, 2000}} {
-			data := make([]byte, c.total)
-			for i := range data {
-				data[i] = byte(i / c.size)
-			}
-			s.send(to, data, c.size)
+		arrived, err := newArrival(sockets[1].fd)
+		w.ok(err)
+		expect := func(data []byte, size int) {
+			t.Helper()
 			var got []byte
-			for len(got) < c.total {
-				who, more, size, ok := r.receive()
-				if !ok || who != from || size != min(c.size, len(more)) {
-					t.Fatalf("%d bytes of %d come from %s as %d of %d", c.total, c.size, who, len(more), size)
+			for len(got) < len(data) {
+				arrived.wait()
+				who, more, n, ok := r.receive()
+				if !ok || who != from || n != min(size, len(more)) {
+					t.Fatalf("%d bytes of %d come from %s as %d of %d", len(data), size, who, len(more), n)
 				}
 				got = slices.Concat(got, more)
 			}
 			if !bytes.Equal(got, data) {
-				t.Errorf("%d bytes of %d arrive as others", c.total, c.size)
+				t.Errorf("%d bytes of %d arrive as others", len(data), size)
 			}
 		}
-		ended := make(chan bool)
-		go func() {
-			_, _, _, ok := r.receive()
-			ended <- !ok
-		}()
-		sockets[1].hangUp()
-		if !<-ended {
-			t.Error("something comes of a socket that has hung up")
+		sizes := []struct{ total, size int }{{1, 1}, {100, 100}, {6400, 100}, {6350, 100}, {60000, 1300}, {6000, 2000}}
+		all := make([][]byte, len(sizes))
+		for i, c := range sizes {
+			all[i] = make([]byte, c.total)
+			for j := range all[i] {
+				all[i][j] = byte(j / c.size)
+			}
+			s.add(to, all[i], c.size)
+			s.flush()
+			expect(all[i], c.size)
 		}
+		for i, c := range sizes { // more than go at once, one that the device doesn't take among them
+			s.add(to, all[i], c.size)
+		}
+		s.flush()
+		for i, c := range sizes {
+			expect(all[i], c.size)
+		}
+		if _, _, _, ok := r.receive(); ok {
+			t.Error("something comes that nobody has sent")
+		}
+		w.ok(arrived.close())
 		for _, s := range sockets {
 			w.ok(s.close())
 		}

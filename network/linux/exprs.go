@@ -60,13 +60,22 @@ func (b *tableBuilder) saddr(p netip.Prefix) []expr.Any {
 	return inPrefix(12, p)
 }
 
-// inPrefix matches if the address at an offset of the IP header is in p.
+// inPrefix matches if the address at an offset of the IP header is in p. The kernel
+// looks for each expression by name, one by one: none is there for nothing.
 func inPrefix(offset uint32, p netip.Prefix) []expr.Any {
 	addr := p.Masked().Addr().AsSlice()
 	size := uint32(len(addr))
+	load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}
+	compare := &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: addr}
+	switch {
+	case p.Bits() == 0:
+		return nil // all are
+	case p.IsSingleIP():
+		return []expr.Any{load, compare}
+	}
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		load,
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: net.CIDRMask(p.Bits(), int(8*size)), Xor: make([]byte, size)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: addr},
+		compare,
 	}
 }

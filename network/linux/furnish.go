@@ -31,7 +31,7 @@ func (n *inside) furnish(m *made, mesh string) {
 	}
 	if meshed {
 		t.box(box, true, false)
-		meshed = box.route(n.in, n.ipv4) == nil
+		meshed = box.route(n.in, n.ipv4, true) == nil
 	}
 	if err := p.commit(&t); err != nil {
 		p.log.Debug("network: rules in a new sandbox are tried one by one", "sandbox", m.is.ID, "error", err)

@@ -29,6 +29,8 @@ const (
 	// Preferences of routing rules: answers first; and, for who has no other way
 	// out, everything, so that a server without a default route can answer.
 	boxRuleFirst, boxRuleLast = 64, 33000
+
+	aloneChain = "alone"
 )
 
 // nowhere is the next hop that does not exist, of a family.
@@ -102,6 +104,19 @@ func (b meshBox) marks() (value, mask uint32) {
 	return 0, 0
 }
 
+// hasWay reports whether there is a default route of a family.
+func (b meshBox) hasWay(v6 bool) bool {
+	if v6 {
+		return b.way6
+	}
+	return b.way4
+}
+
+// alone reports whether there is a family without a way out but that of answers.
+func (b meshBox) alone() bool {
+	return slices.ContainsFunc(b.addrs, func(a netip.Prefix) bool { return !b.hasWay(a.Addr().Is6()) })
+}
+
 // putMeshBox prepares a sandbox that may have been prepared before.
 func (p *Plane) putMeshBox(b meshBox) error {
 	return p.inSandbox(p.Path(b.sandbox), func() error {
@@ -115,7 +130,7 @@ func (p *Plane) putMeshBox(b meshBox) error {
 			return err
 		}
 		defer ipv4.close()
-		if err := b.route(r, ipv4); err != nil {
+		if err := b.route(r, ipv4, false); err != nil {
 			return err
 		}
 		zones, err := hasZones(b.device)
@@ -131,12 +146,8 @@ func (p *Plane) putMeshBox(b meshBox) error {
 	})
 }
 
-// route makes what of a box isn't packet filter rules.
-func (b meshBox) route(r *requests, ipv4 ipv4Settings) error {
-	// Clients have addresses that are not routed there.
-	if err := ipv4.write("conf/"+b.device+"/rp_filter", "2"); err != nil {
-		return err
-	}
+// route makes what of a box isn't packet filter rules. fresh: there is none of it.
+func (b meshBox) route(r *requests, ipv4 ipv4Settings, fresh bool) error {
 	// A connection's socket takes up the mark of its first packet: its answers
 	// are then routed right at once, not anew one by one.
 	if err := ipv4.write("tcp_fwmark_accept", "1"); err != nil {
@@ -146,6 +157,7 @@ func (b meshBox) route(r *requests, ipv4 ipv4Settings) error {
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", b.device, err)
 	}
+	r.looseReverse(b.device, index) // clients have addresses that are not routed there
 	// Answers are led to the next hop that does not exist.
 	value, mask := b.marks()
 	for _, a := range b.addrs {
@@ -153,7 +165,12 @@ func (b meshBox) route(r *requests, ipv4 ipv4Settings) error {
 		r.neighbour(index, gw, []byte{0x02, 0x42, 0, 0, 0, 0})
 		r.everything(index, boxTable, gw)
 		r.rule("routing rule for answers", inet(gw), boxTable, boxRuleFirst, value, mask)
-		r.rule("routing rule for who has no other way out", inet(gw), boxTable, boxRuleLast, 0, 0)
+		switch {
+		case !b.hasWay(a.Addr().Is6()):
+			r.rule("routing rule for who has no other way out", inet(gw), boxTable, boxRuleLast, 0, 0)
+		case !fresh:
+			r.dropRule("routing rule for who had no other way out", inet(gw), boxTable, boxRuleLast)
+		}
 	}
 	return r.run()
 }
@@ -211,7 +228,9 @@ func (t *transaction) box(b meshBox, fresh, zones bool) {
 	w.note()
 	w.target()
 	w.answer()
-	w.alone()
+	if b.alone() {
+		w.alone()
+	}
 	w.t = tables[1]
 	w.overwrite()
 }
@@ -250,14 +269,17 @@ func (w *boxWriter) note() {
 // answer from, so that the answer is known for one.
 func (w *boxWriter) target() {
 	c := w.base("target", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityDstNAT)
-	in, udp := iif(expr.CmpOpEq, w.b.device), l4proto(unix.IPPROTO_UDP)
+	w.rule(c, iif(expr.CmpOpNeq, w.b.device), verdict(expr.VerdictReturn))
+	w.rule(c, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_UDP}}},
+		verdict(expr.VerdictReturn))
 	for _, own := range w.b.addrs {
 		v6 := own.Addr().Is6()
 		to := addressIn(false, netip.PrefixFrom(own.Addr(), own.Addr().BitLen()))
-		w.rule(c, in, addressIn(true, own.Masked()), verdict(expr.VerdictReturn))
+		w.rule(c, addressIn(true, own.Masked()), verdict(expr.VerdictReturn))
 		for _, a := range w.b.answers {
 			if a.from.Is6() == v6 {
-				w.rule(c, in, udp, to, addressIn(true, a.to), []expr.Any{
+				at, _ := saddrAt(v6)
+				w.rule(c, to, inPrefix(at, a.to), []expr.Any{
 					&expr.Immediate{Register: reg32, Data: a.from.AsSlice()},
 					&expr.NAT{Type: expr.NATTypeDestNAT, Family: natFamily(v6), RegAddrMin: reg32},
 				})
@@ -275,7 +297,7 @@ func (w *boxWriter) answer() {
 
 // alone refuses what has no way out but that of answers, and is none.
 func (w *boxWriter) alone() {
-	c := w.base("alone", nftables.ChainTypeFilter, nftables.ChainHookOutput, 0)
+	c := w.base(aloneChain, nftables.ChainTypeFilter, nftables.ChainHookOutput, 0)
 	w.rule(c, oif(expr.CmpOpEq, w.b.device), masked(&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, w.mask), []expr.Any{equals(w.value)},
 		verdict(expr.VerdictAccept))
 	for _, a := range w.b.addrs {

@@ -244,7 +244,7 @@ func routed(h *netlink.Handle, r *network.Host, own map[int]bool, links map[int]
 	for _, t := range routes {
 		d := prefix(t.Dst)
 		if d.IsValid() && d.Bits() > 0 {
-			if !own[t.LinkIndex] && !d.Addr().IsLinkLocalUnicast() && !d.Addr().IsMulticast() {
+			if !own[t.LinkIndex] && isNetwork(d) {
 				r.Prefixes = append(r.Prefixes, d.Masked())
 			}
 			continue
@@ -254,6 +254,17 @@ func routed(h *netlink.Handle, r *network.Host, own map[int]bool, links map[int]
 		}
 	}
 	return nil
+}
+
+// shortestNetwork is the fewest bits of a prefix behind which a network is known
+// to be: a class A network's, and more than fc00::/7, all private ones of IPv6.
+const shortestNetwork = 8
+
+// isNetwork tells a network that a host has or reaches from the default route in
+// parts (VPNs make 0.0.0.0/1 and 128.0.0.0/1 of it), which covers every address
+// that a swarm could choose.
+func isNetwork(p netip.Prefix) bool {
+	return p.Bits() >= shortestNetwork && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast()
 }
 
 // hostEnd finds the end of a pair that is not the sandbox's; h is in the host's

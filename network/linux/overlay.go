@@ -153,8 +153,11 @@ func (p *Plane) fillOverlay(o *network.Overlay) error {
 	if slices.ContainsFunc(o.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
 		disable = "0"
 	}
-	for _, s := range [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}, {"disable_ipv6", disable}} {
-		if err := writeSysctl("/proc/sys/net/ipv6/conf/"+overlayBridge+"/"+s[0], s[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, s := range [][2]string{
+		{overlayBridge + "/accept_ra", "0"}, {overlayBridge + "/accept_dad", "0"}, {overlayBridge + "/disable_ipv6", disable},
+		{"default/disable_ipv6", "1"}, // sandboxes' ends need no addresses
+	} {
+		if err := writeSysctl("/proc/sys/net/ipv6/conf/"+s[0], s[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

@@ -365,23 +365,32 @@ func (p *Plane) setSandboxes(ctx context.Context, ch *network.Changes, now *netw
 			delete(now.Sandboxes, id)
 		}
 	}
-	puts, drops := len(ch.PutSandboxes), len(ch.DropSandboxes)
-	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(p.workers, puts+drops) {
+	dropped := inTurn(ch.DropSandboxes)
+	for range min(dropsAtOnce, len(ch.DropSandboxes)) {
+		wg.Go(func() { dropped(drop) })
+	}
+	placed := inTurn(ch.PutSandboxes)
+	for range min(p.workers, len(ch.PutSandboxes)) {
 		wg.Go(func() {
-			_ = p.locked(func() error {
-				for i := int(next.Add(1)) - 1; i < puts+drops; i = int(next.Add(1)) - 1 {
-					if i < puts {
-						put(ch.PutSandboxes[i])
-					} else {
-						drop(ch.DropSandboxes[i-puts])
-					}
-				}
-				return nil
-			})
+			_ = p.locked(func() error { placed(put); return nil })
 		})
 	}
 	wg.Wait()
 	p.adopt(all)
+}
+
+// dropsAtOnce is how many sandboxes are removed at a time. To take a namespace's name
+// away is to wait until all processors have noticed: many waits are as long as one.
+const dropsAtOnce = 16
+
+// inTurn returns what calls a function with the elements that nobody has had yet,
+// until there are no more. It is safe for concurrent use.
+func inTurn[T any](l []T) func(func(T)) {
+	var next atomic.Int64
+	return func(f func(T)) {
+		for i := int(next.Add(1)) - 1; i < len(l); i = int(next.Add(1)) - 1 {
+			f(l[i])
+		}
+	}
 }

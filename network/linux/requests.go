@@ -69,12 +69,13 @@ func (r *requests) up(what string, index, most uint32) {
 	}
 }
 
-// veth makes a pair: one end here, up, on a bridge, the other in the namespace that
-// is open as ns. mtu may be 0: the kernel's choice. Both have one queue: unasked, the
-// kernel makes one for each processor and takes all but one away again, for which it
-// waits twice until all processors have noticed, with its lock of devices held.
+// veth makes a pair: one end here, on a bridge, the other in the namespace that is
+// open as ns; both down. mtu may be 0: the kernel's choice. Both have one queue:
+// unasked, the kernel makes one for each processor and takes all but one away again,
+// for which it waits twice until all processors have noticed, with its lock of
+// devices held.
 func (r *requests) veth(name string, bridge uint32, mtu int, peer string, mac []byte, ns int) {
-	r.begin("make veth "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHeader(0, unix.IFF_UP)...)
+	r.begin("make veth "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHeader(0, 0)...)
 	r.text(unix.IFLA_IFNAME, name)
 	r.oneQueue()
 	r.mtu(mtu)
@@ -124,9 +125,44 @@ func (r *requests) macvlan(name string, parent, mode uint32, mtu int, mac []byte
 	r.close(info)
 }
 
-// port says what only a bridge's port has, and gives the device its alias.
+// settle has a device that carries since a moment ago do so: until the kernel's watch
+// of links has seen it, which may take long where its lock of devices is wanted by
+// many, the device drops what is sent. To ask for it has it seen (Linux 6.8).
+func (r *requests) settle(name string) {
+	const noStatistics = 8 // RTEXT_FILTER_SKIP_STATS
+	r.begin("look at "+name, unix.RTM_GETLINK, 0, linkHeader(0, 0)...)
+	r.text(unix.IFLA_IFNAME, name)
+	r.number(unix.IFLA_EXT_MASK, noStatistics)
+}
+
+// noLinkLocal has a device get no address of its link when it is set up.
+func (r *requests) noLinkLocal(name string) {
+	r.begin("no link-local address for "+name, unix.RTM_NEWLINK, 0, linkHeader(0, 0)...)
+	r.text(unix.IFLA_IFNAME, name)
+	families := r.nest(unix.IFLA_AF_SPEC | unix.NLA_F_NESTED)
+	six := r.nest(unix.AF_INET6 | unix.NLA_F_NESTED)
+	r.attr(unix.IFLA_INET6_ADDR_GEN_MODE, 1) // IN6_ADDR_GEN_MODE_NONE
+	r.close(six)
+	r.close(families)
+	r.tolerate(unix.EAFNOSUPPORT) // it has no IPv6
+}
+
+// looseReverse has a device accept IPv4 packets from all that is routed anywhere.
+func (r *requests) looseReverse(name string, index uint32) {
+	const reverse, loose = 8, 2 // IPV4_DEVCONF_RP_FILTER
+	r.begin("reverse path filter of "+name, unix.RTM_NEWLINK, 0, linkHeader(index, 0)...)
+	families := r.nest(unix.IFLA_AF_SPEC | unix.NLA_F_NESTED)
+	four := r.nest(unix.AF_INET | unix.NLA_F_NESTED)
+	settings := r.nest(unix.IFLA_INET_CONF | unix.NLA_F_NESTED)
+	r.number(reverse, loose)
+	r.close(settings)
+	r.close(four)
+	r.close(families)
+}
+
+// port says what only a bridge's port has, gives the device its alias and sets it up.
 func (r *requests) port(name string, isolated bool, alias string) {
-	r.begin("mark "+name, unix.RTM_NEWLINK, 0, linkHeader(0, 0)...)
+	r.begin("mark "+name, unix.RTM_NEWLINK, 0, linkHeader(0, unix.IFF_UP)...)
 	r.text(unix.IFLA_IFNAME, name)
 	r.text(unix.IFLA_IFALIAS, alias)
 	info := r.nest(unix.IFLA_LINKINFO)
@@ -219,6 +255,14 @@ func (r *requests) rule(what string, f byte, table, priority, mark, mask uint32)
 		r.number(unix.FRA_FWMASK, mask)
 	}
 	r.tolerate(unix.EEXIST)
+}
+
+// dropRule removes a routing rule, if it is there.
+func (r *requests) dropRule(what string, f byte, table, priority uint32) {
+	r.begin("remove the "+what, unix.RTM_DELRULE, 0, f, 0, 0, 0, unix.RT_TABLE_UNSPEC, 0, 0, unix.FR_ACT_TO_TBL, 0, 0, 0, 0)
+	r.number(unix.FRA_PRIORITY, priority)
+	r.number(unix.FRA_TABLE, table)
+	r.tolerate(unix.ENOENT)
 }
 
 func native(b []byte, v uint32) []byte {

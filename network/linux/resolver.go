@@ -223,11 +223,13 @@ func listenDNS(port uint16) (*net.UDPConn, *net.TCPListener, error) {
 			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, resolverBuffer)
 		})
 	}
-	tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+	plain := net.ListenConfig{} // one of several paths costs more, and there is one
+	plain.SetMultipathTCP(false)
+	l, err := plain.Listen(context.Background(), "tcp4", at.String())
 	if err != nil {
 		return nil, nil, errors.Join(err, udp.Close())
 	}
-	return udp, tcp, nil
+	return udp, l.(*net.TCPListener), nil
 }
 
 func portOf(a net.Addr) uint16 {

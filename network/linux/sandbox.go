@@ -188,6 +188,7 @@ type inside struct {
 	sides map[string]*requests // in overlays' namespaces, and the host's: ""
 
 	without6 map[string]bool // interfaces that were made without IPv6
+	joined   []string        // interfaces of which the other end comes up with the next runSides
 }
 
 func (p *Plane) enter(path string) (*inside, error) {
@@ -287,12 +288,18 @@ func (n *inside) side(f *network.Interface) (*requests, error) {
 	return r, nil
 }
 
-// runSides has done what is to be done outside of the sandbox.
+// runSides has done what is to be done outside of the sandbox. Interfaces of which the
+// other end has come up carry afterwards.
 func (n *inside) runSides() error {
 	var errs []error
 	for _, r := range n.sides {
 		errs = append(errs, r.run())
 	}
+	for _, name := range n.joined {
+		n.in.settle(name)
+		errs = append(errs, n.in.run())
+	}
+	n.joined = nil
 	return errors.Join(errs...)
 }
 
@@ -309,6 +316,10 @@ func (n *inside) complete(id string, f *network.Interface) error {
 	b := n.p.bridgeOf(f.Bridge)
 	// Where frames on a bridge pass the IP packet filter (br_netfilter), a
 	// container reaches its own published port by the port it came from.
+	if f.Overlay == "" { // those in overlays have no IPv6
+		side.noLinkLocal(f.HostName)
+	}
+	n.joined = append(n.joined, f.Name)
 	side.port(f.HostName, b != nil && b.Isolated, n.p.alias("sandbox", id))
 	return nil
 }

@@ -2,9 +2,11 @@ package linux
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -53,6 +55,9 @@ func TestSandboxInterfaces(t *testing.T) {
 				a.Alias != p.alias("sandbox", "a") || !info.Hairpin || info.Isolated != isolated {
 				t.Errorf("%s: %+v, %+v", name, a, info)
 			}
+			if list, err := netlink.AddrList(l, netlink.FAMILY_ALL); err != nil || len(list) > 0 {
+				t.Errorf("%s has addresses: %v, %v", name, list, err)
+			}
 		})
 	}
 	port(p.overlayPath("net1"), "veth0", overlayBridge, 1400, false)
@@ -86,6 +91,44 @@ func TestSandboxInterfaces(t *testing.T) {
 			s.close()
 		}
 	})
+}
+
+// An interface is of use as soon as a Set has made it: what is sent at once is not lost.
+// What a link is in a list is what the kernel takes it for; to ask for one by name
+// would change that.
+func TestSandboxCarries(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := wired()
+	empty := c.Clone()
+	clear(empty.Sandboxes)
+	for i := range 10 {
+		next := c.Clone()
+		for j := range 4 {
+			s := *c.Sandboxes["a"]
+			s.ID, s.Interfaces = fmt.Sprintf("a%d-%d", i, j), slices.Clone(s.Interfaces)
+			for k := range s.Interfaces {
+				f := &s.Interfaces[k]
+				f.HostName, f.Addresses = fmt.Sprintf("v%d-%d-%d", i, j, k), pfx(fmt.Sprintf("10.1.%d.%d/24", k, 2+j))
+			}
+			s.Gateway4 = netip.MustParseAddr("10.1.1.1")
+			next.Sandboxes[s.ID] = &s
+		}
+		delete(next.Sandboxes, "a")
+		w.ok(p.Set(t.Context(), next))
+		for id := range next.Sandboxes {
+			w.in(p.Path(id), func() {
+				links, err := netlink.LinkList()
+				w.ok(err)
+				for _, l := range links {
+					if a := l.Attrs(); l.Type() == "veth" && a.OperState != netlink.OperUp {
+						t.Errorf("%s of %s is %s", a.Name, id, a.OperState)
+					}
+				}
+			})
+		}
+		w.ok(p.Set(t.Context(), empty))
+	}
 }
 
 // The error says what the kernel did not take, and nothing is left.

@@ -20,6 +20,7 @@ type transaction struct {
 
 func (t *transaction) message(what string, kind uint16, f nftables.TableFamily, flags uint16) {
 	if t.empty() {
+		t.buf = make([]byte, 0, 8<<10) // what most sandboxes have fits in
 		t.edge("begin", unix.NFNL_MSG_BATCH_BEGIN)
 	}
 	t.begin(what, unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, byte(f), 0, 0, 0) // struct nfgenmsg

@@ -141,6 +141,7 @@ func (p *Plane) moveTunnel(host, h *netlink.Handle, l netlink.Link, o *network.O
 	}
 	for _, step := range []func() error{
 		func() error { return h.LinkSetName(inside, overlayTunnel) },
+		func() error { return p.inSandbox(p.overlayPath(o.ID), tunnelIPv6) },
 		func() error { return h.LinkSetMaster(inside, bridge) },
 		func() error { return h.LinkSetLearning(inside, false) },
 		func() error { return h.LinkSetUp(inside) },
@@ -150,6 +151,16 @@ func (p *Plane) moveTunnel(host, h *netlink.Handle, l netlink.Link, o *network.O
 		}
 	}
 	return nil
+}
+
+// tunnelIPv6 turns on IPv6 for a tunnel's device, as neighbours need it. The thread
+// is in the overlay's namespace.
+func tunnelIPv6() error {
+	err := writeSysctl("/proc/sys/net/ipv6/conf/"+overlayTunnel+"/disable_ipv6", "0")
+	if errors.Is(err, os.ErrNotExist) { // the kernel has no IPv6
+		return nil
+	}
+	return err
 }
 
 // changePeers makes the static entries of a tunnel those of the peers.

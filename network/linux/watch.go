@@ -73,6 +73,9 @@ func subscribe(family int, groups ...int) (*os.File, error) {
 		return nil, fmt.Errorf("watch the kernel's network: %w", err)
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuffer) // a smaller one will do
+	if family == unix.NETLINK_ROUTE {
+		_ = hearLess(fd) // without, it wakes for more
+	}
 	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	for _, g := range groups {
 		if err == nil {

@@ -175,7 +175,8 @@ func (f *Fake) Host(context.Context) (*network.Host, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	h := f.host
-	h.Devices = maps.Clone(h.Devices)
+	h.Devices = map[string]network.Device{}
+	maps.Copy(h.Devices, f.host.Devices)
 	for name, b := range f.there.Bridges {
 		h.Devices[name] = network.Device{Bridge: true, Own: !b.External, Addresses: b.Addresses}
 	}

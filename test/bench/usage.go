@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // ticksPerSecond is USER_HZ, 100 on every Linux that Go runs on.
@@ -86,4 +87,52 @@ func cpu(pids []int) (sum float64, err error) {
 		}
 	}
 	return sum, nil
+}
+
+// cpuTime is what all processes of the machines have used, also those that have ended.
+func (f *fleet) cpuTime() (sum time.Duration, err error) {
+	for _, b := range f.boxes {
+		used, err := b.cpuTime()
+		if err != nil {
+			return 0, fmt.Errorf("processor's time of %s: %w", b.name, err)
+		}
+		sum += used
+	}
+	return sum, nil
+}
+
+// cpuTime reads it from the machine's control group, of either version; its first
+// process is in one of its own below.
+func (b *box) cpuTime() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", b.init))
+	if err != nil {
+		return 0, err
+	}
+	unified := ""
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3) // cgroups(7)
+		if len(f) < 3 {
+			continue
+		}
+		group := strings.TrimSuffix(f[2], "/init")
+		if slices.Contains(strings.Split(f[1], ","), "cpuacct") {
+			return number(filepath.Join("/sys/fs/cgroup/cpuacct", group, "cpuacct.usage"), "", time.Nanosecond)
+		}
+		if f[1] == "" {
+			unified = group
+		}
+	}
+	return number(filepath.Join("/sys/fs/cgroup", unified, "cpu.stat"), "usage_usec ", time.Microsecond)
+}
+
+// number reads the one of a file that follows a name.
+func number(path, name string, unit time.Duration) (time.Duration, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	_, after, _ := strings.Cut(string(text), name)
+	first, _, _ := strings.Cut(after, "\n")
+	n, err := strconv.ParseInt(first, 10, 64)
+	return time.Duration(n) * unit, err
 }

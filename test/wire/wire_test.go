@@ -266,12 +266,26 @@ func TestWhoMayCall(t *testing.T) {
 		t.Errorf("unknown method: %v", err)
 	}
 	m.removed.Store("worker1", true)
-	if _, err := swarmpb.NewDispatcherClient(conn).Heartbeat(ctx, &swarmpb.HeartbeatRequest{}); !api.Is(err, api.PermissionDenied) {
+	if _, err := swarmpb.NewDispatcherClient(conn).Heartbeat(ctx, &swarmpb.HeartbeatRequest{}); !api.Is(err, api.NotFound) {
 		t.Errorf("call of a removed node: %v", err)
 	}
 	other, _ := newManager(t, options{})
 	if _, err := swarmpb.NewDispatcherClient(other.client(t, worker)).Heartbeat(ctx, &swarmpb.HeartbeatRequest{}); err == nil {
 		t.Error("a node of one swarm called a manager of another")
+	}
+}
+
+// Who has no certificate can't have a manager hold megabytes for it; a node can.
+func TestStrangerSendsMuch(t *testing.T) {
+	m, _ := newManager(t, options{})
+	large := &swarmpb.IssueNodeCertificateRequest{Csr: make([]byte, 1<<20)}
+	stranger := swarmpb.NewNodeCAClient(m.dial(t, rpc.JoinConfig(m.root)))
+	if _, err := stranger.IssueNodeCertificate(t.Context(), large); !api.Is(err, api.Unavailable) {
+		t.Errorf("a stranger: %v", err)
+	}
+	node := swarmpb.NewNodeCAClient(m.client(t, m.member(t, "n")))
+	if _, err := node.IssueNodeCertificate(t.Context(), large); !api.Is(err, api.Invalid) {
+		t.Errorf("a node: %v", err)
 	}
 }
 
