@@ -205,7 +205,7 @@ func checkDriver(driver string) error {
 		return api.Errorf(api.PermissionDenied, "only one instance of %q network is allowed", driver)
 	}
 	if driver == driverIPvlan {
-		return api.Errorf(api.NotFound, "network driver ipvlan is not served; macvlan is")
+		return api.Errorf(api.NotFound, "network driver ipvlan is not served; take macvlan, which gives containers MAC addresses of their own (--driver macvlan --opt parent=DEVICE)")
 	}
 	return api.Errorf(api.NotFound, "network driver %q not found; node-local networks have the driver bridge or macvlan", driver)
 }

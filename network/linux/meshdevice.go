@@ -56,6 +56,19 @@ func (p *Plane) putMeshDevice(m *network.Mesh, o *network.Overlay) error {
 		return err
 	}
 	defer p.put(h)
+	err = p.furnishMeshDevice(h, m, o)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist) || isNotFound(err) {
+		err = p.furnishMeshDevice(h, m, o) // it was there for a moment: when one end of a pair is removed, the other goes next
+	}
+	if err != nil {
+		return err
+	}
+	p.mesh.device, p.mesh.mtu = m, o.MTU
+	return nil
+}
+
+// furnishMeshDevice makes the device and gives it what it needs.
+func (p *Plane) furnishMeshDevice(h *netlink.Handle, m *network.Mesh, o *network.Overlay) error {
 	l, err := p.meshPair(h, m, o)
 	if err != nil {
 		return fmt.Errorf("join the host to the ingress network: %w", err)
@@ -69,11 +82,7 @@ func (p *Plane) putMeshDevice(m *network.Mesh, o *network.Overlay) error {
 	if err := h.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set %s up: %w", l.Attrs().Name, err)
 	}
-	if err := p.meshRoutes(h, l, m); err != nil {
-		return err
-	}
-	p.mesh.device, p.mesh.mtu = m, o.MTU
-	return nil
+	return p.meshRoutes(h, l, m)
 }
 
 // meshPair makes the pair, or makes the one that is there what it should be.
