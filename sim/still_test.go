@@ -3,7 +3,12 @@ package sim
 import (
 	"context"
 	"fmt"
+	"maps"
+	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/legion-swarm/legion/manager/control"
 )
 
 // A process that stands still (SIGSTOP, a paused virtual machine) says nothing, and what it
@@ -96,4 +101,57 @@ func (c *cluster) leading(otherwise *host) *host {
 		}
 	}
 	return otherwise
+}
+
+// TestProcessesThatStandStill has nothing go wrong but that: for less than it takes to give a
+// node up, though for longer than an election. No task that runs is touched.
+func TestProcessesThatStandStill(t *testing.T) {
+	for seed := range uint64(3) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, seed)
+				c.plan.heartbeat = 5 * time.Second
+				c.standingStill(t)
+				if len(c.broken) > 0 {
+					t.Errorf("%s\n\nwhat happened last:\n%s", c.broken[0], c.events.tail())
+				}
+			})
+		})
+	}
+}
+
+func (c *cluster) standingStill(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.failed = cancel
+	defer c.close()
+	defer cancel()
+	if !c.boot(ctx) {
+		return
+	}
+	web := spec("op-web", 3*len(c.hosts))
+	if _, err := c.leader().control.ServiceCreate(ctx, web, control.ServiceOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !c.until(ctx, time.Minute, c.unsettled) {
+		return
+	}
+	before, term := c.running(), c.leader().raft.Status().Term
+	for round := range 30 {
+		h := c.hosts[c.rng.IntN(len(c.hosts))]
+		if round%2 == 0 {
+			h = c.leading(h)
+		}
+		d := time.Duration(500+c.rng.IntN(4000)) * time.Millisecond
+		c.standStill(ctx, h, d, func() {})
+		pause(ctx, d+time.Duration(c.rng.IntN(8000))*time.Millisecond)
+		if now := c.running(); !maps.Equal(before, now) {
+			t.Errorf("%s stood still for %s, and %v runs instead of %v", h.id, d, now, before)
+			return
+		}
+	}
+	c.until(ctx, time.Minute, c.unsettled)
+	if now := c.leader().raft.Status().Term; now < term+3 {
+		t.Errorf("leaders stood still, and it is term %d after %d", now, term)
+	}
 }
