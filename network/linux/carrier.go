@@ -32,16 +32,14 @@ const (
 	// turn is how much is handled of a descriptor, in packets, before it is another's
 	// turn.
 	turn = 64
-	// maxCarriers is how many there are at most, and carrierShare for how many of the
-	// processors that the daemon uses there is one.
-	maxCarriers  = 4
-	carrierShare = 2
+	// maxCarriers is how many there are at most.
+	maxCarriers = 4
 )
 
-// newCarriers starts as many as the daemon has processors for: on two processors, a
-// node that sends leaves the other one to the program whose packets these are.
+// newCarriers starts one for each processor that the daemon uses, so that what is
+// sealed does not wait for what is opened.
 func newCarriers() (all []*carrier, err error) {
-	for range min(max(runtime.GOMAXPROCS(0)/carrierShare, 1), maxCarriers) {
+	for range min(runtime.GOMAXPROCS(0), maxCarriers) {
 		c, err := newCarrier()
 		if err != nil {
 			for _, c := range all {
