@@ -17,8 +17,8 @@ import (
 	"github.com/legion-swarm/legion/api"
 )
 
-// What clients of versions 1.24 to 1.45 mean and want to read, where that
-// differs from 1.46. The rules are those of the API's version history: a field that a
+// What clients of versions 1.24 to 1.44 mean and want to read, where that
+// differs from 1.45. The rules are those of the API's version history: a field that a
 // version does not have is ignored in its requests.
 
 // wantedFor makes a container as a version's client means it.
@@ -169,24 +169,6 @@ func infoBefore144(v Version, i *system.Info) {
 		i.SecurityOptions[n] = strings.TrimPrefix(first, "name=")
 	}
 }
-
-// endpointsBefore145 has the container's short id among the aliases in networks
-// of users.
-func endpointsBefore145(id string, in map[string]*network.EndpointSettings) map[string]*network.EndpointSettings {
-	out := maps.Clone(in)
-	short := id[:min(len(id), shortID)]
-	for name, e := range in {
-		if e == nil || !container.NetworkMode(name).IsUserDefined() || slices.Contains(e.Aliases, short) {
-			continue
-		}
-		c := *e
-		c.Aliases = append(slices.Clip(c.Aliases), short)
-		out[name] = &c
-	}
-	return out
-}
-
-const shortID = 12
 
 // untagged is what an image without a name is called before 1.43.
 const untagged = "<none>"

@@ -201,11 +201,6 @@ func inspectFor(v Version, in *container.InspectResponse) any {
 		out.Config = &legacyConfig{r.Config, r.Config.OnBuild}
 	}
 	if ns := r.NetworkSettings; ns != nil {
-		if v.before(45) {
-			copied := *ns
-			copied.Networks = endpointsBefore145(r.ID, ns.Networks)
-			ns = &copied
-		}
 		l := &legacyNetworkSettings{NetworkSettings: ns}
 		if e := ns.Networks[network.NetworkBridge]; e != nil {
 			l.EndpointID, l.Gateway, l.IPAddress, l.IPPrefixLen = e.EndpointID, e.Gateway, e.IPAddress, e.IPPrefixLen

@@ -369,8 +369,7 @@ func TestRollbackBeginsAfterTheTasksThereAre(t *testing.T) {
 	}
 }
 
-// A spread over what no node has is taken, with a warning: the manual of
-// Terraform's provider shows one.
+// A spread over what no node has is taken, with a warning: Docker ignores it.
 func TestWarnsOfVainSpread(t *testing.T) {
 	f := setUp(t)
 	s := spec("web")
