@@ -149,6 +149,7 @@ func TestRequestsBefore144(t *testing.T) {
 		{name: "all volumes", spec: "POST /v1.41/volumes/prune", status: 200, call: "VolumePrune(map[all:[true]])"},
 		{name: "unnamed volumes", spec: "POST /v1.42/volumes/prune", status: 200, call: "VolumePrune(map[])"},
 		{name: "networks with containers", spec: "GET /v1.27/networks", status: 200, has: `"Containers":{}`, call: "NetworkInspect(net1, , false)"},
+		{name: "networks with a slash", spec: "GET /networks/", status: 200, call: "NetworkList(map[])"},
 		{name: "networks without", spec: "GET /v1.28/networks", status: 200, has: `"Containers":{}`, call: "NetworkList(map[])"},
 		{name: "no signal", spec: "POST /v1.41/containers/web/stop?signal=INT", status: 204, call: `ContainerStop(web, , nil)`},
 		{name: "services without status", spec: "GET /v1.40/services?status=1", status: 200, call: "ServiceList(map[], false)"},

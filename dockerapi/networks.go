@@ -12,6 +12,7 @@ func (s *Server) networkRoutes() []route {
 	r := func(op, spec string, h handler) route { return newRoute("Network", op, spec, h) }
 	return []route{
 		r("NetworkList", "GET /networks", s.networkList),
+		r("NetworkList", "GET /networks/", s.networkList),
 		r("NetworkCreate", "POST /networks/create", s.networkCreate),
 		r("NetworkPrune", "POST /networks/prune", s.networkPrune),
 		r("NetworkInspect", "GET /networks/{name}", s.networkInspect),
