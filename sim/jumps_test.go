@@ -17,12 +17,21 @@ import (
 // it led by one manager after the other: no task that runs is touched, and hardly
 // anything is written. Then what is to take seconds takes seconds.
 func TestClocksThatJump(t *testing.T) {
+	eachSeed(t, 0, (*cluster).jumping)
+}
+
+// eachSeed plays a part in a few swarms that have begun, each in a bubble of its own. A
+// heart-beat of 0 is the seed's.
+func eachSeed(t *testing.T, heartbeat time.Duration, play func(*cluster, context.Context, *testing.T)) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				c := newCluster(t, seed)
-				c.jumping(t)
+				if heartbeat > 0 {
+					c.plan.heartbeat = heartbeat
+				}
+				c.begin(func(ctx context.Context) { play(c, ctx, t) })
 				if len(c.broken) > 0 {
 					t.Errorf("%s\n\nwhat happened last:\n%s", c.broken[0], c.events.tail())
 				}
@@ -31,14 +40,18 @@ func TestClocksThatJump(t *testing.T) {
 	}
 }
 
-func (c *cluster) jumping(t *testing.T) {
+// begin boots a swarm for as long as play takes.
+func (c *cluster) begin(play func(context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.failed = cancel
 	defer c.close()
 	defer cancel()
-	if !c.boot(ctx) {
-		return
+	if c.boot(ctx) {
+		play(ctx)
 	}
+}
+
+func (c *cluster) jumping(ctx context.Context, t *testing.T) {
 	o := newOperator(c, 0)
 	web, all := spec("op-web", 4), spec(startFirst+"op-all", 0)
 	all.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}

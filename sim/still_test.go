@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/legion-swarm/legion/manager/control"
@@ -106,29 +105,10 @@ func (c *cluster) leading(otherwise *host) *host {
 // TestProcessesThatStandStill has nothing go wrong but that: for less than it takes to give a
 // node up, though for longer than an election. No task that runs is touched.
 func TestProcessesThatStandStill(t *testing.T) {
-	for seed := range uint64(3) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				c := newCluster(t, seed)
-				c.plan.heartbeat = 5 * time.Second
-				c.standingStill(t)
-				if len(c.broken) > 0 {
-					t.Errorf("%s\n\nwhat happened last:\n%s", c.broken[0], c.events.tail())
-				}
-			})
-		})
-	}
+	eachSeed(t, 5*time.Second, (*cluster).standingStill)
 }
 
-func (c *cluster) standingStill(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	c.failed = cancel
-	defer c.close()
-	defer cancel()
-	if !c.boot(ctx) {
-		return
-	}
+func (c *cluster) standingStill(ctx context.Context, t *testing.T) {
 	web := spec("op-web", 3*len(c.hosts))
 	if _, err := c.leader().control.ServiceCreate(ctx, web, control.ServiceOptions{}); err != nil {
 		t.Fatal(err)
