@@ -149,6 +149,8 @@ func TestRequests(t *testing.T) {
 		{name: "df 1.44", spec: "GET /v1.44/system/df", status: 200, has: `"LayersSize":7,"Images":[{`, call: "DiskUsage([], true)"},
 		{name: "df 1.52", spec: "GET /v1.52/system/df", status: 200, has: `"ImageUsage":{"TotalCount":1`},
 		{name: "df", spec: "GET /system/df?type=image&type=volume", status: 200, call: "DiskUsage([image volume], false)"},
+		{name: "df 1.52 verbose", spec: "GET /v1.52/system/df?verbose=1", status: 200, has: `{"ImageUsage":{"Items":[{`},
+		{name: "df 1.53", spec: "GET /v1.53/system/df", status: 200, has: `{"ImageUsage":{`}, // the first key: none of the old fields
 		{name: "df of nothing known", spec: "GET /system/df?type=x", status: 400, has: "unknown object type: x", call: "-"},
 		{name: "events", spec: "GET /v1.51/events?since=1.5&until=200", status: 200, has: `{"status":"start","id":"` + webID + `","from":"app:1","Type":"container"`},
 		{name: "events since ever", spec: "GET /events?since=0&until=200", status: 200, call: "Events(0, 200, map[])"},
