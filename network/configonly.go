@@ -65,7 +65,8 @@ func (n *Networks) configUsers(name string) []string {
 }
 
 // holdLocal makes a network of the swarm that each node has for itself, after its
-// own configuration network. host was looked at before. Callers hold mu.
+// own configuration network; a bridge without one is as any other here. host was
+// looked at before. Callers hold mu.
 func (n *Networks) holdLocal(o *api.Network, host *Host) error {
 	if n.closed {
 		return errClosed
@@ -81,7 +82,7 @@ func (n *Networks) holdLocal(o *api.Network, host *Host) error {
 	switch {
 	case !validContainerID(o.ID):
 		return api.Errorf(api.Invalid, "network %s has the impossible id %q", o.Spec.Name, o.ID)
-	case name == "":
+	case name == "" && o.DriverState.Name != driverBridge:
 		return api.Errorf(api.Invalid, "network %s: a network of the swarm with driver %s needs a configuration network on each node (--config-from)", o.Spec.Name, o.DriverState.Name)
 	case len(n.nets)+len(n.creating) >= maxNetworks:
 		return api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))

@@ -25,10 +25,11 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		class  api.Class
 		says   string
 	}{
-		"name":       {func(q *network.CreateRequest) { q.Name = "a b" }, api.Invalid, "invalid network name"},
-		"predefined": {func(q *network.CreateRequest) { q.Name = "host" }, api.PermissionDenied, "predefined host network"},
-		"driver":     {func(q *network.CreateRequest) { q.Driver = "weird" }, api.NotFound, `driver "weird"`},
-		"macvlan":    {func(q *network.CreateRequest) { q.Driver = "macvlan" }, api.Invalid, "--config-from"},
+		"name":         {func(q *network.CreateRequest) { q.Name = "a b" }, api.Invalid, "invalid network name"},
+		"predefined":   {func(q *network.CreateRequest) { q.Name = "host" }, api.PermissionDenied, "predefined host network"},
+		"driver":       {func(q *network.CreateRequest) { q.Driver = "weird" }, api.NotFound, `driver "weird"`},
+		"macvlan":      {func(q *network.CreateRequest) { q.Driver = "macvlan" }, api.Invalid, "--config-from"},
+		"bridge's own": {func(q *network.CreateRequest) { q.Driver = "bridge" }, api.Invalid, "--config-from"}, // with a subnet
 		"two configurations": {func(q *network.CreateRequest) {
 			q.Driver, q.ConfigFrom = "macvlan", &network.ConfigReference{Network: "c"}
 		}, api.PermissionDenied, "user supplied configurations"},
@@ -86,6 +87,12 @@ func TestNetworksOfNodes(t *testing.T) {
 	in, err := f.NetworkInspect(t.Context(), "lan", true)
 	if err != nil || in.ID != made.ID || in.Driver != "macvlan" || in.Scope != "swarm" || in.ConfigFrom.Network != "conf" || len(in.IPAM.Config) != 0 || len(in.Options) != 0 {
 		t.Fatalf("%+v, %v", in, err)
+	}
+	if _, err := f.NetworkCreate(t.Context(), &network.CreateRequest{Name: "plain", Driver: "bridge", Scope: "swarm"}); err != nil {
+		t.Error("a bridge needs no configuration:", err)
+	}
+	if in, err := f.NetworkInspect(t.Context(), "plain", false); err != nil || in.Driver != "bridge" || in.Scope != "swarm" {
+		t.Errorf("%+v, %v", in, err)
 	}
 	s := spec("s")
 	s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "lan"}}
