@@ -27,8 +27,10 @@ type Networks struct {
 	plane Dataplane
 	set   setter
 
-	// mu guards all below; it is never held while the data plane works or, but
-	// for a rename in RuntimeDir, while a file is written.
+	files files // of RuntimeDir
+
+	// mu guards all below; it is never held while the data plane works or a file is
+	// written: see files.
 	mu     sync.Mutex
 	nets   map[string]*netw
 	boxes  map[string]*box
@@ -214,6 +216,7 @@ func (n *Networks) adopt() error {
 		}
 	}
 	n.forgetOverlays()
+	n.writeFiles()
 	return nil
 }
 
