@@ -1,8 +1,8 @@
 package api
 
 import (
+	"iter"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -23,22 +23,22 @@ const LastVNI = 1<<24 - 1
 
 // VNI returns the VXLAN id that a network's tunnels have; 0 if it was given none.
 func (n *Network) VNI() uint32 {
-	if l := n.VNIs(); len(l) > 0 {
-		return l[0]
+	for v := range n.VNIs() {
+		return v
 	}
 	return 0
 }
 
 // VNIs returns the VXLAN ids that a network was given. The first is in use; Docker
 // Engines, which have a tunnel for each IPv4 subnet, need as many as there are.
-func (n *Network) VNIs() []uint32 {
-	var l []uint32
-	for s := range strings.SplitSeq(n.DriverState.Options[OptionVNIs], ",") {
-		if v, err := strconv.ParseUint(s, 10, 24); err == nil && v != 0 {
-			l = append(l, uint32(v))
+func (n *Network) VNIs() iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for s := range strings.SplitSeq(n.DriverState.Options[OptionVNIs], ",") {
+			if v, err := strconv.ParseUint(s, 10, 24); err == nil && v != 0 && !yield(uint32(v)) {
+				return
+			}
 		}
 	}
-	return l
 }
 
 // Encrypted reports whether what nodes send each other is to be encrypted; if what
@@ -78,9 +78,12 @@ func (n *Network) Subnets() []netip.Prefix {
 // Clashes reports whether two networks can't both be in a swarm, because of what
 // they were given.
 func (n *Network) Clashes(o *Network) bool {
-	others := o.VNIs()
-	if slices.ContainsFunc(n.VNIs(), func(v uint32) bool { return slices.Contains(others, v) }) {
-		return true
+	for v := range n.VNIs() {
+		for other := range o.VNIs() {
+			if v == other {
+				return true
+			}
+		}
 	}
 	for _, a := range n.Subnets() {
 		for _, b := range o.Subnets() {

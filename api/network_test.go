@@ -30,7 +30,7 @@ func TestVNIs(t *testing.T) {
 	}
 	for option, want := range map[string][]uint32{"": nil, "4097": {4097}, "4097,4100": {4097, 4100}, "0": nil, "x,4097": {4097}, "16777216": nil} {
 		n := network(option)
-		if got := n.VNIs(); !slices.Equal(got, want) {
+		if got := slices.Collect(n.VNIs()); !slices.Equal(got, want) {
 			t.Errorf("%q: %v, want %v", option, got, want)
 		}
 		if first := n.VNI(); len(want) > 0 && first != want[0] || len(want) == 0 && first != 0 {

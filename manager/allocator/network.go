@@ -74,7 +74,7 @@ func usedBy(others iter.Seq[*api.Network], except string) *used {
 		if o.ID == except || o.Predefined {
 			continue
 		}
-		for _, v := range o.VNIs() {
+		for v := range o.VNIs() {
 			u.vnis[v] = o.Spec.Name
 		}
 		for _, p := range o.Subnets() {
