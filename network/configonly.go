@@ -19,6 +19,9 @@ func (n *Networks) configNetwork(r *record, q *dnet.CreateRequest) error {
 	if q.IPAM == nil {
 		return nil
 	}
+	if len(q.IPAM.Config) > maxSubnets {
+		return tooManySubnets(q.Name)
+	}
 	for _, c := range q.IPAM.Config {
 		if err := checkSubnet(q.Name, c, r.Network.EnableIPv4, r.Network.EnableIPv6); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -202,6 +203,22 @@ func (n *Networks) forgetOverlays() {
 		delete(n.nets, id)
 		n.files.want(n.overlaysDir(), id, nil)
 	}
+}
+
+// beyond returns the subnets of an overlay, of the addresses' families, that none of
+// the addresses is in: they are on the same link.
+func (w *netw) beyond(addrs []netip.Prefix) []netip.Prefix {
+	var l []netip.Prefix
+	for _, c := range w.Network.IPAM.Config {
+		if !c.Subnet.IsValid() {
+			continue
+		}
+		family := func(a netip.Prefix) bool { return a.Addr().Is4() == c.Subnet.Addr().Is4() }
+		if slices.ContainsFunc(addrs, family) && !slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return c.Subnet.Contains(a.Addr()) }) {
+			l = append(l, c.Subnet.Masked())
+		}
+	}
+	return l
 }
 
 func (n *Networks) overlayMTU(w *netw) int {

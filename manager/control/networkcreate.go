@@ -194,7 +194,7 @@ func validateNetwork(q *network.CreateRequest) error {
 	if err := validateLabels(q.Labels); err != nil {
 		return err
 	}
-	if err := validateNetworkOptions(q.Options); err != nil {
+	if err := validateNetworkOptions(q); err != nil {
 		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
 	}
 	if mtu, _ := strconv.Atoi(q.Options[api.OptionMTU]); mtu != 0 && mtu < minMTU6 && q.EnableIPv6 != nil && *q.EnableIPv6 {
@@ -225,12 +225,12 @@ func validateNodeLocal(q *network.CreateRequest) error {
 	return validateLabels(q.Labels)
 }
 
-func validateNetworkOptions(options map[string]string) error {
-	for _, k := range slices.Sorted(maps.Keys(options)) {
-		v := options[k]
+func validateNetworkOptions(q *network.CreateRequest) error {
+	for _, k := range slices.Sorted(maps.Keys(q.Options)) {
+		v := q.Options[k]
 		switch {
 		case k == api.OptionVNIs:
-			if _, err := allocator.ParseVNI(v); err != nil {
+			if _, err := allocator.ParseVNIs(v, subnets4(q)); err != nil {
 				return err
 			}
 		case k == api.OptionMTU:
@@ -246,6 +246,18 @@ func validateNetworkOptions(options map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// subnets4 returns how many IPv4 subnets a network will have.
+func subnets4(q *network.CreateRequest) (n int) {
+	if q.IPAM != nil {
+		for i := range q.IPAM.Config {
+			if q.IPAM.Config[i].Subnet.Addr().Is4() {
+				n++
+			}
+		}
+	}
+	return max(n, 1)
 }
 
 func validateIPAM(q *network.CreateRequest) error {

@@ -58,7 +58,21 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		"mtu of IPv6": {func(q *network.CreateRequest) {
 			q.EnableIPv6, q.Options = new(true), map[string]string{api.OptionMTU: "1279"}
 		}, api.Invalid, "with IPv6 an MTU must be 1280 bytes at least"},
-		"vni":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
+		"vni": {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
+		"vnis": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24")}, network.IPAMConfig{Subnet: p("fd05::/64")})
+			q.EnableIPv6, q.Options = new(true), map[string]string{api.OptionVNIs: "5000,5001,5002"}
+		}, api.Invalid, "one number for each IPv4 subnet at most, and there are 2"},
+		"second vni taken": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24")})
+			q.Options = map[string]string{api.OptionVNIs: "5000,4096"}
+		}, api.Conflict, "VXLAN id 4096 is already that of network ingress"},
+		"second subnet's route": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.200.0.0/16")})
+		}, api.Conflict, "overlaps the route to 10.200.7.0/24"},
+		"second subnet's range": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24"), IPRange: p("10.5.0.0/28")})
+		}, api.Invalid, "invalid ip-range 10.5.0.0/28"},
 		"vni taken":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096"} }, api.Conflict, "network ingress"},
 		"option":        {func(q *network.CreateRequest) { q.Options = map[string]string{"com.docker.network.x": "1"} }, api.Invalid, "com.docker.network.x"},
 		"encrypted":     {func(q *network.CreateRequest) { q.Options = map[string]string{"encrypted": "maybe"} }, api.Invalid, "encrypted"},
