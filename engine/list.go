@@ -102,9 +102,10 @@ func portSummary(r *record) []container.PortSummary {
 		seen[p] = true
 		for _, b := range bindings {
 			n, err := strconv.ParseUint(b.HostPort, 10, 16)
-			if err != nil {
+			if err != nil && b.HostPort != "" {
 				continue
 			}
+			// None is of a routed network: it has no port of the host.
 			list = append(list, container.PortSummary{IP: b.HostIP, PrivatePort: p.Num(), PublicPort: uint16(n), Type: string(p.Proto())})
 		}
 		if len(bindings) == 0 {

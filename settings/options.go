@@ -171,7 +171,7 @@ func refused() []option {
 		{flag: "fixed-cidr-v6", usage: "IPv6 subnet of the default bridge's addresses", bind: noText, refusal: "give the default bridge an IPv6 subnet with --bip6"},
 		{flag: "default-gateway", usage: "Default gateway of the default bridge", bind: noText, refusal: "the bridge's own address is the gateway"},
 		{flag: "default-gateway-v6", usage: "IPv6 default gateway of the default bridge", bind: noText, refusal: "the bridge's own address is the gateway"},
-		{flag: "allow-direct-routing", usage: "Allow routing to containers' addresses from outside", bind: noBool, refusal: "publish the port instead"},
+		{flag: "allow-direct-routing", usage: "Allow routing to containers' addresses from outside", bind: noBool, refusal: "publish the port instead, or make a network for it (docker network create --opt com.docker.network.bridge.gateway_mode_ipv4=routed)"},
 		{flag: "bridge-accept-fwmark", usage: "Accept packets with this firewall mark", bind: noText, refusal: "publish the port instead"},
 		{flag: "default-network-opt", key: "default-network-opts", usage: "Default network options", bind: func(*Daemon) value { return anything{} }, refusal: "give the options to docker network create"},
 		{flag: "cpu-rt-period", usage: "CPU real-time period of the parent cgroup", bind: noNumber, refusal: "real-time scheduling of cgroups is not set"},

@@ -33,6 +33,8 @@ const socketBuffer = 8 << 20
 const (
 	anyMap  = "ports"
 	addrMap = "addr-ports"
+	// openSet has ports of containers' own addresses that are reached by routing.
+	openSet = "open-ports"
 )
 
 // ruleState is what is believed to be in our tables, by family.
@@ -45,9 +47,10 @@ type ruleState struct {
 
 // ruleset is the contents of a table.
 type ruleset struct {
-	bridges []*network.Bridge // with addresses of the family, by name
+	bridges []*network.Bridge // with subnets of the family, by name
 	ports   map[network.PortKey]netip.AddrPort
-	relayed bool // what is not translated is relayed
+	open    map[network.PortKey]bool // at containers' addresses
+	relayed bool                     // what is not translated is relayed
 }
 
 // wantedRules returns the contents of a family's table; nil for no table.
@@ -56,10 +59,10 @@ func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
 	if v6 && !c.Rules6 || !v6 && !c.Rules4 {
 		return nil
 	}
-	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}, relayed: c.UserProxy}
+	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}, open: map[network.PortKey]bool{}, relayed: c.UserProxy}
 	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
 		b := c.Bridges[name]
-		if slices.ContainsFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() == v6 }) {
+		if len(b.Subnets(v6)) > 0 {
 			r.bridges = append(r.bridges, b)
 		}
 	}
@@ -67,11 +70,24 @@ func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
 		return nil
 	}
 	for k, p := range c.Ports {
-		if k.Host.Addr().Is6() == v6 && p.Target.Addr().Is6() == v6 {
+		if k.Host.Addr().Is6() != v6 || p.Target.Addr().Is6() != v6 {
+			continue
+		}
+		if !p.Open {
 			r.ports[k] = p.Target
+		}
+		if p.Open || r.trusting(p.Target.Addr(), v6) {
+			r.open[network.PortKey{Protocol: k.Protocol, Host: p.Target}] = true
 		}
 	}
 	return r
+}
+
+// trusting reports whether an address is of a bridge that trusts devices.
+func (r *ruleset) trusting(a netip.Addr, v6 bool) bool {
+	return slices.ContainsFunc(r.bridges, func(b *network.Bridge) bool {
+		return len(b.Trusted) > 0 && slices.ContainsFunc(b.Subnets(v6), func(s netip.Prefix) bool { return s.Contains(a) })
+	})
 }
 
 func (r *ruleset) sameBridges(o *ruleset) bool {
@@ -104,7 +120,7 @@ func (p *Plane) setTables(c *network.Config) error {
 		}
 		err := p.setFamily(f, have, want)
 		if err == nil {
-			err = p.forgetFlows(f, have.targets(), want.targets())
+			err = p.forgetFlows(f, have, want)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s packet filter rules (nftables, table %s; --iptables=false does without): %w", familyName(f), p.table, err))
@@ -130,14 +146,6 @@ func (p *Plane) setTables(c *network.Config) error {
 	return errors.Join(errs...)
 }
 
-// targets of a ruleset; none for nil.
-func (r *ruleset) targets() map[network.PortKey]netip.AddrPort {
-	if r == nil {
-		return nil
-	}
-	return r.ports
-}
-
 func familyName(f nftables.TableFamily) string {
 	if f == nftables.TableFamilyIPv6 {
 		return "IPv6"
@@ -153,7 +161,7 @@ func (p *Plane) setFamily(f nftables.TableFamily, have, want *ruleset) error {
 	case want == nil:
 		return p.dropTable(f)
 	case have != nil && have.sameBridges(want):
-		return p.setPortElements(f, have.ports, want.ports)
+		return p.setPortElements(f, have, want)
 	}
 	return p.transact(func(c *nftables.Conn) error {
 		b := &tableBuilder{c: c, family: f, t: &nftables.Table{Family: f, Name: p.table}}
@@ -173,9 +181,9 @@ func (p *Plane) dropTable(f nftables.TableFamily) error {
 	})
 }
 
-// setPortElements changes what ports lead where, and nothing else.
-func (p *Plane) setPortElements(f nftables.TableFamily, have, want map[network.PortKey]netip.AddrPort) error {
-	if maps.Equal(have, want) {
+// setPortElements changes what ports lead where, or are open, and nothing else.
+func (p *Plane) setPortElements(f nftables.TableFamily, have, want *ruleset) error {
+	if maps.Equal(have.ports, want.ports) && maps.Equal(have.open, want.open) {
 		return nil
 	}
 	return p.transact(func(c *nftables.Conn) error {
@@ -183,21 +191,21 @@ func (p *Plane) setPortElements(f nftables.TableFamily, have, want map[network.P
 		if err := b.declareMaps(); err != nil {
 			return err
 		}
-		for k, old := range have {
-			if want[k] != old {
+		for k, old := range have.ports {
+			if want.ports[k] != old {
 				if err := c.SetDeleteElements(b.mapFor(k), []nftables.SetElement{b.element(k, old)}); err != nil {
 					return err
 				}
 			}
 		}
-		for k, target := range want {
-			if have[k] != target {
+		for k, target := range want.ports {
+			if have.ports[k] != target {
 				if err := c.SetAddElements(b.mapFor(k), []nftables.SetElement{b.element(k, target)}); err != nil {
 					return err
 				}
 			}
 		}
-		return nil
+		return b.changeOpen(have.open, want.open)
 	})
 }
 

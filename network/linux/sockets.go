@@ -130,6 +130,9 @@ func (p *Plane) setPorts(ch *network.Changes, now *network.Config, f *failures) 
 		now.Ports[port.PortKey] = port
 	}
 	for k, port := range now.Ports {
+		if port.Open {
+			continue // none of the host's
+		}
 		if err := p.sockets.hold(port, now.UserProxy); err != nil {
 			f.add(network.PortItem(k), err)
 			delete(now.Ports, k)
