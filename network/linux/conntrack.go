@@ -29,8 +29,8 @@ func (s *staleFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 		(s.ports[f.Forward.DstPort] && s.local[a] || s.shut[netip.AddrPortFrom(a, f.Forward.DstPort)])
 }
 
-// forgetFlows has the kernel forget flows to UDP ports that lead elsewhere now, or are
-// no longer open.
+// forgetFlows has the kernel forget flows to UDP ports that lead elsewhere now, by another
+// way, or are no longer open.
 func (p *Plane) forgetFlows(f nftables.TableFamily, have, want *ruleset) error {
 	if have == nil {
 		have = &ruleset{}
@@ -41,7 +41,7 @@ func (p *Plane) forgetFlows(f nftables.TableFamily, have, want *ruleset) error {
 	s := &staleFlows{ports: map[uint16]bool{}, local: map[netip.Addr]bool{}, shut: map[netip.AddrPort]bool{}}
 	for _, m := range []map[network.PortKey]netip.AddrPort{have.ports, want.ports} {
 		for k := range m {
-			if k.Protocol == network.UDP && have.ports[k] != want.ports[k] {
+			if k.Protocol == network.UDP && (have.ports[k] != want.ports[k] || have.framed != want.framed) {
 				s.ports[k.Host.Port()] = true
 			}
 		}

@@ -51,6 +51,9 @@ type ruleset struct {
 	ports   map[network.PortKey]netip.AddrPort
 	open    map[network.PortKey]bool // at containers' addresses
 	relayed bool                     // what is not translated is relayed
+	// framed: frames in bridges pass the rules, too, and so datagrams of containers that
+	// are kept apart are relayed. False if there are none.
+	framed bool
 }
 
 // wantedRules returns the contents of a family's table; nil for no table.
@@ -91,7 +94,7 @@ func (r *ruleset) trusting(a netip.Addr, v6 bool) bool {
 }
 
 func (r *ruleset) sameBridges(o *ruleset) bool {
-	return r.relayed == o.relayed && slices.EqualFunc(r.bridges, o.bridges, (*network.Bridge).Equal)
+	return r.relayed == o.relayed && r.framed == o.framed && slices.EqualFunc(r.bridges, o.bridges, (*network.Bridge).Equal)
 }
 
 // setRules makes the packet filter what the config says. Each family's change
@@ -115,6 +118,9 @@ func (p *Plane) setTables(c *network.Config) error {
 	var errs []error
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		want, have := wantedRules(c, f), p.rules.families[f]
+		if want != nil && want.relaysBridges() {
+			want.framed = p.framesPassRules(f)
+		}
 		if have == nil || want == nil || !have.sameBridges(want) {
 			p.rules.admitted = false
 		}

@@ -167,6 +167,10 @@ func (s *sockets) packets(port *network.Port) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w", err)
 	}
+	if err := tellArrival(c, port.Host.Addr().Is6()); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("ask where datagrams arrive: %w", err)
+	}
 	r := newRelay(s.p, port)
 	s.wg.Go(func() { r.datagrams(c) })
 	return &socket{close: func() { c.Close(); r.stop() }}, nil

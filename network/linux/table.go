@@ -145,18 +145,6 @@ func (b *tableBuilder) raw() {
 	b.rule(c, iif(expr.CmpOpNeq, "lo"), b.daddr(loopback), verdict(expr.VerdictDrop))
 }
 
-// leaveToRelays has the sockets that hold ports take connections of containers whose
-// bridge keeps them apart. With bridge-nf-call-iptables, which other software sets, the
-// kernel would translate them while they are in the bridge, and pass them straight on to
-// the other container, where they are dropped.
-func (b *tableBuilder) leaveToRelays(c *nftables.Chain, r *ruleset) {
-	for _, br := range r.bridges {
-		if br.Isolated && r.relayed {
-			b.rule(c, iif(expr.CmpOpEq, br.Device), l4proto(unix.IPPROTO_TCP), verdict(expr.VerdictReturn))
-		}
-	}
-}
-
 // translate leads published ports to their targets: those on one address first.
 func (b *tableBuilder) translate(c *nftables.Chain) {
 	if b.v6() {
