@@ -330,10 +330,11 @@ func TestBuiltinSeccomp(t *testing.T) {
 func TestRoutedPorts(t *testing.T) {
 	r := &record{Config: &container.Config{}, Host: &container.HostConfig{}, Ports: network.PortMap{
 		network.MustParsePort("80/tcp"): {{HostIP: netip.IPv4Unspecified(), HostPort: "8080"}, {HostIP: netip.IPv6Unspecified()}},
+		network.MustParsePort("81/tcp"): {{HostIP: netip.IPv4Unspecified()}, {HostIP: netip.IPv6Unspecified()}},
 	}}
 	got := portSummary(r)
 	want := []container.PortSummary{
-		{IP: netip.IPv4Unspecified(), PrivatePort: 80, PublicPort: 8080, Type: "tcp"}, {IP: netip.IPv6Unspecified(), PrivatePort: 80, Type: "tcp"},
+		{IP: netip.IPv4Unspecified(), PrivatePort: 80, PublicPort: 8080, Type: "tcp"}, {PrivatePort: 81, Type: "tcp"},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v", got)

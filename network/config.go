@@ -63,6 +63,8 @@ type Bridge struct {
 	// Trusted devices of the host: what comes in by them reaches published ports at
 	// containers' own addresses, too. It says nothing where a mode lets in more.
 	Trusted []string
+	// TrustAll is that for all devices.
+	TrustAll bool
 	// Internal networks reach nothing but themselves and the host.
 	Internal bool
 	// Isolated keeps ports of the bridge from talking to each other.
@@ -159,7 +161,7 @@ type Port struct {
 func (b *Bridge) Equal(o *Bridge) bool {
 	return b == o || b.Device == o.Device && slices.Equal(b.Addresses, o.Addresses) && b.MTU == o.MTU &&
 		b.Masquerade == o.Masquerade && b.Internal == o.Internal && b.Isolated == o.Isolated && b.External == o.External &&
-		slices.Equal(b.Bare, o.Bare) && b.Source4 == o.Source4 && b.Source6 == o.Source6 && b.Mode4 == o.Mode4 && b.Mode6 == o.Mode6 && slices.Equal(b.Trusted, o.Trusted)
+		slices.Equal(b.Bare, o.Bare) && b.Source4 == o.Source4 && b.Source6 == o.Source6 && b.Mode4 == o.Mode4 && b.Mode6 == o.Mode6 && slices.Equal(b.Trusted, o.Trusted) && b.TrustAll == o.TrustAll
 }
 
 // Equal reports whether the two mean the same.

@@ -129,6 +129,17 @@ func newcomers(was, is *attachment) []endpoint {
 	})
 }
 
+// Published returns a container's ports as they are published now; nil: it has not
+// joined.
+func (n *Networks) Published(id string) dnet.PortMap {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b := n.boxes[id]; b != nil {
+		return b.portMap()
+	}
+	return nil
+}
+
 // portMap renders Published, with ports that were only exposed. Of open ports it says
 // that they are, and of which family, as Docker does.
 func (a *attachment) portMap() dnet.PortMap {

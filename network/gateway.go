@@ -138,6 +138,7 @@ func (b *Bridge) gatewayText() string {
 	for _, d := range b.Trusted {
 		s.WriteString(" trusts " + d)
 	}
+	s.WriteString(flag(b.TrustAll, "trusts all"))
 	for _, a := range []netip.Addr{b.Source4, b.Source6} {
 		s.WriteString(flag(a.IsValid(), "from "+a.String()))
 	}

@@ -228,6 +228,12 @@ func TestPortsOfChangingNetworks(t *testing.T) {
 	if got := shown(); !slices.Equal(got, both) {
 		t.Errorf("in both: %q", got)
 	}
+	if got := n.Published("c1")[dnet.MustParsePort("80/tcp")]; len(got) != 3 || got[0].HostPort != "8080" || got[2].HostPort != "" {
+		t.Errorf("shown as %v", got)
+	}
+	if got := n.Published("c2"); got != nil {
+		t.Errorf("of one that is gone: %v", got)
+	}
 	n.create(dnet.CreateRequest{Name: "a-a"})
 	if _, err := n.Connect(t.Context(), "c1", "a-a", nil); err != nil {
 		t.Fatal(err)
@@ -248,9 +254,9 @@ func TestPortsOfChangingNetworks(t *testing.T) {
 func TestGatewayText(t *testing.T) {
 	b := &network.Bridge{
 		Device: "b0", Bare: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/24")}, Mode4: network.GatewayRouted, Mode6: network.GatewayUnprotected,
-		Trusted: []string{"up0"}, Source4: netip.MustParseAddr("10.99.0.1"), Source6: netip.MustParseAddr("fd99::1"),
+		Trusted: []string{"up0"}, TrustAll: true, Source4: netip.MustParseAddr("10.99.0.1"), Source6: netip.MustParseAddr("fd99::1"),
 	}
-	if got, want := b.String(), "bridge b0 bare 10.5.0.0/24 ipv4 routed ipv6 nat-unprotected trusts up0 from 10.99.0.1 from fd99::1\n"; got != want {
+	if got, want := b.String(), "bridge b0 bare 10.5.0.0/24 ipv4 routed ipv6 nat-unprotected trusts up0 trusts all from 10.99.0.1 from fd99::1\n"; got != want {
 		t.Errorf("got %s", got)
 	}
 	for name, change := range map[string]func(*network.Bridge){

@@ -321,7 +321,7 @@ func (n *Networks) bridgeOf(w *netw) *Bridge {
 	b := &Bridge{
 		Device: w.Device, MTU: w.mtuOr(n.mtu), Masquerade: w.masquerade, Internal: w.Network.Internal,
 		Isolated: w.isolated, External: w.External,
-		Mode4: w.mode4.ofBridge(), Mode6: w.mode6.ofBridge(), Trusted: w.trusted, Source4: w.source4, Source6: w.source6,
+		Mode4: w.mode4.ofBridge(), Mode6: w.mode6.ofBridge(), Trusted: w.trusted, TrustAll: n.o.DirectRouting, Source4: w.source4, Source6: w.source6,
 	}
 	for _, c := range w.Network.IPAM.Config {
 		switch {

@@ -29,6 +29,10 @@ func (b *tableBuilder) direct(c *nftables.Chain, br *network.Bridge, r *ruleset)
 		}
 		b.rule(c, to, accept)
 	default:
+		if br.TrustAll {
+			b.rule(c, to, b.isOpen(), accept)
+			return
+		}
 		for _, device := range br.Trusted {
 			b.rule(c, iif(expr.CmpOpEq, device), to, b.isOpen(), accept)
 		}

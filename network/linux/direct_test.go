@@ -94,11 +94,11 @@ type direct struct {
 	a, b *network.Joined
 }
 
-func newDirect(t *testing.T, options map[string]string) *direct {
+func newDirect(t *testing.T, options map[string]string, change ...func(*network.Options)) *direct {
 	t.Helper()
 	w := newWorld(t)
 	p := w.plane("")
-	d := &direct{world: w, Networks: w.node(p), p: p}
+	d := &direct{world: w, Networks: w.node(p, change...), p: p}
 	w.ok(d.Keep(t.Context(), nil))
 	d.create("m", "10.5.0.0/24", "fd05::/64", options)
 	d.create("other", "10.6.0.0/24", "fd06::/64", nil)
@@ -225,6 +225,19 @@ func TestGatewayModes(t *testing.T) {
 			)
 		})
 	}
+}
+
+// The whole host may allow it.
+func TestDirectRouting(t *testing.T) {
+	d := newDirect(t, nil, func(o *network.Options) { o.DirectRouting = true })
+	d.expect(
+		reach{"published, by its own address", d.outside, "10.5.0.2:80", "10.99.0.2"},
+		reach{"published, by its own address, IPv6", d.outside, "[fd05::2]:80", "fd99::2"},
+		reach{"not published", d.outside, "10.5.0.2:81", "error"},
+		reach{"echo", d.outside, "ping 10.5.0.2", "error"},
+		reach{"published, from another network", d.b.Path, "10.5.0.2:80", "10.5.0.1"},
+		reach{"the host's port", d.outside, "10.99.0.1:8080", "10.99.0.2"},
+	)
 }
 
 // A container in two networks is reached in the one that is routed, too, though it has

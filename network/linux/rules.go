@@ -63,10 +63,15 @@ func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
 		return nil
 	}
 	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}, open: map[network.PortKey]bool{}, relayed: c.UserProxy}
+	var trusting []netip.Prefix // subnets of bridges that trust devices
 	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
 		b := c.Bridges[name]
-		if len(b.Subnets(v6)) > 0 {
+		subnets := b.Subnets(v6)
+		if len(subnets) > 0 {
 			r.bridges = append(r.bridges, b)
+		}
+		if b.TrustAll || len(b.Trusted) > 0 {
+			trusting = append(trusting, subnets...)
 		}
 	}
 	if len(r.bridges) == 0 {
@@ -79,18 +84,11 @@ func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
 		if !p.Open {
 			r.ports[k] = p.Target
 		}
-		if p.Open || r.trusting(p.Target.Addr(), v6) {
+		if p.Open || slices.ContainsFunc(trusting, func(s netip.Prefix) bool { return s.Contains(p.Target.Addr()) }) {
 			r.open[network.PortKey{Protocol: k.Protocol, Host: p.Target}] = true
 		}
 	}
 	return r
-}
-
-// trusting reports whether an address is of a bridge that trusts devices.
-func (r *ruleset) trusting(a netip.Addr, v6 bool) bool {
-	return slices.ContainsFunc(r.bridges, func(b *network.Bridge) bool {
-		return len(b.Trusted) > 0 && slices.ContainsFunc(b.Subnets(v6), func(s netip.Prefix) bool { return s.Contains(a) })
-	})
 }
 
 func (r *ruleset) sameBridges(o *ruleset) bool {

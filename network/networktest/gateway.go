@@ -25,6 +25,8 @@ func randomGateways(c *network.Config, draw func(string) bool) {
 	switch {
 	case draw("trusts a device"):
 		b.Trusted = []string{"up0"}
+	case draw("trusts all"):
+		b.TrustAll = true
 	case draw("unprotected"):
 		b.Mode4, b.Mode6 = network.GatewayUnprotected, network.GatewayUnprotected
 	case draw("a source"):
