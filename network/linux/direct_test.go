@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	dnet "github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netlink"
 
@@ -372,5 +373,30 @@ func TestBareBridges(t *testing.T) {
 	d.expect(
 		reach{"with the administrator's address, out", y.Path, "10.99.0.2:9000", "10.99.0.1"},
 		reach{"with the administrator's address, from outside", w.outside, "10.99.0.1:8080", "10.99.0.2"},
+	)
+}
+
+// Ports that somebody closes, or opens, in our set are put right.
+func TestOpenPortsAreRepaired(t *testing.T) {
+	d := newDirect(t, map[string]string{bridgeOption + "gateway_mode_ipv4": "routed"})
+	key := func(port string) []nftables.SetElement {
+		return []nftables.SetElement{{Key: portKey(network.PortKey{Protocol: network.TCP, Host: netip.MustParseAddrPort("10.5.0.2:" + port)})}}
+	}
+	c, err := d.p.connect()
+	d.ok(err)
+	b := &tableBuilder{c: c, family: nftables.TableFamilyIPv4, t: &nftables.Table{Family: nftables.TableFamilyIPv4, Name: d.p.table}}
+	d.ok(b.declareMaps())
+	d.ok(c.SetDeleteElements(b.open, key("80")))
+	d.ok(c.SetAddElements(b.open, key("81")))
+	d.ok(c.Flush())
+	d.expect(
+		reach{"closed by somebody", d.outside, "10.5.0.2:80", "error"},
+		reach{"opened by somebody", d.outside, "10.5.0.2:81", "10.99.0.2"},
+	)
+	d.p.stale.Store(true)
+	d.ok(d.Keep(t.Context(), []string{"a", "b"}))
+	d.expect(
+		reach{"open again", d.outside, "10.5.0.2:80", "10.99.0.2"},
+		reach{"closed again", d.outside, "10.5.0.2:81", "error"},
 	)
 }
