@@ -50,8 +50,21 @@ type Bridge struct {
 	// containers' gateways.
 	Addresses []netip.Prefix
 	MTU       int // bytes, 0: the kernel's default
+	// Bare subnets are the network's, but the bridge is given no address there. One that
+	// users give it is left alone.
+	Bare []netip.Prefix
 	// Masquerade what leaves the subnet through another device.
 	Masquerade bool
+	// Source4 and Source6 are the addresses that it is given then; zero: those of the
+	// device.
+	Source4, Source6 netip.Addr
+	// Mode4 and Mode6 say how containers are reached from outside.
+	Mode4, Mode6 GatewayMode
+	// Trusted devices of the host: what comes in by them reaches published ports at
+	// containers' own addresses, too. It says nothing where a mode lets in more.
+	Trusted []string
+	// TrustAll is that for all devices.
+	TrustAll bool
 	// Internal networks reach nothing but themselves and the host.
 	Internal bool
 	// Isolated keeps ports of the bridge from talking to each other.
@@ -142,12 +155,16 @@ type Port struct {
 	Target netip.AddrPort
 	// Sandbox that has the target's address.
 	Sandbox string
+	// Open ports are reached at the target itself, by routing, which is also their
+	// Host: nothing is translated, and no port of the host is taken.
+	Open bool `json:",omitempty"`
 }
 
 // Equal reports whether the two mean the same.
 func (b *Bridge) Equal(o *Bridge) bool {
 	return b == o || b.Device == o.Device && slices.Equal(b.Addresses, o.Addresses) && b.MTU == o.MTU &&
-		b.Masquerade == o.Masquerade && b.Internal == o.Internal && b.Isolated == o.Isolated && b.External == o.External
+		b.Masquerade == o.Masquerade && b.Internal == o.Internal && b.Isolated == o.Isolated && b.External == o.External &&
+		slices.Equal(b.Bare, o.Bare) && b.Source4 == o.Source4 && b.Source6 == o.Source6 && b.Mode4 == o.Mode4 && b.Mode6 == o.Mode6 && slices.Equal(b.Trusted, o.Trusted) && b.TrustAll == o.TrustAll
 }
 
 // Equal reports whether the two mean the same.
@@ -213,6 +230,9 @@ func (c *Config) Validate() error {
 		if k != p.PortKey || k.Host.Port() == 0 || !p.Target.IsValid() || p.Target.Port() == 0 {
 			return fmt.Errorf("port %s to %s is not complete", k, p.Target)
 		}
+		if p.Open && p.Host != p.Target {
+			return fmt.Errorf("port %s is open, and leads to %s", k, p.Target)
+		}
 	}
 	return nil
 }
@@ -226,7 +246,7 @@ func (b *Bridge) validate(name string) error {
 			return fmt.Errorf("bridge %s: invalid address", name)
 		}
 	}
-	return nil
+	return b.validateGateway()
 }
 
 func (c *Config) validateInterface(f *Interface) error {

@@ -13,8 +13,7 @@ import (
 // configNetwork is one, as a new record. Callers hold mu.
 func (n *Networks) configNetwork(r *record, q *dnet.CreateRequest) error {
 	r.Network.ConfigOnly, r.Network.Driver = true, "null"
-	r.Network.EnableIPv4 = q.EnableIPv4 == nil || *q.EnableIPv4
-	r.Network.EnableIPv6 = q.EnableIPv6 != nil && *q.EnableIPv6
+	r.Network.EnableIPv4, r.Network.EnableIPv6 = families(q)
 	r.Network.IPAM = ipamOf(q)
 	if q.IPAM == nil {
 		return nil

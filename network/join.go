@@ -158,7 +158,7 @@ func (n *Networks) attach(a *attachment, wanted map[*netw]*dnet.EndpointSettings
 		return err
 	}
 	a.Resolves = n.needsResolver(a.Endpoints)
-	a.Published, _, err = n.publish(a.ID, a.Asked, n.targetsOf(a.Endpoints), avoid)
+	a.Published, err = n.publish(a.ID, a.Asked, n.targetsOf(a.Endpoints), avoid, nil)
 	return err
 }
 

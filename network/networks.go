@@ -254,7 +254,9 @@ func (n *Networks) install(a *attachment) {
 		}
 	}
 	for _, p := range a.Published {
-		n.ports[p.PortKey] = a.ID
+		if !p.Open {
+			n.ports[p.PortKey] = a.ID
+		}
 	}
 	n.boxes[a.ID] = &box{attachment: a, sandbox: n.sandboxOf(a)}
 }
@@ -320,9 +322,13 @@ func (n *Networks) bridgeOf(w *netw) *Bridge {
 	b := &Bridge{
 		Device: w.Device, MTU: w.mtuOr(n.mtu), Masquerade: w.masquerade, Internal: w.Network.Internal,
 		Isolated: w.isolated, External: w.External,
+		Mode4: w.mode4.ofBridge(), Mode6: w.mode6.ofBridge(), Trusted: w.trusted, TrustAll: n.o.DirectRouting, Source4: w.source4, Source6: w.source6,
 	}
 	for _, c := range w.Network.IPAM.Config {
-		if c.Gateway.IsValid() {
+		switch {
+		case w.bare(c.Subnet.Addr().Is6()):
+			b.Bare = append(b.Bare, c.Subnet)
+		case c.Gateway.IsValid():
 			b.Addresses = append(b.Addresses, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
 		}
 	}

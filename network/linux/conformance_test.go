@@ -285,6 +285,7 @@ func (w *world) observePorts(p *Plane, c *network.Config) {
 	w.t.Helper()
 	conn, err := p.connect()
 	w.ok(err)
+	led := map[netip.AddrPort]bool{}
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		b := &tableBuilder{c: conn, family: f, t: &nftables.Table{Family: f, Name: p.table}}
 		w.ok(b.declareMaps())
@@ -298,6 +299,18 @@ func (w *world) observePorts(p *Plane, c *network.Config) {
 			target, _ := netip.AddrFromSlice(e.Val[:size])
 			k := network.PortKey{Protocol: network.TCP, Host: netip.AddrPortFrom(any4, uint16(e.Key[4])<<8|uint16(e.Key[5]))}
 			c.Ports[k] = &network.Port{PortKey: k, Target: netip.AddrPortFrom(target, uint16(e.Val[size])<<8|uint16(e.Val[size+1]))}
+			led[c.Ports[k].Target] = true
+		}
+		open, err := conn.GetSetElements(b.open)
+		w.ok(err)
+		for _, e := range open {
+			size := len(e.Key) - 8
+			a, _ := netip.AddrFromSlice(e.Key[:size])
+			host := netip.AddrPortFrom(a, uint16(e.Key[size+4])<<8|uint16(e.Key[size+5]))
+			if !led[host] { // else it is so for trusted devices
+				k := network.PortKey{Protocol: network.TCP, Host: host}
+				c.Ports[k] = &network.Port{PortKey: k, Target: host, Open: true}
+			}
 		}
 	}
 }

@@ -107,6 +107,7 @@ func (p *Plane) observeBridges(h *netlink.Handle, links map[string]netlink.Link,
 		if err != nil {
 			return nil, err
 		}
+		have = slices.DeleteFunc(have, p.foreignAddress(w))
 		if len(have) == len(w.Addresses) && !slices.ContainsFunc(w.Addresses, func(a netip.Prefix) bool { return !slices.Contains(have, a) }) &&
 			portsIntact(links, l, want) {
 			now[name] = w

@@ -102,7 +102,7 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 		{"balancers", testBalancers}, {"host", testHost}, {"cancelled", testCancelled},
 		{"names", testNames}, {"names reopen", testNamesReopen},
 		{"mesh", testMesh}, {"mesh port in use", testMeshPortInUse},
-		{"encrypted", testEncrypted}, {"narrow", testNarrow}, {"narrow unknown", testNarrowUnknown},
+		{"open ports", testOpen}, {"encrypted", testEncrypted}, {"narrow", testNarrow}, {"narrow unknown", testNarrowUnknown},
 		{"subnets", testSubnets},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
@@ -238,6 +238,7 @@ func Random(r *rapid.T) *network.Config {
 		b.Addresses = []netip.Prefix{netip.MustParsePrefix("172.30.0.1/16")}
 		c.Bridges["legion1"] = &b
 	}
+	randomGateways(c, draw)
 	randomOverlay(c, draw)
 	for id, s := range c.Sandboxes {
 		if f := &s.Interfaces[0]; f.Overlay == "" && c.Bridges[f.Bridge] == nil || f.Overlay != "" && c.Overlays[f.Overlay] == nil || draw("without "+id) {
@@ -258,6 +259,7 @@ func Random(r *rapid.T) *network.Config {
 			delete(c.Ports, k)
 		}
 	}
+	openPorts(c)
 	randomServices(c, draw)
 	randomNames(c, draw)
 	if draw("several subnets") {
