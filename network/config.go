@@ -178,6 +178,17 @@ func (i *Interface) SameDevice(o *Interface) bool {
 		slices.Equal(i.Addresses, o.Addresses) && i.MTU == o.MTU && slices.Equal(i.Sysctls, o.Sysctls)
 }
 
+// Subnets are those on the interface's link: its addresses', then the others.
+func (i *Interface) Subnets() []netip.Prefix { return onLink(i.Addresses, i.Routes) }
+
+func onLink(addrs, routes []netip.Prefix) []netip.Prefix {
+	l := make([]netip.Prefix, 0, len(addrs)+len(routes))
+	for _, a := range addrs {
+		l = append(l, a.Masked())
+	}
+	return append(l, routes...)
+}
+
 // Equal reports whether the two mean the same.
 func (s *Sandbox) Equal(o *Sandbox) bool {
 	return s == o || s.ID == o.ID && s.Gateway4 == o.Gateway4 && s.Gateway6 == o.Gateway6 && s.Resolver.Equal(o.Resolver) &&

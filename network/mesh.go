@@ -73,13 +73,7 @@ func (m *Mesh) String() string {
 }
 
 // Subnets are those of the node's addresses, then the others.
-func (m *Mesh) Subnets() []netip.Prefix {
-	l := make([]netip.Prefix, 0, len(m.Addresses)+len(m.Routes))
-	for _, a := range m.Addresses {
-		l = append(l, a.Masked())
-	}
-	return append(l, m.Routes...)
-}
+func (m *Mesh) Subnets() []netip.Prefix { return onLink(m.Addresses, m.Routes) }
 
 func (p *MeshPort) String() string {
 	s := "mesh-port " + p.MeshKey.String()

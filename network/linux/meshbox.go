@@ -68,8 +68,7 @@ func (p *Plane) meshBoxOf(s *network.Sandbox, overlay string) (meshBox, bool) {
 	b := meshBox{sandbox: s.ID, way4: s.Gateway4.IsValid(), way6: s.Gateway6.IsValid()}
 	for i := range s.Interfaces {
 		if f := &s.Interfaces[i]; f.Overlay == overlay {
-			b.device, b.hostName, b.addrs = f.Name, f.HostName, f.Addresses
-			b.subnets = (&network.Mesh{Addresses: f.Addresses, Routes: f.Routes}).Subnets()
+			b.device, b.hostName, b.addrs, b.subnets = f.Name, f.HostName, f.Addresses, f.Subnets()
 		}
 	}
 	if b.device == "" {
