@@ -231,11 +231,16 @@ func (p *plan) evicted(t *api.Task) bool {
 	if p.toldToLeave(t) || p.lost(t) || p.Nodes[t.NodeID].Spec.Availability == swarm.NodeAvailabilityDrain {
 		return true
 	}
-	spec := p.spec
+	return !api.MatchAll(p.constraintsOf(p.rules(t)), p.Nodes[t.NodeID])
+}
+
+// rules is the spec that says where the task may be: a stale one's own, until its turn
+// in the update.
+func (p *plan) rules(t *api.Task) *api.TaskSpec {
 	if p.stale(t) {
-		spec = t.Spec // until its turn in the update
+		return t.Spec
 	}
-	return !api.MatchAll(p.constraintsOf(spec), p.Nodes[t.NodeID])
+	return p.spec
 }
 
 func (p *plan) constraintsOf(spec *api.TaskSpec) []api.Constraint {
