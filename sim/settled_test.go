@@ -173,7 +173,7 @@ func undone(view *store.View, now time.Time) string {
 		if _, changed := rotator.Plan(s, versions); changed {
 			return s.Spec.Name + ": there are newer versions of its secrets"
 		}
-		if underWay(s) && !waits(view, s) && !s.Stopped() && (s.Spec.Labels[canaryLabel] == "" || s.UpdateStatus.State != swarm.UpdateStateUpdating) {
+		if underWay(s) && !waits(view, s) && !s.Stopped() && !promotedByHand(s) {
 			return fmt.Sprintf("%s: %s", s.Spec.Name, s.UpdateStatus.Message)
 		}
 		in := orchestrator.Input{Service: s, Nodes: nodes, Now: now, NewID: api.NewID, History: 2}
@@ -181,7 +181,8 @@ func undone(view *store.View, now time.Time) string {
 			in.Tasks = append(in.Tasks, t)
 			room.SetTask(t.ID, t, now)
 		}
-		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil && !underWay(s) {
+		out := orchestrator.Plan(in)
+		if len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil {
 			var tasks string
 			for _, t := range in.Tasks {
 				tasks += fmt.Sprintf(" %s.%d:%d@%s %s/%s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState)
@@ -189,9 +190,15 @@ func undone(view *store.View, now time.Time) string {
 			return fmt.Sprintf("%s: the orchestrator has not made %d tasks, changed %v, deleted %v, updated %v; of version %d, %+v, it has%s", s.Spec.Name,
 				len(out.Create), out.Desired, out.Delete, out.Update != nil, s.SpecVersion, s.UpdateStatus, tasks)
 		}
+		// What it does then may make room for others, who wait for nothing else.
+		if wait := out.Again.Sub(now); !out.Again.IsZero() && wait <= patience {
+			return fmt.Sprintf("%s: the orchestrator will look again in %s", s.Spec.Name, wait)
+		}
 	}
 	for t := range store.List[*api.Task](view) {
 		switch {
+		case store.Get[*api.Service](view, t.ServiceID) == nil:
+			return fmt.Sprintf("task %s of service %s, which was removed, is %s", t.ID, t.ServiceID, t.Status.State)
 		case api.ToldToEnd(t.DesiredState) || placed(t) || api.Final(t.Status.State):
 		case t.Status.State == swarm.TaskStateNew:
 			_, refused := allocator.Service(store.Get[*api.Service](view, t.ServiceID), ports, addresses)
@@ -207,11 +214,16 @@ func undone(view *store.View, now time.Time) string {
 	return ""
 }
 
-// underWay reports whether the service is being updated. How its update goes on depends
-// also on what the leader has seen of tasks that failed.
+// underWay reports whether the service is being updated.
 func underWay(s *api.Service) bool {
 	st := s.UpdateStatus
 	return st != nil && (st.State == swarm.UpdateStateUpdating || st.State == swarm.UpdateStateRollbackStarted)
+}
+
+// promotedByHand reports whether the service's update goes on when a user says so.
+func promotedByHand(s *api.Service) bool {
+	policy, err := api.ParsePolicy(s.Spec.Labels)
+	return err == nil && policy.Canary > 0 && policy.Promote == api.PromoteManual && s.Promoted != s.SpecVersion && s.UpdateStatus.State == swarm.UpdateStateUpdating
 }
 
 // waits reports whether a task of the service waits for room.
