@@ -175,10 +175,15 @@ func (p *plan) blocked(s *slot, t *api.Task) bool {
 }
 
 // tidy ends tasks of a slot that are meant to run besides its live one: what a
-// start-first update leaves when the new task runs, or when it was undone.
+// start-first update leaves when the new task runs, has done its work, or when it was
+// undone.
 func (p *plan) tidy() {
 	for _, s := range p.slots {
 		live := p.live(s)
+		if p.spent(s) && s.tasks[0].Status.State == swarm.TaskStateComplete && !p.full() {
+			p.want(live, swarm.TaskStateShutdown)
+			continue
+		}
 		for _, t := range s.present() {
 			if t == live || !p.wanted(t) || p.standIn(live, t) || p.staying[t.ID] || live != nil && p.covers(s, live, t) {
 				continue
