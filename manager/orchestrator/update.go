@@ -207,6 +207,7 @@ func (u *updater) advance() {
 		at, done := u.reached(s)
 		if !done {
 			u.busy++
+			u.out.Waits = true // there may be no room for it
 			continue
 		}
 		if end := at.Add(u.config.Delay); len(u.stale) > 0 && u.waits(end, u.config.Delay) {
