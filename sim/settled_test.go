@@ -183,16 +183,12 @@ func undone(view *store.View, now time.Time) string {
 		}
 		out := orchestrator.Plan(in)
 		if len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil {
-			var tasks string
-			for _, t := range in.Tasks {
-				tasks += fmt.Sprintf(" %s.%d:%d@%s %s/%s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState)
-			}
-			return fmt.Sprintf("%s: the orchestrator has not made %d tasks, changed %v, deleted %v, updated %v; of version %d, %+v, it has%s", s.Spec.Name,
-				len(out.Create), out.Desired, out.Delete, out.Update != nil, s.SpecVersion, s.UpdateStatus, tasks)
+			return fmt.Sprintf("%s: the orchestrator has not made %d tasks, changed %v, deleted %v, updated %v: %s", s.Spec.Name,
+				len(out.Create), out.Desired, out.Delete, out.Update != nil, standing(s, in.Tasks))
 		}
 		// What it does then may make room for others, who wait for nothing else.
 		if wait := out.Again.Sub(now); !out.Again.IsZero() && wait <= patience {
-			return fmt.Sprintf("%s: the orchestrator will look again in %s", s.Spec.Name, wait)
+			return fmt.Sprintf("%s: the orchestrator will look again in %s: %s", s.Spec.Name, wait, standing(s, in.Tasks))
 		}
 	}
 	for t := range store.List[*api.Task](view) {
@@ -212,6 +208,21 @@ func undone(view *store.View, now time.Time) string {
 		}
 	}
 	return ""
+}
+
+// standing says how a service's update and its tasks stand.
+func standing(s *api.Service, tasks []*api.Task) string {
+	out := fmt.Sprintf("of version %d, %+v, it has", s.SpecVersion, s.UpdateStatus)
+	for _, t := range tasks {
+		out += fmt.Sprintf(" %s.%d:%d@%s %s/%s made %s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState, t.CreatedAt.Format("15:04:05.000"))
+		if !t.NotBefore.IsZero() {
+			out += t.NotBefore.Format(" to start 15:04:05.000")
+		}
+		if t.Status.Err != "" {
+			out += " (" + t.Status.Err + ")"
+		}
+	}
+	return out
 }
 
 // underWay reports whether the service is being updated.
