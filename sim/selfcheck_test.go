@@ -14,7 +14,7 @@ import (
 	"github.com/legion-swarm/legion/store"
 )
 
-// TestUndone: what the leader's loops would do now, or within a minute without being
+// TestUndone: what the leader's loops would do now, or soon without being
 // asked, is not done; what waits for users, or for room that nobody will give, is.
 func TestUndone(t *testing.T) {
 	canary := func(promote api.Promotion) func(tx *quietSwarm) {
@@ -53,6 +53,16 @@ func TestUndone(t *testing.T) {
 			moved.NodeID, moved.MovedFrom, moved.Status.Err = "", "n", "no suitable node"
 			moved.CreatedAt = q.now.Add(time.Second)
 		}, "will look again in 1m"},
+		"a slot is waited for, and the leader's clock is behind": {func(q *quietSwarm) {
+			q.behind = 900 * time.Millisecond
+			q.service.SpecVersion = 2
+			q.service.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: new(q.now.Add(-time.Second))}
+			q.service.Spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "gone"}}
+			q.task("old", 1, 1, swarm.TaskStateShutdown).DesiredState = swarm.TaskStateShutdown
+			waits := q.task("new", 1, 2, swarm.TaskStateNew)
+			waits.NodeID, waits.Status.Err, waits.CreatedAt = "", "there is no such network", q.now.Add(1)
+			q.task("b", 2, 2, swarm.TaskStateRunning)
+		}, "will look again in 1m0.9"},
 		"tasks of a service that was removed": {func(q *quietSwarm) {
 			q.task("a", 1, 1, swarm.TaskStateRunning)
 			q.task("b", 2, 1, swarm.TaskStateRunning)
@@ -64,7 +74,7 @@ func TestUndone(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := newQuietSwarm(t)
 				c.make(q)
-				got := undone(q.view(), q.now)
+				got := undone(q.view(), q.now.Add(-q.behind), ahead)
 				if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
 					t.Errorf("%q is undone, not %q", got, c.want)
 				}
@@ -77,6 +87,7 @@ func TestUndone(t *testing.T) {
 type quietSwarm struct {
 	t       *testing.T
 	now     time.Time
+	behind  time.Duration // is the leader's clock
 	node    *api.Node
 	service *api.Service
 	tasks   []*api.Task

@@ -14,8 +14,15 @@ import (
 	"github.com/legion-swarm/legion/store"
 )
 
-// unsettled says what is not yet as users asked for.
-func (c *cluster) unsettled() string {
+// ahead is for how long nothing more may be going to happen on a settled swarm: longer
+// than what waits for something waits, clocks that differ included.
+const ahead = patience + patience/2
+
+// unsettled says what is not yet as users asked for, or will change by itself.
+func (c *cluster) unsettled() string { return c.unsettledFor(ahead) }
+
+// unsettledFor looks ahead for so long only.
+func (c *cluster) unsettledFor(ahead time.Duration) string {
 	view, what := c.agreed()
 	if what != "" {
 		return what
@@ -41,7 +48,7 @@ func (c *cluster) unsettled() string {
 	if running != len(want) {
 		return fmt.Sprintf("%d containers run for %d tasks", running, len(want))
 	}
-	return undone(view, c.leader().host.now().UTC())
+	return undone(view, c.leader().host.now().UTC(), ahead)
 }
 
 // agreed is what all managers have, once they have the same.
@@ -157,8 +164,9 @@ func placement(p *swarm.Placement) *swarm.Placement {
 }
 
 // undone says what the leader's loops would do, if they began now: they have forgotten
-// something then, or count something in that is not in the store any more.
-func undone(view *store.View, now time.Time) string {
+// something then, or count something in that is not in the store any more. Nor may they
+// mean to look again within the time ahead.
+func undone(view *store.View, now time.Time, ahead time.Duration) string {
 	nodes, room := map[string]*api.Node{}, scheduler.New()
 	for n := range store.List[*api.Node](view) {
 		nodes[n.ID] = n
@@ -187,7 +195,7 @@ func undone(view *store.View, now time.Time) string {
 				len(out.Create), out.Desired, out.Delete, out.Update != nil, standing(s, in.Tasks))
 		}
 		// What it does then may make room for others, who wait for nothing else.
-		if wait := out.Again.Sub(now); !out.Again.IsZero() && wait <= patience {
+		if wait := out.Again.Sub(now); !out.Again.IsZero() && wait <= ahead {
 			return fmt.Sprintf("%s: the orchestrator will look again in %s: %s", s.Spec.Name, wait, standing(s, in.Tasks))
 		}
 	}
