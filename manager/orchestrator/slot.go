@@ -180,7 +180,7 @@ func (p *plan) blocked(s *slot, t *api.Task) bool {
 func (p *plan) tidy() {
 	for _, s := range p.slots {
 		live := p.live(s)
-		if p.spent(s) && s.tasks[0].Status.State == swarm.TaskStateComplete && !p.full() {
+		if p.spent(s, live) && s.tasks[0].Status.State == swarm.TaskStateComplete && !p.full() {
 			p.want(live, swarm.TaskStateShutdown)
 			continue
 		}

@@ -66,7 +66,7 @@ func newUpdater(p *plan) *updater {
 		case s.created && len(s.tasks) > 0:
 			u.busy++
 		case t == nil:
-		case p.spent(s):
+		case p.spent(s, t):
 			u.spent++
 		case p.stale(t):
 			u.stale = append(u.stale, s)
@@ -84,8 +84,7 @@ func newUpdater(p *plan) *updater {
 // spent reports whether the slot's task of the newest spec has ended, the restart policy
 // allows no other, and one of an older spec still runs, as start-first has it. That one
 // stays: an update that tried again would do what the policy forbids, and without a pause.
-func (p *plan) spent(s *slot) bool {
-	live := p.live(s)
+func (p *plan) spent(s *slot, live *api.Task) bool {
 	return live != nil && p.stale(live) && p.finished(s) && byItself(s.tasks[0])
 }
 
