@@ -86,7 +86,10 @@ type Interface struct {
 	Parent, Mode string
 	MAC          string // as net.HardwareAddr prints it
 	Addresses    []netip.Prefix
-	MTU          int // bytes, 0: the kernel's default
+	// Routes are the subnets, besides those of Addresses and of the same families, that
+	// are on the interface's link.
+	Routes []netip.Prefix
+	MTU    int // bytes, 0: the kernel's default
 	// Sysctls as "net.ipv4.conf.IFNAME.log_martians=1", where IFNAME stands for
 	// Name. Written before the interface is up.
 	Sysctls []string
@@ -149,6 +152,11 @@ func (b *Bridge) Equal(o *Bridge) bool {
 
 // Equal reports whether the two mean the same.
 func (i *Interface) Equal(o *Interface) bool {
+	return i.SameDevice(o) && slices.Equal(i.Routes, o.Routes)
+}
+
+// SameDevice reports whether the two differ in routes at most.
+func (i *Interface) SameDevice(o *Interface) bool {
 	return i.Name == o.Name && i.HostName == o.HostName && i.Bridge == o.Bridge && i.Overlay == o.Overlay && i.Parent == o.Parent && i.Mode == o.Mode && i.MAC == o.MAC &&
 		slices.Equal(i.Addresses, o.Addresses) && i.MTU == o.MTU && slices.Equal(i.Sysctls, o.Sysctls)
 }
@@ -236,6 +244,18 @@ func (c *Config) validateInterface(f *Interface) error {
 	}
 	if _, err := net.ParseMAC(f.MAC); err != nil {
 		return err
+	}
+	return validateRoutes(f.Routes, f.Addresses)
+}
+
+func validateRoutes(l, addrs []netip.Prefix) error {
+	for _, r := range l {
+		if !r.IsValid() || r != r.Masked() {
+			return fmt.Errorf("route to %s, which is no subnet", r)
+		}
+		if !slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr().Is4() == r.Addr().Is4() }) {
+			return fmt.Errorf("route to %s, but no address of its family", r)
+		}
 	}
 	return nil
 }

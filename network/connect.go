@@ -184,6 +184,7 @@ func (n *Networks) Disconnect(ctx context.Context, id, name string, force bool) 
 	grants := n.grantsOf(id, removed)
 	n.forgetOverlays()
 	n.mu.Unlock()
+	n.writeFiles()
 	n.giveBack(ctx, grants)
 	if err != nil {
 		return fmt.Errorf("disconnect from network %s: %w", name, err)

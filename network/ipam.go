@@ -72,8 +72,8 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 		if err := n.checkFree(r, c.Subnet, host); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(ipam.Config, func(o dnet.IPAMConfig) bool { return o.Subnet.Addr().Is4() == c.Subnet.Addr().Is4() }) {
-			return api.Errorf(api.Invalid, "network %s: a network has one subnet of each family; %s is one too many", q.Name, c.Subnet)
+		if err := checkMore(r, ipam.Config, c.Subnet); err != nil {
+			return err
 		}
 		ipam.Config = append(ipam.Config, c)
 	}
@@ -98,6 +98,30 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 	}
 	r.Network.IPAM = ipam
 	return nil
+}
+
+// maxSubnets bounds a network's subnets.
+const maxSubnets = 64
+
+// checkMore refuses a subnet that a network can't have beside those that are asked for
+// before it.
+func checkMore(r *record, before []dnet.IPAMConfig, s netip.Prefix) error {
+	if len(before) >= maxSubnets {
+		return tooManySubnets(r.Network.Name)
+	}
+	for _, o := range before {
+		switch {
+		case o.Subnet.Overlaps(s):
+			return api.Errorf(api.PermissionDenied, "network %s: invalid pool request: Pool overlaps with other one on this address space: subnets %s and %s", r.Network.Name, o.Subnet, s)
+		case r.Macvlan == nil && o.Subnet.Addr().Is4() == s.Addr().Is4():
+			return api.Errorf(api.PermissionDenied, "network %s: bridge driver doesn't support multiple subnets: it has one of each family, and %s is one too many", r.Network.Name, s)
+		}
+	}
+	return nil
+}
+
+func tooManySubnets(name string) error {
+	return api.Errorf(api.Invalid, "network %s: at most %d subnets are allowed", name, maxSubnets)
 }
 
 // ipamOf is who gives addresses in a network that is asked for, without subnets.

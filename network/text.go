@@ -102,6 +102,9 @@ func (s *Sandbox) String() string {
 		for _, a := range f.Addresses {
 			b.WriteString(" " + a.String())
 		}
+		for _, r := range f.Routes {
+			b.WriteString(" reaches " + r.String())
+		}
 		on := f.Bridge
 		if f.Overlay != "" {
 			on = "overlay " + f.Overlay

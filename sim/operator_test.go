@@ -95,7 +95,8 @@ func (o *operator) told(what string, m *manager, err error, expected ...api.Clas
 	}
 }
 
-// networks makes a network, a small one now and then, or removes one.
+// networks makes a network, now and then a small one or one of small subnets, or
+// removes one.
 func (o *operator) networks(ctx context.Context, m *manager) {
 	if len(o.nets) > 2 {
 		name := o.nets[o.rng.IntN(len(o.nets))]
@@ -109,7 +110,11 @@ func (o *operator) networks(ctx context.Context, m *manager) {
 	o.made++
 	q := &netapi.CreateRequest{Name: fmt.Sprintf("net%d-%d", o.id, o.made)}
 	if o.rng.IntN(2) == 0 {
-		q.IPAM = &netapi.IPAM{Config: []netapi.IPAMConfig{{Subnet: prefix(fmt.Sprintf("192.168.%d.0/29", 100*o.id+o.made%100))}}}
+		base := fmt.Sprintf("192.168.%d.", 100*o.id+o.made%100)
+		q.IPAM = &netapi.IPAM{Config: []netapi.IPAMConfig{{Subnet: prefix(base + "0/29")}}}
+		if o.made%2 == 0 {
+			q.IPAM.Config = []netapi.IPAMConfig{{Subnet: prefix(base + "0/30")}, {Subnet: prefix(base + "8/29")}, {Subnet: prefix(base + "4/30")}}
+		}
 	}
 	_, err := m.control.NetworkCreate(ctx, q)
 	o.told("make network "+q.Name, m, err)

@@ -148,7 +148,7 @@ func (w *world) addresses(l netlink.Link) []netip.Prefix {
 func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *network.Sandbox {
 	w.t.Helper()
 	s := &network.Sandbox{ID: id}
-	peers := map[string]int{}
+	peers, names := map[string]int{}, map[int]string{}
 	overlays := w.overlayEnds(p)
 	w.in(p.Path(id), func() {
 		links, err := whole(netlink.LinkList)
@@ -160,7 +160,7 @@ func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *net
 			s.Interfaces = append(s.Interfaces, network.Interface{
 				Name: l.Attrs().Name, MAC: l.Attrs().HardwareAddr.String(), MTU: l.Attrs().MTU, Addresses: w.addresses(l),
 			})
-			peers[l.Attrs().Name] = l.Attrs().ParentIndex
+			peers[l.Attrs().Name], names[l.Attrs().Index] = l.Attrs().ParentIndex, l.Attrs().Name
 		}
 		routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 		w.ok(err)
@@ -169,6 +169,12 @@ func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *net
 				s.Gateway4 = gw.Unmap()
 			} else if ok {
 				s.Gateway6 = gw
+			} else if r.Protocol != unix.RTPROT_KERNEL {
+				for i := range s.Interfaces {
+					if f := &s.Interfaces[i]; f.Name == names[r.LinkIndex] {
+						f.Routes = append(f.Routes, prefix(r.Dst))
+					}
+				}
 			}
 		}
 	})
