@@ -219,10 +219,11 @@ func (c *cluster) quiet(ctx context.Context, clients []*client) {
 	if !c.until(ctx, quietLimit, func() string { return c.settleNodes(ctx) }) || !c.until(ctx, quietLimit, func() string { return c.removedLate(ctx, c.unsettled) }) {
 		return
 	}
-	if !pause(ctx, 10*time.Second) { // and stays so
+	const longer = 10 * time.Second
+	if !pause(ctx, longer) { // and stays so
 		return
 	}
-	if what := c.unsettled(); what != "" {
+	if what := c.unsettledFor(ahead - longer); what != "" {
 		c.failf("it was settled, and then: %s", what)
 	}
 	for _, h := range c.hosts {

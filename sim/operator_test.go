@@ -102,7 +102,7 @@ func (o *operator) networks(ctx context.Context, m *manager) {
 		name := o.nets[o.rng.IntN(len(o.nets))]
 		err := m.control.NetworkRemove(ctx, name)
 		o.told("remove network "+name, m, err, api.PermissionDenied, api.NotFound, api.Invalid, api.Conflict)
-		if err == nil || api.Is(err, api.NotFound) {
+		if !stays(err) {
 			o.nets = slices.DeleteFunc(o.nets, func(n string) bool { return n == name })
 		}
 		return
@@ -121,6 +121,13 @@ func (o *operator) networks(ctx context.Context, m *manager) {
 	if err == nil {
 		o.nets = append(o.nets, q.Name)
 	}
+}
+
+// stays reports whether what was to be removed is there as before. A removal that was not
+// answered may come to pass at any time later: who knows that does not count on it any more.
+func stays(err error) bool {
+	return err != nil && !api.Is(err, api.NotFound) &&
+		(certain(err) || api.Is(err, api.Conflict) || api.Is(err, api.Invalid) || api.Is(err, api.PermissionDenied))
 }
 
 // secret makes the next version of the operator's secret.

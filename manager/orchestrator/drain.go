@@ -81,8 +81,8 @@ func (p *plan) tried(s *slot, t *api.Task) bool {
 	return false
 }
 
-// moving reports whether a slot that ran is between two tasks because the plan
-// had one end, and until when that is waited for.
+// moving reports whether a slot that had a task on a node is between two because the
+// plan had one end, and until when that is waited for.
 func (p *plan) moving(s *slot) (late time.Time, ok bool) {
 	live := p.live(s)
 	if live == nil || p.running(live) || api.Final(live.Status.State) || p.unplaceable(live) {
@@ -90,7 +90,7 @@ func (p *plan) moving(s *slot) (late time.Time, ok bool) {
 	}
 	late = live.Born().Add(patience)
 	for _, t := range s.tasks {
-		if t != live {
+		if t != live && mayHaveRun(t) {
 			return late, !byItself(t) && p.waits(late, patience)
 		}
 	}
