@@ -231,11 +231,15 @@ func (p *plan) evicted(t *api.Task) bool {
 	if p.toldToLeave(t) || p.lost(t) || p.Nodes[t.NodeID].Spec.Availability == swarm.NodeAvailabilityDrain {
 		return true
 	}
-	spec := p.spec
+	return !api.MatchAll(p.constraintsOf(p.specOf(t)), p.Nodes[t.NodeID])
+}
+
+// specOf is the spec that a task must do for: its own until its turn in an update.
+func (p *plan) specOf(t *api.Task) *api.TaskSpec {
 	if p.stale(t) {
-		spec = t.Spec // until its turn in the update
+		return t.Spec
 	}
-	return !api.MatchAll(p.constraintsOf(spec), p.Nodes[t.NodeID])
+	return p.spec
 }
 
 func (p *plan) constraintsOf(spec *api.TaskSpec) []api.Constraint {
