@@ -65,6 +65,7 @@ type cluster struct {
 	steps    []string // of the script
 	raftIDs  atomic.Uint64
 	wg       sync.WaitGroup
+	orders   sync.WaitGroup // of users to nodes, under way
 
 	mu     sync.Mutex
 	broken []string
@@ -142,6 +143,7 @@ func (c *cluster) run() {
 	stop()
 	wg.Wait()
 	c.calm()
+	c.orders.Wait() // what they ask for is not undone yet
 	if ctx.Err() == nil {
 		c.quiet(ctx, clients)
 	}
@@ -279,6 +281,7 @@ func (c *cluster) close() {
 		h.end(true)
 	}
 	c.net.closeAll()
+	c.orders.Wait()
 	c.wg.Wait()
 	time.Sleep(time.Minute) // what is under way
 }

@@ -185,6 +185,7 @@ func undone(view *store.View, now time.Time, ahead time.Duration) string {
 			return fmt.Sprintf("%s: %s", s.Spec.Name, s.UpdateStatus.Message)
 		}
 		in := orchestrator.Input{Service: s, Nodes: nodes, Now: now, NewID: api.NewID, History: 2}
+		in.Fits = func(t *api.Task, node string) bool { return scheduler.Fits(view, t, node) == "" }
 		for t := range store.List[*api.Task](view, store.ByService(s.ID)) {
 			in.Tasks = append(in.Tasks, t)
 			room.SetTask(t.ID, t, now)

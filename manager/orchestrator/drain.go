@@ -102,10 +102,16 @@ func (p *plan) unplaceable(t *api.Task) bool {
 	return t.NodeID == "" && t.Status.State == swarm.TaskStatePending && t.Status.Err != ""
 }
 
+// stuck reports whether a task that shall start before another ends gets no node, or no
+// address, meanwhile: it may be the other's that it waits for.
+func (p *plan) stuck(t *api.Task) bool {
+	return p.unplaceable(t) || t.Status.State == swarm.TaskStateNew && t.Status.Err != ""
+}
+
 // covers reports whether t, on a drained node, still does the work of a slot
 // whose live task was made to take it over and does not run yet.
 func (p *plan) covers(s *slot, live, t *api.Task) bool {
-	if !p.running(t) || !p.drained(t) || p.running(live) || p.unplaceable(live) || api.Rank(live.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+	if !p.running(t) || !p.drained(t) || p.running(live) || p.stuck(live) || api.Rank(live.DesiredState) > api.Rank(swarm.TaskStateRunning) {
 		return false
 	}
 	first := live // of those that were to take over
