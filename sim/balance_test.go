@@ -130,13 +130,15 @@ func TestNoRoomToBalance(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o, other := &api.Service{}, &api.TaskSpec{}
+		o, other := &api.Service{}, &api.Service{}
 		o.ID, o.Spec.Name, o.SpecVersion = "web", "web", 1
 		o.Spec.Labels = map[string]string{api.RebalanceLabel: "true"}
 		o.Spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(2))}
-		o.Spec.TaskTemplate.Resources, other.Resources = reserve(1), reserve(taken)
+		other.ID, other.Spec.Name, other.SpecVersion = "other", "other", 1
+		other.Spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(1))}
+		o.Spec.TaskTemplate.Resources, other.Spec.TaskTemplate.Resources = reserve(1), reserve(taken)
 		if _, err := st.Update(t.Context(), func(tx *store.Tx) error {
-			err := store.Create(tx, o)
+			err := errors.Join(store.Create(tx, o), store.Create(tx, other))
 			for _, id := range []string{"n1", "n2"} {
 				n := &api.Node{}
 				n.ID, n.Spec.Availability, n.Status.State = id, swarm.NodeAvailabilityActive, swarm.NodeStateReady
@@ -146,7 +148,7 @@ func TestNoRoomToBalance(t *testing.T) {
 			for _, task := range []*api.Task{
 				{ID: "t1", ServiceID: "web", Slot: 1, NodeID: "n1", Spec: o.TaskSpec(), SpecVersion: 1},
 				{ID: "t2", ServiceID: "web", Slot: 2, NodeID: "n1", Spec: o.TaskSpec(), SpecVersion: 1},
-				{ID: "t3", NodeID: "n2", Spec: other},
+				{ID: "t3", ServiceID: "other", Slot: 1, NodeID: "n2", Spec: other.TaskSpec(), SpecVersion: 1},
 			} {
 				task.DesiredState, task.Status.State = swarm.TaskStateRunning, swarm.TaskStateRunning
 				err = errors.Join(err, store.Create(tx, task))
