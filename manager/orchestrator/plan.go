@@ -77,6 +77,7 @@ type plan struct {
 	moved       map[string]bool // tasks that others were made for elsewhere
 	policyOf    *api.Policy     // see labels
 	staying     map[string]bool // tasks on drained nodes whose turn has not come
+	vain        []*api.Task     // moves that came to nothing, which are remembered for a while
 	started     time.Time       // when the update under way began; zero: there is none
 }
 

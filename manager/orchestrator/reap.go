@@ -61,6 +61,13 @@ func (p *plan) reapHistory() {
 	if p.History < 0 {
 		return
 	}
+	for _, t := range p.vain {
+		if end := t.Born().Add(rested); p.waits(end, rested) {
+			p.again(end)
+		} else if !p.full() {
+			p.out.Delete = append(p.out.Delete, t.ID)
+		}
+	}
 	keep := int(p.History)
 	if r := p.policy(); r.MaxAttempts != nil && *r.MaxAttempts > 0 {
 		keep = max(keep, int(min(*r.MaxAttempts, maxHistory))+1)

@@ -31,6 +31,11 @@ type balancer struct {
 	wake   time.Time          // when the first slot has rested that might have been moved
 }
 
+// vain reports whether the task was a move for which no room was found, say no address.
+func vain(t *api.Task) bool {
+	return t.MovedFrom != "" && t.DesiredState == swarm.TaskStateShutdown && !mayHaveRun(t)
+}
+
 // balances reports whether the service wants it, and is at rest: all that it
 // should have runs, and no update is under way or waits.
 func (p *plan) balances() bool {
@@ -50,6 +55,12 @@ func (p *plan) balances() bool {
 func (p *plan) rebalance() {
 	if !p.balances() {
 		return
+	}
+	for _, t := range p.vain { // there is none for its other tasks either
+		if end := t.Born().Add(rested); p.waits(end, rested) {
+			p.again(end)
+			return
+		}
 	}
 	config := updateConfig(&p.Service.Spec, false)
 	b := &balancer{plan: p, on: map[string][]*slot{}, ending: map[string]int{}}

@@ -100,6 +100,9 @@ func (p *plan) keys() []key {
 			k.place = place{node: t.NodeID}
 		}
 		p.removing = p.removing || k.role != stays
+		if vain(t) {
+			p.vain = append(p.vain, t)
+		}
 		sorted = sorted && (i == 0 || byPlace(&keys[i-1], k) <= 0)
 	}
 	if !sorted {
@@ -142,6 +145,8 @@ const (
 
 func role(t *api.Task) int8 {
 	switch {
+	case vain(t):
+		return gone // it was never the slot's
 	case t.DesiredState != swarm.TaskStateRemove:
 		return stays
 	case !ended(t):
