@@ -1,0 +1,429 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/crypt"
+)
+
+const (
+	// rest is how long a keeper that holds nothing goes on while there is a daemon.
+	rest = time.Minute
+	// A keeper that ends within healthy of its start is started again after
+	// firstPause, and twice as long each time, up to maxPause.
+	healthy    = 10 * time.Second
+	firstPause = 200 * time.Millisecond
+	maxPause   = 30 * time.Second
+)
+
+var errClosed = errors.New("the daemon has left the keeper")
+
+// Config is for NewClient. All is required.
+type Config struct {
+	// Socket is the keeper's, an absolute path in a folder that exists; a file for
+	// what it says as it dies is beside it.
+	Socket string
+	// Command starts a keeper: a program's path and arguments, to which the
+	// socket's is added.
+	Command []string
+	// InHost calls a function on a thread in the host's network namespace, which is
+	// to be the keeper's.
+	InHost func(func() error) error
+	// Lost is called when a keeper that may have held something has ended, from any
+	// goroutine. It does not block, and calls nothing of the client.
+	Lost func()
+	Log  *slog.Logger
+}
+
+// Client is the daemon's side of a keeper: it starts one when there is something to
+// hold, takes over the one that is there, and ends one that has held nothing for a
+// while. All methods are safe for concurrent use; those that talk to the keeper wait
+// for each other.
+type Client struct {
+	cfg     Config
+	log     *slog.Logger
+	readers sync.WaitGroup
+	turn    chan struct{} // held by who talks to the keeper
+
+	// With the turn.
+	link   *link // nil: there is none
+	begun  time.Time
+	pause  time.Duration
+	resume time.Time // no keeper is started before
+	ended  bool      // Close was called
+
+	mu          sync.Mutex
+	set, newest map[string]*network.Zone // names that were set, and that are to be
+	named       bool                     // set is told
+	settings    *Settings                // nil: not known
+	peers       map[string]Peers         // with settings
+	at          netip.AddrPort           // what the keeper holds
+	taps        map[string]Tap
+	resolvers   map[string]Resolver
+	status      Status // that was last known
+	lost        uint64 // keepers that ended by themselves
+	idle        *time.Timer
+}
+
+// NewClient returns a client. Nothing is started.
+func NewClient(cfg Config) *Client {
+	return &Client{cfg: cfg, log: cfg.Log, turn: make(chan struct{}, 1), taps: map[string]Tap{}, resolvers: map[string]Resolver{}, status: Status{Counts: crypt.NewNode(time.Now).Counts()}}
+}
+
+// Find takes over a keeper that is there.
+func (c *Client) Find() error { return c.with(false, func(*link) error { return nil }) }
+
+// Close leaves the keeper, which goes on, unless it holds nothing.
+func (c *Client) Close() error {
+	err := c.leave()
+	c.readers.Wait()
+	return err
+}
+
+func (c *Client) leave() error {
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	c.ended = true
+	c.mu.Lock()
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	c.mu.Unlock()
+	err := c.endIdle()
+	if c.link != nil {
+		c.link.leave()
+		err = errors.Join(err, unix.Close(c.link.process.file))
+		c.link = nil
+	}
+	c.forgetHeld()
+	return err
+}
+
+// with calls a function with a link, and with the turn; not if there is no keeper and
+// none is to be started. If the link fails the keeper is ended.
+func (c *Client) with(start bool, f func(*link) error) error {
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	if err := c.connect(start); err != nil || c.link == nil {
+		return err
+	}
+	err := f(c.link)
+	if errors.Is(err, errGone) {
+		c.drop(err)
+	}
+	c.watchIdle()
+	return err
+}
+
+// connect has the link be of a keeper that lives, if there is one or one is to be
+// started.
+func (c *Client) connect(start bool) error {
+	if c.ended {
+		if start {
+			return errClosed
+		}
+		return nil
+	}
+	if c.link != nil {
+		select {
+		case <-c.link.gone:
+			c.drop(errGone)
+		default:
+			return nil
+		}
+	}
+	conn, p, err := c.find()
+	if err != nil {
+		return err
+	}
+	if conn != nil {
+		err := c.greet(wire{conn}, p)
+		if err == nil {
+			return nil
+		}
+		c.log.Warn("network: what has carried encrypted networks and answered names is ended: another takes its place", "pid", p.pid, "error", err)
+	}
+	if !start {
+		return nil
+	}
+	if wait := time.Until(c.resume); wait > 0 {
+		return fmt.Errorf("the keeper has ended again and again: it is started again in %v", wait.Round(time.Millisecond))
+	}
+	c.begun = time.Now()
+	if conn, p, err = c.spawn(); err == nil {
+		err = c.greet(wire{conn}, p)
+	}
+	if err != nil {
+		c.backOff()
+		return err
+	}
+	c.log.Debug("network: a keeper has begun", "pid", p.pid)
+	return nil
+}
+
+// greet takes a keeper over, and tells it what it is to know.
+func (c *Client) greet(w wire, p *process) error {
+	l, all, err := c.newLink(w, p)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.at = all.At
+	for _, t := range all.Taps {
+		c.taps[t.Overlay] = t
+	}
+	for _, r := range all.Resolvers {
+		c.resolvers[r.Sandbox] = r
+	}
+	c.mu.Unlock()
+	if err := errors.Join(c.tellZones(l), c.tellCrypt(l)); err != nil {
+		c.forgetHeld()
+		return errors.Join(err, l.kill())
+	}
+	c.link = l
+	c.readers.Go(func() { c.attend(l) })
+	return nil
+}
+
+// attend says when a keeper has ended that was not told to.
+func (c *Client) attend(l *link) {
+	select {
+	case <-l.ended:
+		return
+	case <-l.gone:
+	}
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	if c.link == l {
+		c.drop(errGone)
+	}
+}
+
+// drop gives up a keeper that is gone or of no use.
+func (c *Client) drop(why error) {
+	l := c.link
+	c.link = nil
+	c.forgetHeld()
+	c.mu.Lock()
+	c.lost++
+	c.mu.Unlock()
+	err := l.kill()
+	c.backOff()
+	c.log.Error("network: what carries encrypted networks and answers names has ended, and is started again", "pid", l.process.pid, "error", errors.Join(why, err), "said", c.lastSaid())
+	c.cfg.Lost()
+}
+
+// backOff has the next keeper wait if this one did not live long.
+func (c *Client) backOff() {
+	if time.Since(c.begun) > healthy {
+		c.pause = 0
+		return
+	}
+	c.resume = time.Now().Add(c.pause)
+	c.pause = min(max(2*c.pause, firstPause), maxPause)
+}
+
+func (c *Client) forgetHeld() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = netip.AddrPort{}
+	clear(c.taps)
+	clear(c.resolvers)
+}
+
+// holdsNothing reports whether the keeper has nothing to do.
+func (c *Client) holdsNothing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.at.IsValid() && len(c.resolvers) == 0
+}
+
+// watchIdle has a keeper end that goes on holding nothing.
+func (c *Client) watchIdle() {
+	idle := c.link != nil && c.holdsNothing()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !idle && c.idle != nil:
+		c.idle.Stop()
+		c.idle = nil
+	case idle && c.idle == nil:
+		c.idle = time.AfterFunc(rest, func() {
+			c.turn <- struct{}{}
+			defer func() { <-c.turn }()
+			if err := c.endIdle(); err != nil {
+				c.log.Warn("network: a keeper that has nothing to do does not end", "error", err)
+			}
+		})
+	}
+}
+
+// endIdle ends a keeper that holds nothing. Callers have the turn.
+func (c *Client) endIdle() error {
+	if c.link == nil || !c.holdsNothing() {
+		return nil
+	}
+	l := c.link
+	c.link = nil
+	r, err := l.call(request{Status: true, End: true})
+	c.note(r)
+	l.leave()
+	if err == nil {
+		err = l.process.await(patience)
+	}
+	return errors.Join(err, l.process.end())
+}
+
+// note keeps what a keeper says of what it has carried.
+func (c *Client) note(r reply) {
+	if r.Status != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.status = *r.Status
+	}
+}
+
+// Status returns what the keeper has carried since it began, or what the last one
+// had when it ended. lost is how many keepers ended without being told to.
+func (c *Client) Status() (s Status, lost uint64) {
+	err := c.with(false, func(l *link) error {
+		r, err := l.call(request{Status: true})
+		c.note(r)
+		return err
+	})
+	if err != nil {
+		c.log.Debug("network: the keeper does not say what it has carried", "error", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status, c.lost
+}
+
+// SetZones replaces the names. Queries that arrive after it has returned are answered
+// by the new ones, as far as Narrow has not taken them back.
+func (c *Client) SetZones(zones map[string]*network.Zone) error {
+	c.mu.Lock()
+	c.set, c.named = zones, true
+	c.mu.Unlock()
+	return c.with(false, c.tellZones)
+}
+
+// Narrow has what zones lack not be answered any more, now or by what SetZones is
+// still to set; the next call replaces it.
+func (c *Client) Narrow(zones map[string]*network.Zone) error {
+	c.mu.Lock()
+	c.newest = zones
+	c.mu.Unlock()
+	return c.with(false, c.tellZones)
+}
+
+// tellZones tells a keeper what has changed of names.
+func (c *Client) tellZones(l *link) error {
+	c.mu.Lock()
+	named, set, newest := c.named, c.set, c.newest
+	c.mu.Unlock()
+	if !named { // an earlier daemon's go on
+		return nil
+	}
+	zones := agreed(set, newest)
+	if l.named && maps.Equal(zones, l.zones) {
+		return nil
+	}
+	anew := !l.named
+	l.named = false // until all is told
+	for _, d := range zonesBetween(l.zones, zones, anew) {
+		if _, err := l.call(request{Zones: d}); err != nil {
+			return fmt.Errorf("tell names: %w", err)
+		}
+	}
+	l.zones, l.named = zones, true
+	return nil
+}
+
+// Answer has names answered at sockets in sandboxes, instead of any there before, by
+// the time it returns. It takes the files: those of UDP and TCP, for each.
+func (c *Client) Answer(l []Resolver, files []int) error {
+	defer closeFiles(files)
+	for part := range slices.Chunk(l, maxFiles/2) {
+		err := c.with(true, func(k *link) error {
+			_, err := k.call(request{Answer: part}, files[:2*len(part)]...)
+			if err == nil {
+				c.keepResolvers(part)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		closeFiles(files[:2*len(part)])
+		files = files[2*len(part):]
+	}
+	return nil
+}
+
+func (c *Client) keepResolvers(l []Resolver) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range l {
+		c.resolvers[r.Sandbox] = r
+	}
+}
+
+// Resolve changes how names are resolved in sandboxes that have a resolver, for
+// queries that arrive after it has returned.
+func (c *Client) Resolve(l []Resolver) error {
+	return c.with(false, func(k *link) error {
+		_, err := k.call(request{Resolve: l})
+		if err == nil {
+			c.keepResolvers(l)
+		}
+		return err
+	})
+}
+
+// Forget closes the sockets in sandboxes, by the time it returns.
+func (c *Client) Forget(sandboxes []string) error {
+	sandboxes = slices.DeleteFunc(slices.Clone(sandboxes), func(id string) bool {
+		_, there := c.Resolver(id)
+		return !there
+	})
+	if len(sandboxes) == 0 {
+		return nil
+	}
+	return c.with(false, func(k *link) error {
+		_, err := k.call(request{Forget: sandboxes})
+		if err == nil {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			for _, id := range sandboxes {
+				delete(c.resolvers, id)
+			}
+		}
+		return err
+	})
+}
+
+// Resolver returns what answers in a sandbox.
+func (c *Client) Resolver(sandbox string) (Resolver, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, there := c.resolvers[sandbox]
+	return r, there
+}
+
+// Resolvers returns all of them.
+func (c *Client) Resolvers() []Resolver {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.resolvers))
+}
