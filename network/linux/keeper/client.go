@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -281,7 +282,7 @@ func (c *Client) endIdle() error {
 	if err == nil {
 		err = l.process.await(patience)
 	}
-	return errors.Join(err, l.process.end())
+	return errors.Join(err, l.process.end(), os.Remove(c.said()))
 }
 
 // note keeps what a keeper says of what it has carried.
