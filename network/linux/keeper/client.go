@@ -40,8 +40,9 @@ type Config struct {
 	// InHost calls a function on a thread in the host's network namespace, which is
 	// to be the keeper's.
 	InHost func(func() error) error
-	// Lost is called when a keeper that may have held something has ended, from any
-	// goroutine. It does not block, and calls nothing of the client.
+	// Lost is called when a keeper that may have held something has ended, and when
+	// it is time to try again to start one, from any goroutine. It does not block,
+	// and calls nothing of the client.
 	Lost func()
 	Log  *slog.Logger
 }
@@ -61,7 +62,8 @@ type Client struct {
 	begun  time.Time
 	pause  time.Duration
 	resume time.Time // no keeper is started before
-	ended  bool      // Close was called
+	again  *time.Timer
+	ended  bool // Close was called
 
 	mu          sync.Mutex
 	set, newest map[string]*network.Zone // names that were set, and that are to be
@@ -95,6 +97,9 @@ func (c *Client) leave() error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
 	c.ended = true
+	if c.again != nil {
+		c.again.Stop()
+	}
 	c.mu.Lock()
 	if c.idle != nil {
 		c.idle.Stop()
@@ -231,7 +236,16 @@ func (c *Client) backOff() {
 		return
 	}
 	c.resume = time.Now().Add(c.pause)
+	c.wake(c.pause)
 	c.pause = min(max(2*c.pause, firstPause), maxPause)
+}
+
+// wake has Lost be called when a keeper may be started again.
+func (c *Client) wake(after time.Duration) {
+	if c.again != nil {
+		c.again.Stop()
+	}
+	c.again = time.AfterFunc(after, c.cfg.Lost)
 }
 
 func (c *Client) forgetHeld() {

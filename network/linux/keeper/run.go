@@ -37,7 +37,8 @@ func Run(args []string, stderr io.Writer) int {
 		return 2
 	}
 	debug.SetGCPercent(heapGrowth)
-	_ = monitor.Relax() // else it costs more of the processor
+	_ = monitor.Relax()                                               // else it costs more of the processor
+	_ = os.WriteFile("/proc/self/comm", []byte("legion-"+Command), 0) // else it is called "exe"
 	if err := run(args[0], Version); err != nil {
 		_, _ = fmt.Fprintln(stderr, "legion keeper:", err)
 		return 1
