@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -173,6 +174,36 @@ func TestPeers(t *testing.T) {
 			if len(peersBetween(want, want)) > 0 {
 				t.Fatal("nothing has changed, and something is told")
 			}
+		}
+	})
+}
+
+// BenchmarkZonesChange is what one endpoint that comes costs in a network of 5,000, on
+// both sides: what is different, and to be told of it.
+func BenchmarkZonesChange(b *testing.B) {
+	z := &network.Zone{ID: "n", Name: "net", Names: map[string][]netip.Addr{}, Owners: map[netip.Addr]string{}}
+	for i := range 5000 {
+		z.Names[fmt.Sprint("task.", i)], z.Names[fmt.Sprint("short", i)] = []netip.Addr{address(i)}, []netip.Addr{address(i)}
+		z.Owners[address(i)] = fmt.Sprint("task.", i)
+	}
+	more := &network.Zone{ID: "n", Name: "net", Names: maps.Clone(z.Names), Owners: maps.Clone(z.Owners)}
+	more.Names["task.5000"], more.Owners[address(5000)] = []netip.Addr{address(5000)}, "task.5000"
+	from, to := map[string]*network.Zone{"n": z}, map[string]*network.Zone{"n": more}
+	d := zonesBetween(from, to, false)[0]
+	text, err := json.Marshal(request{Zones: d})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("differ", func(b *testing.B) {
+		for b.Loop() {
+			zonesBetween(from, to, false)
+		}
+		b.ReportMetric(float64(len(text)), "B/message")
+	})
+	b.Run("apply", func(b *testing.B) {
+		for b.Loop() {
+			s := zonesState{is: from}
+			s.apply(d)
 		}
 	})
 }

@@ -13,8 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lastWords bounds how much a keeper that has ended without being told to is quoted,
-// in bytes.
+// lastWords bounds how much of a keeper's last words is quoted, in bytes.
 const lastWords = 8 << 10
 
 // process is a keeper's.
@@ -94,14 +93,14 @@ func (c *Client) spawn() (conn *net.UnixConn, p *process, err error) {
 // said is the file for what a keeper says as it dies.
 func (c *Client) said() string { return c.cfg.Socket + ".err" }
 
-// lastSaid is the end of that.
+// lastSaid is the beginning of that, which of a stack says why.
 func (c *Client) lastSaid() string {
 	f, err := os.Open(c.said())
 	if err != nil {
 		return ""
 	}
-	defer f.Close()                                    //nolint:errcheck // it was only read
-	b, err := io.ReadAll(io.LimitReader(f, lastWords)) // a stack's beginning says why
+	defer f.Close() //nolint:errcheck // it was only read
+	b, err := io.ReadAll(io.LimitReader(f, lastWords))
 	if err != nil {
 		return ""
 	}
