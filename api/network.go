@@ -1,13 +1,16 @@
 package api
 
 import (
+	"iter"
 	"net/netip"
 	"strconv"
+	"strings"
 )
 
 // Options of overlay networks, as Docker names them.
 const (
-	// OptionVNIs is the network's VXLAN id.
+	// OptionVNIs are the network's VXLAN ids, one for each IPv4 subnet, with commas
+	// between them.
 	OptionVNIs = "com.docker.network.driver.overlay.vxlanid_list"
 	// OptionMTU is in bytes.
 	OptionMTU = "com.docker.network.driver.mtu"
@@ -18,10 +21,24 @@ const (
 // LastVNI is the highest VXLAN id.
 const LastVNI = 1<<24 - 1
 
-// VNI returns the VXLAN id that a network was given; 0 if it has none.
+// VNI returns the VXLAN id that a network's tunnels have; 0 if it was given none.
 func (n *Network) VNI() uint32 {
-	v, _ := strconv.ParseUint(n.DriverState.Options[OptionVNIs], 10, 24)
-	return uint32(v)
+	for v := range n.VNIs() {
+		return v
+	}
+	return 0
+}
+
+// VNIs returns the VXLAN ids that a network was given. The first is in use; Docker
+// Engines, which have a tunnel for each IPv4 subnet, need as many as there are.
+func (n *Network) VNIs() iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for s := range strings.SplitSeq(n.DriverState.Options[OptionVNIs], ",") {
+			if v, err := strconv.ParseUint(s, 10, 24); err == nil && v != 0 && !yield(uint32(v)) {
+				return
+			}
+		}
+	}
 }
 
 // Encrypted reports whether what nodes send each other is to be encrypted; if what
@@ -61,8 +78,12 @@ func (n *Network) Subnets() []netip.Prefix {
 // Clashes reports whether two networks can't both be in a swarm, because of what
 // they were given.
 func (n *Network) Clashes(o *Network) bool {
-	if v := n.VNI(); v != 0 && v == o.VNI() {
-		return true
+	for v := range n.VNIs() {
+		for other := range o.VNIs() {
+			if v == other {
+				return true
+			}
+		}
 	}
 	for _, a := range n.Subnets() {
 		for _, b := range o.Subnets() {

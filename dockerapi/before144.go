@@ -128,10 +128,11 @@ func serviceBefore144(v Version, s *swarm.ServiceSpec) {
 }
 
 // pinImage puts the image's digest into the spec of a client before 1.30, which
-// leaves that to the daemon. What can't be found out is a warning.
-func (s *Server) pinImage(c *call, spec *swarm.ServiceSpec) (warnings []string, err error) {
+// leaves that to the daemon. What can't be found out is a warning. A rollback takes
+// no image from the spec, so that nothing is asked.
+func (s *Server) pinImage(c *call, spec *swarm.ServiceSpec, o *ServiceOptions) (warnings []string, err error) {
 	cs := spec.TaskTemplate.ContainerSpec
-	if c.version.from(30) || cs == nil || cs.Image == "" || strings.Contains(cs.Image, "@") {
+	if c.version.from(30) || o.Rollback != "" || cs == nil || cs.Image == "" || strings.Contains(cs.Image, "@") {
 		return nil, nil
 	}
 	auth, err := c.auth()

@@ -175,6 +175,15 @@ func TestRequestsBefore144(t *testing.T) {
 			t.Errorf("%s: backend saw %s", c.version, calls)
 		}
 	}
+	for query, calls := range map[string]int{"": 2, "&rollback=none": 2, "&rollback=previous": 1} {
+		f := newFake()
+		if w := do(newServer(t, f), "POST /v1.29/services/web/update?version=7"+query, service, nil); w.Code != http.StatusOK {
+			t.Errorf("update%s: %d %s", query, w.Code, w.Body)
+		}
+		if got := f.took(); len(got) != calls {
+			t.Errorf("update%s: backend saw %s", query, got)
+		}
+	}
 	f := newFake()
 	f.fail("DistributionInspect", api.Errorf(api.Unavailable, "no way there"))
 	if w := do(newServer(t, f), "POST /v1.29/services/create", service, nil); w.Code != http.StatusCreated || !strings.Contains(w.Body.String(), "no way there") {

@@ -42,8 +42,18 @@ func (c *call) hasBody() bool {
 	return c.r.Body != nil && c.r.Body != http.NoBody && c.r.ContentLength != 0
 }
 
-// decode reads the JSON body into v. A missing body leaves v as it is.
+// decode reads the JSON body into v. A missing one is an error, so that a request
+// by mistake makes no swarm.
 func (c *call) decode(v any) error {
+	if !c.hasBody() {
+		return jsonError(io.EOF)
+	}
+	return c.decodeOptional(v)
+}
+
+// decodeOptional is decode for requests that the reference takes without a body,
+// too, as for a volume without a name. Then it leaves v as it is.
+func (c *call) decodeOptional(v any) error {
 	if !c.hasBody() {
 		return nil
 	}

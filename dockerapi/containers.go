@@ -211,7 +211,7 @@ func (s *Server) containerUnpause(c *call) error {
 
 func (s *Server) containerUpdate(c *call) error {
 	var u container.UpdateConfig
-	if err := c.decode(&u); err != nil {
+	if err := c.decodeOptional(&u); err != nil {
 		return err
 	}
 	r, err := s.Containers.ContainerUpdate(c.whole(), c.name, &u)
@@ -270,7 +270,7 @@ func (s *Server) commit(c *call) error {
 		return api.Errorf(api.Invalid, "the parameter container must name the container to commit")
 	}
 	var cfg *container.Config
-	if err := c.decode(&cfg); err != nil {
+	if err := c.decodeOptional(&cfg); err != nil {
 		return err
 	}
 	ref, err := taggedName(c.query.Get("repo"), c.query.Get("tag"))

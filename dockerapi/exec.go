@@ -42,7 +42,7 @@ func (s *Server) execCreate(c *call) error {
 
 func (s *Server) execStart(c *call) error {
 	var r container.ExecStartRequest
-	if err := c.decode(&r); err != nil {
+	if err := c.decodeOptional(&r); err != nil {
 		return err
 	}
 	if !r.Tty || c.version.before(42) {

@@ -47,6 +47,37 @@ func do(s http.Handler, spec, body string, header map[string]string) *httptest.R
 	return w
 }
 
+// TestMissingBodies sends each POST without a body. Where the reference needs one, it
+// is refused before the backend hears of it.
+func TestMissingBodies(t *testing.T) {
+	needed := []string{
+		"/auth", "/configs/create", "/configs/{name}/update", "/containers/create", "/containers/{name}/exec", "/networks/create",
+		"/networks/{name}/connect", "/networks/{name}/disconnect", "/nodes/{name}/update", "/secrets/create", "/secrets/{name}/update",
+		"/services/create", "/services/{name}/plan", "/services/{name}/update", "/swarm/init", "/swarm/join", "/swarm/unlock", "/swarm/update",
+	}
+	for _, r := range newServer(t, newFake()).Routes() {
+		if r.Method != http.MethodPost || r.Streams { // those hijack the connection, or read a body that is no JSON
+			continue
+		}
+		t.Run(r.Pattern, func(t *testing.T) {
+			f := newFake()
+			name := map[string]string{"Network": "n"}[r.Tag]
+			if name == "" {
+				name = "web"
+			}
+			path := strings.NewReplacer("{name}", name, "{name...}", name).Replace(r.Pattern) + "?version=1"
+			w := do(newServer(t, f), "POST "+path, "", map[string]string{"Content-Type": "application/json"})
+			refused := w.Code == http.StatusBadRequest && strings.Contains(w.Body.String(), "invalid JSON: got EOF while reading request body")
+			if slices.Contains(needed, r.Pattern) != refused {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+			if calls := f.took(); refused && len(calls) > 0 {
+				t.Errorf("backend saw %s", calls)
+			}
+		})
+	}
+}
+
 func (q request) run(t *testing.T) {
 	t.Helper()
 	f := newFake()
@@ -118,6 +149,8 @@ func TestRequests(t *testing.T) {
 		{name: "df 1.44", spec: "GET /v1.44/system/df", status: 200, has: `"LayersSize":7,"Images":[{`, call: "DiskUsage([], true)"},
 		{name: "df 1.52", spec: "GET /v1.52/system/df", status: 200, has: `"ImageUsage":{"TotalCount":1`},
 		{name: "df", spec: "GET /system/df?type=image&type=volume", status: 200, call: "DiskUsage([image volume], false)"},
+		{name: "df 1.52 verbose", spec: "GET /v1.52/system/df?verbose=1", status: 200, has: `{"ImageUsage":{"Items":[{`},
+		{name: "df 1.53", spec: "GET /v1.53/system/df", status: 200, has: `{"ImageUsage":{`}, // the first key: none of the old fields
 		{name: "df of nothing known", spec: "GET /system/df?type=x", status: 400, has: "unknown object type: x", call: "-"},
 		{name: "events", spec: "GET /v1.51/events?since=1.5&until=200", status: 200, has: `{"status":"start","id":"` + webID + `","from":"app:1","Type":"container"`},
 		{name: "events since ever", spec: "GET /events?since=0&until=200", status: 200, call: "Events(0, 200, map[])"},

@@ -91,7 +91,7 @@ func (s *Server) serviceCreate(c *call) error {
 	if err != nil {
 		return err
 	}
-	warnings, err := s.pinImage(c, spec)
+	warnings, err := s.pinImage(c, spec, &o)
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (s *Server) serviceUpdate(c *call) error {
 	if err != nil {
 		return err
 	}
-	warnings, err := s.pinImage(c, spec)
+	warnings, err := s.pinImage(c, spec, &o)
 	if err != nil {
 		return err
 	}

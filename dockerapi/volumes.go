@@ -34,7 +34,7 @@ func (s *Server) volumeList(c *call) error {
 
 func (s *Server) volumeCreate(c *call) error {
 	var r volume.CreateRequest
-	if err := c.decode(&r); err != nil {
+	if err := c.decodeOptional(&r); err != nil {
 		return err
 	}
 	if r.ClusterVolumeSpec != nil {

@@ -131,14 +131,10 @@ func (e *Engine) findOther(name string) (*ctr, error) {
 	return c, err
 }
 
-// checkOthers refuses modes and links that name containers which are not there,
-// and gives the one whose network is shared by id.
+// checkOthers refuses modes that name containers which are not there, and links
+// outside of networks of one's own; it gives the one whose network is shared by id.
 func (e *Engine) checkOthers(h *container.HostConfig) error {
 	others := []string{h.NetworkMode.ConnectedContainer(), h.PidMode.Container(), h.IpcMode.Container()}
-	for _, l := range h.Links {
-		name, _, _ := strings.Cut(l, ":")
-		others = append(others, name)
-	}
 	for i, name := range others {
 		if name == "" {
 			continue
@@ -149,6 +145,15 @@ func (e *Engine) checkOthers(h *container.HostConfig) error {
 		}
 		if i == 0 {
 			h.NetworkMode = container.NetworkMode("container:" + c.id)
+		}
+	}
+	if h.NetworkMode.IsUserDefined() {
+		return nil // links are names there, which may get their meaning later
+	}
+	for _, l := range h.Links {
+		name, _, _ := strings.Cut(l, ":")
+		if _, err := e.findOther(name); err != nil {
+			return api.Errorf(api.ClassOf(err), "could not get container for %s: %w", name, err)
 		}
 	}
 	return nil

@@ -100,14 +100,16 @@ func portSummary(r *record) []container.PortSummary {
 	seen := map[network.Port]bool{}
 	for p, bindings := range r.Ports {
 		seen[p] = true
+		public := false
 		for _, b := range bindings {
 			n, err := strconv.ParseUint(b.HostPort, 10, 16)
-			if err != nil {
+			if err != nil { // that of a routed network: it has none of the host's
 				continue
 			}
+			public = true
 			list = append(list, container.PortSummary{IP: b.HostIP, PrivatePort: p.Num(), PublicPort: uint16(n), Type: string(p.Proto())})
 		}
-		if len(bindings) == 0 {
+		if !public {
 			list = append(list, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
 		}
 	}

@@ -102,6 +102,7 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 			}
 			delete(r.Joined, network.NetworkNone)
 			r.Joined[net] = given
+			r.Ports = e.cfg.Networks.Published(c.id)
 			r.see(e.cfg.Networks.Known)
 		}
 	})
@@ -152,6 +153,9 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, net, name string, force 
 		if r.Joined != nil {
 			r.Joined = maps.Clone(r.Joined)
 			delete(r.Joined, key)
+		}
+		if r.Phase == phaseRunning {
+			r.Ports = e.cfg.Networks.Published(c.id)
 		}
 		if len(r.Endpoints) == 0 {
 			r.Endpoints[network.NetworkNone] = &network.EndpointSettings{}

@@ -28,6 +28,9 @@ type Networks interface {
 	// Connect and Disconnect change a running container's networks.
 	Connect(ctx context.Context, containerID, net string, e *network.EndpointSettings) (*network.EndpointSettings, error)
 	Disconnect(ctx context.Context, containerID, net string, force bool) error
+	// Published returns a container's ports as they are published now, which its networks
+	// decide on; nil: it has not joined.
+	Published(containerID string) network.PortMap
 	// Known returns a network, by name or id, if it is known on this node.
 	Known(net string) (_ network.Network, known bool)
 	// Keep tells at start which containers still exist; all else is removed.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/netip"
 	"path"
 	"runtime"
 	"slices"
@@ -322,5 +323,20 @@ func TestBuiltinSeccomp(t *testing.T) {
 		if again, err := c.builtin(spec); err != nil || again != p {
 			t.Errorf("made again: %v", err)
 		}
+	}
+}
+
+// A port of a routed network has none of the host's, and is shown all the same.
+func TestRoutedPorts(t *testing.T) {
+	r := &record{Config: &container.Config{}, Host: &container.HostConfig{}, Ports: network.PortMap{
+		network.MustParsePort("80/tcp"): {{HostIP: netip.IPv4Unspecified(), HostPort: "8080"}, {HostIP: netip.IPv6Unspecified()}},
+		network.MustParsePort("81/tcp"): {{HostIP: netip.IPv4Unspecified()}, {HostIP: netip.IPv6Unspecified()}},
+	}}
+	got := portSummary(r)
+	want := []container.PortSummary{
+		{IP: netip.IPv4Unspecified(), PrivatePort: 80, PublicPort: 8080, Type: "tcp"}, {PrivatePort: 81, Type: "tcp"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
 	}
 }

@@ -307,3 +307,60 @@ func TestLargeSpecs(t *testing.T) {
 		}
 	})
 }
+
+// A service that could not be balanced is, once others leave the room that it takes.
+func TestBalancedWhenThereIsRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const gib = 1 << 30
+		c := newCluster(t, 2)
+		defer func() { c.end() }()
+		for id, role := range map[string]swarm.NodeRole{"node0": swarm.NodeRoleWorker, "node1": swarm.NodeRoleManager} {
+			c.update(func(tx *store.Tx) error {
+				n := *store.Get[*api.Node](tx, id)
+				n.Role, n.Description.Resources.MemoryBytes = role, 4*gib
+				return store.Put(tx, &n)
+			})
+		}
+		reserve := func(bytes int64) *swarm.ResourceRequirements {
+			return &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: bytes}}
+		}
+		make := func(name string, replicas int, change func(s *swarm.ServiceSpec)) {
+			t.Helper()
+			s := &swarm.ServiceSpec{}
+			s.Name, s.Mode.Replicated = name, &swarm.ReplicatedService{Replicas: new(uint64(replicas))}
+			s.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: name}
+			change(s)
+			if _, err := c.ServiceCreate(t.Context(), s, control.ServiceOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		make("full", 1, func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.Resources = reserve(4 * gib)
+			s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.role==manager"}}
+		})
+		make("web", 4, func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.Resources = reserve(gib)
+			s.Labels = map[string]string{api.RebalanceLabel: "true"}
+		})
+		on := func() map[string]int {
+			synctest.Wait()
+			n := map[string]int{}
+			for _, task := range c.running("web") {
+				n[task.NodeID]++
+			}
+			return n
+		}
+		time.Sleep(time.Minute)
+		if n := on(); n["node0"] != 4 || n["node1"] != 0 {
+			t.Fatal(n)
+		}
+		if err := c.ServiceRemove(t.Context(), "full"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if n := on(); n["node0"] != 2 || n["node1"] != 2 {
+			t.Errorf("there is room, and tasks are on %v", n)
+		}
+	})
+}

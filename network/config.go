@@ -50,8 +50,21 @@ type Bridge struct {
 	// containers' gateways.
 	Addresses []netip.Prefix
 	MTU       int // bytes, 0: the kernel's default
+	// Bare subnets are the network's, but the bridge is given no address there. One that
+	// users give it is left alone.
+	Bare []netip.Prefix
 	// Masquerade what leaves the subnet through another device.
 	Masquerade bool
+	// Source4 and Source6 are the addresses that it is given then; zero: those of the
+	// device.
+	Source4, Source6 netip.Addr
+	// Mode4 and Mode6 say how containers are reached from outside.
+	Mode4, Mode6 GatewayMode
+	// Trusted devices of the host: what comes in by them reaches published ports at
+	// containers' own addresses, too. It says nothing where a mode lets in more.
+	Trusted []string
+	// TrustAll is that for all devices.
+	TrustAll bool
 	// Internal networks reach nothing but themselves and the host.
 	Internal bool
 	// Isolated keeps ports of the bridge from talking to each other.
@@ -86,7 +99,10 @@ type Interface struct {
 	Parent, Mode string
 	MAC          string // as net.HardwareAddr prints it
 	Addresses    []netip.Prefix
-	MTU          int // bytes, 0: the kernel's default
+	// Routes are the subnets, besides those of Addresses and of the same families, that
+	// are on the interface's link.
+	Routes []netip.Prefix
+	MTU    int // bytes, 0: the kernel's default
 	// Sysctls as "net.ipv4.conf.IFNAME.log_martians=1", where IFNAME stands for
 	// Name. Written before the interface is up.
 	Sysctls []string
@@ -139,18 +155,38 @@ type Port struct {
 	Target netip.AddrPort
 	// Sandbox that has the target's address.
 	Sandbox string
+	// Open ports are reached at the target itself, by routing, which is also their
+	// Host: nothing is translated, and no port of the host is taken.
+	Open bool `json:",omitempty"`
 }
 
 // Equal reports whether the two mean the same.
 func (b *Bridge) Equal(o *Bridge) bool {
 	return b == o || b.Device == o.Device && slices.Equal(b.Addresses, o.Addresses) && b.MTU == o.MTU &&
-		b.Masquerade == o.Masquerade && b.Internal == o.Internal && b.Isolated == o.Isolated && b.External == o.External
+		b.Masquerade == o.Masquerade && b.Internal == o.Internal && b.Isolated == o.Isolated && b.External == o.External &&
+		slices.Equal(b.Bare, o.Bare) && b.Source4 == o.Source4 && b.Source6 == o.Source6 && b.Mode4 == o.Mode4 && b.Mode6 == o.Mode6 && slices.Equal(b.Trusted, o.Trusted) && b.TrustAll == o.TrustAll
 }
 
 // Equal reports whether the two mean the same.
 func (i *Interface) Equal(o *Interface) bool {
+	return i.SameDevice(o) && slices.Equal(i.Routes, o.Routes)
+}
+
+// SameDevice reports whether the two differ in routes at most.
+func (i *Interface) SameDevice(o *Interface) bool {
 	return i.Name == o.Name && i.HostName == o.HostName && i.Bridge == o.Bridge && i.Overlay == o.Overlay && i.Parent == o.Parent && i.Mode == o.Mode && i.MAC == o.MAC &&
 		slices.Equal(i.Addresses, o.Addresses) && i.MTU == o.MTU && slices.Equal(i.Sysctls, o.Sysctls)
+}
+
+// Subnets are those on the interface's link: its addresses', then the others.
+func (i *Interface) Subnets() []netip.Prefix { return onLink(i.Addresses, i.Routes) }
+
+func onLink(addrs, routes []netip.Prefix) []netip.Prefix {
+	l := make([]netip.Prefix, 0, len(addrs)+len(routes))
+	for _, a := range addrs {
+		l = append(l, a.Masked())
+	}
+	return append(l, routes...)
 }
 
 // Equal reports whether the two mean the same.
@@ -205,6 +241,9 @@ func (c *Config) Validate() error {
 		if k != p.PortKey || k.Host.Port() == 0 || !p.Target.IsValid() || p.Target.Port() == 0 {
 			return fmt.Errorf("port %s to %s is not complete", k, p.Target)
 		}
+		if p.Open && p.Host != p.Target {
+			return fmt.Errorf("port %s is open, and leads to %s", k, p.Target)
+		}
 	}
 	return nil
 }
@@ -218,7 +257,7 @@ func (b *Bridge) validate(name string) error {
 			return fmt.Errorf("bridge %s: invalid address", name)
 		}
 	}
-	return nil
+	return b.validateGateway()
 }
 
 func (c *Config) validateInterface(f *Interface) error {
@@ -236,6 +275,18 @@ func (c *Config) validateInterface(f *Interface) error {
 	}
 	if _, err := net.ParseMAC(f.MAC); err != nil {
 		return err
+	}
+	return validateRoutes(f.Routes, f.Addresses)
+}
+
+func validateRoutes(l, addrs []netip.Prefix) error {
+	for _, r := range l {
+		if !r.IsValid() || r != r.Masked() {
+			return fmt.Errorf("route to %s, which is no subnet", r)
+		}
+		if !slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr().Is4() == r.Addr().Is4() }) {
+			return fmt.Errorf("route to %s, but no address of its family", r)
+		}
 	}
 	return nil
 }

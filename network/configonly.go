@@ -13,11 +13,13 @@ import (
 // configNetwork is one, as a new record. Callers hold mu.
 func (n *Networks) configNetwork(r *record, q *dnet.CreateRequest) error {
 	r.Network.ConfigOnly, r.Network.Driver = true, "null"
-	r.Network.EnableIPv4 = q.EnableIPv4 == nil || *q.EnableIPv4
-	r.Network.EnableIPv6 = q.EnableIPv6 != nil && *q.EnableIPv6
+	r.Network.EnableIPv4, r.Network.EnableIPv6 = families(q)
 	r.Network.IPAM = ipamOf(q)
 	if q.IPAM == nil {
 		return nil
+	}
+	if len(q.IPAM.Config) > maxSubnets {
+		return tooManySubnets(q.Name)
 	}
 	for _, c := range q.IPAM.Config {
 		if err := checkSubnet(q.Name, c, r.Network.EnableIPv4, r.Network.EnableIPv6); err != nil {
@@ -65,14 +67,15 @@ func (n *Networks) configUsers(name string) []string {
 }
 
 // holdLocal makes a network of the swarm that each node has for itself, after its
-// own configuration network. host was looked at before. Callers hold mu.
-func (n *Networks) holdLocal(o *api.Network, host *Host) error {
+// own configuration network; a bridge without one is as any other here. host was
+// looked at before. Callers hold mu; what it returns is as of holdLocked.
+func (n *Networks) holdLocal(o *api.Network, host *Host) (*wish, error) {
 	if n.closed {
-		return errClosed
+		return nil, errClosed
 	}
 	if w := n.nets[o.ID]; w != nil {
 		w.holds++
-		return nil
+		return nil, nil
 	}
 	name := ""
 	if o.Spec.ConfigFrom != nil {
@@ -80,29 +83,26 @@ func (n *Networks) holdLocal(o *api.Network, host *Host) error {
 	}
 	switch {
 	case !validContainerID(o.ID):
-		return api.Errorf(api.Invalid, "network %s has the impossible id %q", o.Spec.Name, o.ID)
-	case name == "":
-		return api.Errorf(api.Invalid, "network %s: a network of the swarm with driver %s needs a configuration network on each node (--config-from)", o.Spec.Name, o.DriverState.Name)
+		return nil, api.Errorf(api.Invalid, "network %s has the impossible id %q", o.Spec.Name, o.ID)
+	case name == "" && o.DriverState.Name != driverBridge:
+		return nil, api.Errorf(api.Invalid, "network %s: a network of the swarm with driver %s needs a configuration network on each node (--config-from)", o.Spec.Name, o.DriverState.Name)
 	case len(n.nets)+len(n.creating) >= maxNetworks:
-		return api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))
+		return nil, api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))
 	}
 	q, err := n.fromConfig(&dnet.CreateRequest{Name: o.Spec.Name, Driver: o.DriverState.Name, ConfigFrom: &dnet.ConfigReference{Network: name}, Internal: o.Spec.Internal, Attachable: o.Spec.Attachable})
 	if err != nil {
-		return api.Errorf(api.Invalid, "%w", err)
+		return nil, api.Errorf(api.Invalid, "%w", err)
 	}
 	r, err := n.newRecord(q, host)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r.Network.ID, r.Network.Created, r.Network.Scope, r.Managed = o.ID, o.CreatedAt, scopeSwarm, true
-	if err := save(n.overlaysDir(), o.ID, r); err != nil {
-		return api.Errorf(api.Internal, "network %s: write it to %s: %w", o.Spec.Name, n.overlaysDir(), err)
-	}
 	if err := n.add(r); err != nil {
-		return err
+		return nil, err
 	}
 	n.nets[o.ID].holds++
-	return nil
+	return n.files.want(n.overlaysDir(), o.ID, r), nil
 }
 
 // ownOfNodes reports whether a network of the swarm is one that each node has for

@@ -156,6 +156,38 @@ func TestConfigurationNetworks(t *testing.T) {
 	}
 }
 
+// A bridge of the swarm without a configuration has a subnet of each node's choice; a
+// macvlan has no device then.
+func TestBridgeOfTheSwarm(t *testing.T) {
+	w := newNode(t)
+	o := &api.Network{Network: swarm.Network{ID: "net9", DriverState: swarm.Driver{Name: "bridge"}}}
+	o.Spec.Name = "plain"
+	release, err := w.UseFor("t1", []*api.Network{o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := w.Join(t.Context(), "t1", map[string]*dnet.EndpointSettings{"net9": {}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := w.Inspect("plain")
+	if err != nil || in.Scope != "swarm" || len(in.IPAM.Config) != 1 || !in.IPAM.Config[0].Subnet.Contains(j.Endpoints["plain"].IPAddress) {
+		t.Error(in, j.Endpoints["plain"], err)
+	}
+	release()
+	w.restart("t1")
+	if err := w.Leave(t.Context(), "t1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Inspect("plain"); !api.Is(err, api.NotFound) {
+		t.Error("nobody needs it any more:", err)
+	}
+	o.DriverState.Name = "macvlan"
+	if _, err := w.Use([]*api.Network{o}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "needs a configuration network on each node") {
+		t.Error(err)
+	}
+}
+
 // A route of the host in the way of an overlay's subnet is said, not suffered.
 func TestRoutesInTheWay(t *testing.T) {
 	w := newNode(t)

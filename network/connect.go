@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 
@@ -105,7 +106,7 @@ func (n *Networks) rearranged(old *attachment, endpoints []endpoint) (_ *attachm
 	if err := n.nameInterfaces(a.Endpoints); err != nil {
 		return nil, err
 	}
-	a.Published, _, err = n.publish(a.ID, old.settled(), n.targetsOf(a.Endpoints), nil)
+	a.Published, err = n.publish(a.ID, old.Asked, n.targetsOf(a.Endpoints), nil, old.Published)
 	return &a, err
 }
 
@@ -128,16 +129,19 @@ func newcomers(was, is *attachment) []endpoint {
 	})
 }
 
-// settled is Asked with the host ports that were chosen, so that publishing
-// again chooses the same.
-func (a *attachment) settled() dnet.PortMap {
-	if len(a.Published) == 0 {
-		return a.Asked
+// Published returns a container's ports as they are published now; nil: it has not
+// joined.
+func (n *Networks) Published(id string) dnet.PortMap {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b := n.boxes[id]; b != nil {
+		return b.portMap()
 	}
-	return a.portMap()
+	return nil
 }
 
-// portMap renders Published, with ports that were only exposed.
+// portMap renders Published, with ports that were only exposed. Of open ports it says
+// that they are, and of which family, as Docker does.
 func (a *attachment) portMap() dnet.PortMap {
 	m := dnet.PortMap{}
 	for p, l := range a.Asked {
@@ -147,7 +151,16 @@ func (a *attachment) portMap() dnet.PortMap {
 	}
 	for _, p := range a.Published {
 		k, _ := dnet.PortFrom(p.Target.Port(), dnet.IPProtocol(p.Protocol))
-		m[k] = append(m[k], dnet.PortBinding{HostIP: p.Host.Addr(), HostPort: strconv.Itoa(int(p.Host.Port()))})
+		b := dnet.PortBinding{HostIP: p.Host.Addr(), HostPort: strconv.Itoa(int(p.Host.Port()))}
+		if p.Open {
+			if b = (dnet.PortBinding{HostIP: netip.IPv4Unspecified()}); p.Host.Addr().Is6() {
+				b.HostIP = netip.IPv6Unspecified()
+			}
+			if slices.Contains(m[k], b) {
+				continue // in another network
+			}
+		}
+		m[k] = append(m[k], b)
 	}
 	return m
 }
@@ -184,6 +197,7 @@ func (n *Networks) Disconnect(ctx context.Context, id, name string, force bool) 
 	grants := n.grantsOf(id, removed)
 	n.forgetOverlays()
 	n.mu.Unlock()
+	n.writeFiles()
 	n.giveBack(ctx, grants)
 	if err != nil {
 		return fmt.Errorf("disconnect from network %s: %w", name, err)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"maps"
+	"strconv"
 	"strings"
 
 	dnet "github.com/moby/moby/api/types/network"
@@ -165,7 +166,7 @@ func checkRequest(q *dnet.CreateRequest) error {
 		return api.Errorf(api.PermissionDenied, "network %s: a configuration network can't be attachable or internal: that is said of networks that are made from it", q.Name)
 	case q.Ingress:
 		return api.Errorf(api.Invalid, "network %s: the ingress network must have the overlay driver", q.Name)
-	case q.EnableIPv4 != nil && !*q.EnableIPv4 && (q.EnableIPv6 == nil || !*q.EnableIPv6):
+	case noFamily(q):
 		return api.Errorf(api.Invalid, "network %s: IPv4 or IPv6 must be enabled", q.Name)
 	case len(q.Options) > maxLabels || len(q.Labels) > maxLabels:
 		return api.Errorf(api.Invalid, "network %s: more than %d options or labels", q.Name, maxLabels)
@@ -178,6 +179,31 @@ func checkRequest(q *dnet.CreateRequest) error {
 	}
 	_, err := parseSettings(q.Options)
 	return err
+}
+
+// families are the address families that a network is to have: what the request says,
+// or else its options.
+func families(q *dnet.CreateRequest) (v4, v6 bool) {
+	enabled := func(asked *bool, option string, otherwise bool) bool {
+		if asked != nil {
+			return *asked
+		}
+		if on, err := strconv.ParseBool(q.Options[option]); err == nil {
+			return on
+		}
+		return otherwise
+	}
+	return enabled(q.EnableIPv4, optEnable4, true), enabled(q.EnableIPv6, optEnable6, false)
+}
+
+func noFamily(q *dnet.CreateRequest) bool {
+	v4, v6 := families(q)
+	return !v4 && !v6
+}
+
+func ipv6(q *dnet.CreateRequest) bool {
+	_, v6 := families(q)
+	return v6
 }
 
 // Drivers of addresses (IPAM). With the second, containers get none from us: they ask a
@@ -194,7 +220,7 @@ func checkIPAM(q *dnet.CreateRequest) error {
 		return api.Errorf(api.NotFound, "network %s: IPAM driver %q not found; there are \"default\" and, for macvlan, \"null\"", q.Name, q.IPAM.Driver)
 	case !q.ConfigOnly && q.Driver != driverMacvlan:
 		return api.Errorf(api.Invalid, "network %s: the IPAM driver \"null\" gives containers no addresses, and a bridge leads only to those that it gave: it is for macvlan networks", q.Name)
-	case len(q.IPAM.Config) > 0 || q.EnableIPv6 != nil && *q.EnableIPv6:
+	case len(q.IPAM.Config) > 0 || ipv6(q):
 		return api.Errorf(api.Invalid, "network %s: null ipam driver does not handle specific address pool requests: name no subnet, gateway or range, nor --ipv6", q.Name)
 	}
 	return nil

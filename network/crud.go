@@ -64,10 +64,7 @@ func resource(id string, s *dnet.EndpointSettings) dnet.EndpointResource {
 
 func (w *netw) status() *dnet.Status {
 	s := &dnet.Status{IPAM: dnet.IPAMStatus{Subnets: dnet.SubnetStatuses{}}}
-	for _, p := range []*pool{w.v4, w.v6} {
-		if p == nil {
-			continue
-		}
+	for _, p := range slices.Concat(w.v4, w.v6) {
 		used := uint64(len(p.taken))
 		if hasNetworkAddress(p.subnet) {
 			used++

@@ -140,9 +140,10 @@ func (w *netw) takeAddresses(s *dnet.EndpointSettings) (err error) {
 		if w.Network.Internal {
 			gw = netip.Addr{}
 		}
-		if c.Subnet.Addr().Is4() {
+		switch {
+		case c.Subnet.Contains(s.IPAddress):
 			s.IPPrefixLen, s.Gateway = c.Subnet.Bits(), gw
-		} else {
+		case c.Subnet.Contains(s.GlobalIPv6Address):
 			s.GlobalIPv6PrefixLen, s.IPv6Gateway = c.Subnet.Bits(), gw
 		}
 	}
@@ -172,16 +173,16 @@ func (w *netw) takeGiven(s *dnet.EndpointSettings) error {
 	return nil
 }
 
-func (w *netw) takeFrom(p *pool, want netip.Addr) (netip.Addr, error) {
+func (w *netw) takeFrom(l pools, want netip.Addr) (netip.Addr, error) {
 	switch {
-	case p == nil && want.IsValid():
+	case len(l) == 0 && want.IsValid():
 		return netip.Addr{}, api.Errorf(api.Invalid, "network %s has no subnet for address %s", w.Network.Name, want)
-	case p == nil:
+	case len(l) == 0:
 		return netip.Addr{}, nil
 	case want.IsValid():
-		return want, p.claim(want)
+		return want, l.claim(want)
 	}
-	return p.take()
+	return l.take()
 }
 
 // claimEndpoint takes the addresses that an endpoint already has.
@@ -199,9 +200,7 @@ func (w *netw) claimEndpoint(s *dnet.EndpointSettings) error {
 	}
 	if s.GlobalIPv6Address.IsValid() {
 		if _, err := w.takeFrom(w.v6, s.GlobalIPv6Address); err != nil {
-			if w.v4 != nil {
-				w.v4.release(s.IPAddress)
-			}
+			w.v4.release(s.IPAddress)
 			return err
 		}
 	}
@@ -210,12 +209,8 @@ func (w *netw) claimEndpoint(s *dnet.EndpointSettings) error {
 
 // releaseEndpoint gives an endpoint's addresses back.
 func (w *netw) releaseEndpoint(s *dnet.EndpointSettings) {
-	if w.v4 != nil && s.IPAddress.IsValid() {
-		w.v4.release(s.IPAddress)
-	}
-	if w.v6 != nil && s.GlobalIPv6Address.IsValid() {
-		w.v6.release(s.GlobalIPv6Address)
-	}
+	w.v4.release(s.IPAddress)
+	w.v6.release(s.GlobalIPv6Address)
 }
 
 // release gives the addresses of endpoints back. Callers hold mu.
@@ -333,6 +328,9 @@ func (n *Networks) sandboxOf(a *attachment) *Sandbox {
 		}
 		if e.Settings.GlobalIPv6Address.IsValid() {
 			f.Addresses = append(f.Addresses, netip.PrefixFrom(e.Settings.GlobalIPv6Address, e.Settings.GlobalIPv6PrefixLen))
+		}
+		if w.Overlay != nil {
+			f.Routes = w.beyond(f.Addresses)
 		}
 		s.Interfaces = append(s.Interfaces, f)
 	}

@@ -20,6 +20,9 @@ func (n *Networks) draftDevice(r *record, host *Host) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkInternal(r.Network.Name, r.Network.Internal); err != nil {
+		return err
+	}
 	if r.Device = s.device; r.Device == "" {
 		r.Device = "br-" + r.Network.ID[:12]
 		return nil
@@ -45,7 +48,7 @@ func (n *Networks) draftDevice(r *record, host *Host) error {
 // draftAddresses decides on a new network's subnets and gateways. Callers hold
 // mu.
 func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) error {
-	v4, v6 := q.EnableIPv4 == nil || *q.EnableIPv4, q.EnableIPv6 != nil && *q.EnableIPv6
+	v4, v6 := families(q)
 	if v6 && !host.IPv6 {
 		return api.Errorf(api.Invalid, "network %s: IPv6 is switched off on this host", q.Name)
 	}
@@ -72,8 +75,8 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 		if err := n.checkFree(r, c.Subnet, host); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(ipam.Config, func(o dnet.IPAMConfig) bool { return o.Subnet.Addr().Is4() == c.Subnet.Addr().Is4() }) {
-			return api.Errorf(api.Invalid, "network %s: a network has one subnet of each family; %s is one too many", q.Name, c.Subnet)
+		if err := checkMore(r, ipam.Config, c.Subnet); err != nil {
+			return err
 		}
 		ipam.Config = append(ipam.Config, c)
 	}
@@ -92,12 +95,36 @@ func (n *Networks) draftAddresses(r *record, q *dnet.CreateRequest, host *Host) 
 		ipam.Config = append(ipam.Config, dnet.IPAMConfig{Subnet: s})
 	}
 	for i := range ipam.Config {
-		if err := defaultGateway(q.Name, &ipam.Config[i]); err != nil {
+		if err := defaultGateway(q.Name, &ipam.Config[i], r.gatewayless(ipam.Config[i].Subnet.Addr().Is6())); err != nil {
 			return err
 		}
 	}
 	r.Network.IPAM = ipam
 	return nil
+}
+
+// maxSubnets bounds a network's subnets.
+const maxSubnets = 64
+
+// checkMore refuses a subnet that a network can't have beside those that are asked for
+// before it.
+func checkMore(r *record, before []dnet.IPAMConfig, s netip.Prefix) error {
+	if len(before) >= maxSubnets {
+		return tooManySubnets(r.Network.Name)
+	}
+	for _, o := range before {
+		switch {
+		case o.Subnet.Overlaps(s):
+			return api.Errorf(api.PermissionDenied, "network %s: invalid pool request: Pool overlaps with other one on this address space: subnets %s and %s", r.Network.Name, o.Subnet, s)
+		case r.Macvlan == nil && o.Subnet.Addr().Is4() == s.Addr().Is4():
+			return api.Errorf(api.PermissionDenied, "network %s: bridge driver doesn't support multiple subnets: it has one of each family, and %s is one too many", r.Network.Name, s)
+		}
+	}
+	return nil
+}
+
+func tooManySubnets(name string) error {
+	return api.Errorf(api.Invalid, "network %s: at most %d subnets are allowed", name, maxSubnets)
 }
 
 // ipamOf is who gives addresses in a network that is asked for, without subnets.
@@ -188,9 +215,20 @@ func (n *Networks) checkFree(r *record, s netip.Prefix, host *Host) error {
 	return nil
 }
 
+// gatewayless reports whether a new network needs no gateway in an address family: no
+// container has a default route to one, and the bridge does not have its address.
+func (r *record) gatewayless(v6 bool) bool {
+	if r.Device == "" || !r.Network.Internal {
+		return false
+	}
+	s, err := parseSettings(r.Network.Options)
+	return err == nil && s.bare(v6)
+}
+
 // defaultGateway gives a subnet without a gateway the first address that is
-// not reserved, and checks that all reserved addresses can be.
-func defaultGateway(name string, c *dnet.IPAMConfig) error {
+// not reserved, unless there is to be none, and checks that all reserved addresses can
+// be.
+func defaultGateway(name string, c *dnet.IPAMConfig, none bool) error {
 	p := newPool(name, c.Subnet, netip.Prefix{})
 	for _, k := range slices.Sorted(maps.Keys(c.AuxAddress)) {
 		if err := p.claim(c.AuxAddress[k]); err != nil {
@@ -199,6 +237,9 @@ func defaultGateway(name string, c *dnet.IPAMConfig) error {
 	}
 	if c.Gateway.IsValid() {
 		return p.claim(c.Gateway)
+	}
+	if none {
+		return nil
 	}
 	var err error
 	c.Gateway, err = p.take()

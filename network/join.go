@@ -158,7 +158,7 @@ func (n *Networks) attach(a *attachment, wanted map[*netw]*dnet.EndpointSettings
 		return err
 	}
 	a.Resolves = n.needsResolver(a.Endpoints)
-	a.Published, _, err = n.publish(a.ID, a.Asked, n.targetsOf(a.Endpoints), avoid)
+	a.Published, err = n.publish(a.ID, a.Asked, n.targetsOf(a.Endpoints), avoid, nil)
 	return err
 }
 
@@ -216,11 +216,24 @@ func sameRequest(has, asked *dnet.EndpointSettings) bool {
 		(len(asked.MacAddress) == 0 || asked.EndpointID != "" || slices.Equal(has.MacAddress, asked.MacAddress))
 }
 
+// wantAttachment has an attachment written down that is installed; nil: another one
+// is by now, or none.
+func (n *Networks) wantAttachment(a *attachment) *wish {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b := n.boxes[a.ID]; b == nil || b.attachment != a {
+		return nil
+	}
+	return n.files.want(n.o.RuntimeDir, a.ID, a)
+}
+
 // realize writes an attachment down and has the data plane make it.
 func (n *Networks) realize(ctx context.Context, a *attachment, write bool) error {
 	if write {
-		if err := save(n.o.RuntimeDir, a.ID, a); err != nil {
-			return api.Errorf(api.Internal, "container %s: write its endpoints: %w", a.ID, err)
+		w := n.wantAttachment(a)
+		n.writeFiles(w)
+		if w != nil && w.err != nil {
+			return api.Errorf(api.Internal, "container %s: write its endpoints: %w", a.ID, w.err)
 		}
 	}
 	err := n.set.commit(ctx, n.config)
@@ -304,14 +317,13 @@ func (n *Networks) Leave(ctx context.Context, id string) error {
 	b := n.boxes[id]
 	if b != nil {
 		n.uninstall(b)
+		n.files.want(n.o.RuntimeDir, id, nil)
 	}
 	n.mu.Unlock()
 	n.dropTask(id)
+	n.writeFiles()
 	if b == nil {
 		return nil
-	}
-	if err := forget(n.o.RuntimeDir, id); err != nil {
-		n.log.Warn("network: a container's endpoints can't be forgotten", "container", id, "error", err)
 	}
 	err := n.set.commit(ctx, n.config)
 	n.mu.Lock()
@@ -319,6 +331,7 @@ func (n *Networks) Leave(ctx context.Context, id string) error {
 	grants := n.grantsOf(id, b.Endpoints)
 	n.forgetOverlays()
 	n.mu.Unlock()
+	n.writeFiles()
 	n.giveBack(ctx, grants)
 	if err := itemsFailed(err, SandboxItem(id)); err != nil {
 		n.log.Warn("network: a container's namespace can't be removed yet", "container", id, "error", err)

@@ -55,7 +55,7 @@ func parseMacvlan(name string, options map[string]string, host *Host) (*macvlan,
 			if m.Mode = v; v != "" && !slices.Contains(macvlanModes(), v) {
 				return nil, api.Errorf(api.Invalid, "network %s: option %s=%q: must be one of %s", name, k, v, strings.Join(macvlanModes(), ", "))
 			}
-		case k == optMTU, k == optIfPrefix:
+		case k == optMTU, k == optIfPrefix, k == optEnable4, k == optEnable6:
 		case strings.HasPrefix(k, optionsReserve):
 			return nil, api.Errorf(api.Invalid, "network %s: option %s is not served by macvlan networks", name, k)
 		}

@@ -16,6 +16,8 @@ type Mesh struct {
 	// Addresses of this node in it, one a family, with the length of their subnet.
 	// The other nodes' are among the overlay's peers.
 	Addresses []netip.Prefix
+	// Routes are the network's other subnets, of the addresses' families.
+	Routes []netip.Prefix
 }
 
 // MeshKey is where a service's port is published, on every node.
@@ -50,7 +52,7 @@ func (m *Mesh) Equal(o *Mesh) bool {
 	if m == nil || o == nil {
 		return m == o
 	}
-	return m.Overlay == o.Overlay && slices.Equal(m.Addresses, o.Addresses)
+	return m.Overlay == o.Overlay && slices.Equal(m.Addresses, o.Addresses) && slices.Equal(m.Routes, o.Routes)
 }
 
 // Equal reports whether the two mean the same.
@@ -64,8 +66,14 @@ func (m *Mesh) String() string {
 	for _, a := range m.Addresses {
 		s += " " + a.String()
 	}
+	for _, r := range m.Routes {
+		s += " reaches " + r.String()
+	}
 	return s + "\n"
 }
+
+// Subnets are those of the node's addresses, then the others.
+func (m *Mesh) Subnets() []netip.Prefix { return onLink(m.Addresses, m.Routes) }
 
 func (p *MeshPort) String() string {
 	s := "mesh-port " + p.MeshKey.String()
@@ -85,6 +93,11 @@ func (p *MeshPort) String() string {
 func (c *Config) validateMesh() error {
 	if c.Mesh != nil && c.Overlays[c.Mesh.Overlay] == nil {
 		return fmt.Errorf("mesh: there is no overlay %q", c.Mesh.Overlay)
+	}
+	if c.Mesh != nil {
+		if err := validateRoutes(c.Mesh.Routes, c.Mesh.Addresses); err != nil {
+			return fmt.Errorf("mesh: %w", err)
+		}
 	}
 	for k, p := range c.MeshPorts {
 		if k != p.MeshKey || k.Port == 0 || p.Target == 0 {

@@ -27,8 +27,10 @@ type Networks struct {
 	plane Dataplane
 	set   setter
 
-	// mu guards all below; it is never held while the data plane works or, but
-	// for a rename in RuntimeDir, while a file is written.
+	files files // of RuntimeDir
+
+	// mu guards all below; it is never held while the data plane works or a file is
+	// written: see files.
 	mu     sync.Mutex
 	nets   map[string]*netw
 	boxes  map[string]*box
@@ -70,7 +72,7 @@ type Networks struct {
 type netw struct {
 	*record
 	settings
-	v4, v6 *pool // nil without the family
+	v4, v6 pools
 	users  map[string]struct{}
 	holds  int   // of an overlay, see Use
 	zone   *Zone // of a network of the node's own; nil: to be made anew
@@ -185,9 +187,9 @@ func (n *Networks) add(r *record) error {
 			}
 		}
 		if c.Subnet.Addr().Is4() {
-			w.v4 = p
+			w.v4 = append(w.v4, p)
 		} else {
-			w.v6 = p
+			w.v6 = append(w.v6, p)
 		}
 	}
 	n.nets[r.Network.ID] = w
@@ -207,13 +209,12 @@ func (n *Networks) adopt() error {
 		n.install(a)
 	}
 	for _, w := range n.nets {
-		for _, p := range []*pool{w.v4, w.v6} {
-			if p != nil {
-				p.resume()
-			}
+		for _, p := range slices.Concat(w.v4, w.v6) {
+			p.resume()
 		}
 	}
 	n.forgetOverlays()
+	n.writeFiles()
 	return nil
 }
 
@@ -253,7 +254,9 @@ func (n *Networks) install(a *attachment) {
 		}
 	}
 	for _, p := range a.Published {
-		n.ports[p.PortKey] = a.ID
+		if !p.Open {
+			n.ports[p.PortKey] = a.ID
+		}
 	}
 	n.boxes[a.ID] = &box{attachment: a, sandbox: n.sandboxOf(a)}
 }
@@ -319,9 +322,13 @@ func (n *Networks) bridgeOf(w *netw) *Bridge {
 	b := &Bridge{
 		Device: w.Device, MTU: w.mtuOr(n.mtu), Masquerade: w.masquerade, Internal: w.Network.Internal,
 		Isolated: w.isolated, External: w.External,
+		Mode4: w.mode4.ofBridge(), Mode6: w.mode6.ofBridge(), Trusted: w.trusted, TrustAll: n.o.DirectRouting, Source4: w.source4, Source6: w.source6,
 	}
 	for _, c := range w.Network.IPAM.Config {
-		if c.Gateway.IsValid() {
+		switch {
+		case w.bare(c.Subnet.Addr().Is6()):
+			b.Bare = append(b.Bare, c.Subnet)
+		case c.Gateway.IsValid():
 			b.Addresses = append(b.Addresses, netip.PrefixFrom(c.Gateway, c.Subnet.Bits()))
 		}
 	}

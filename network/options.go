@@ -41,7 +41,10 @@ type Options struct {
 	NoICC bool
 	// NoMasquerade leaves addresses as they are (--ip-masq=false).
 	NoMasquerade bool
-	// HostIP is where ports are published that name no address; zero: all
+	// DirectRouting has published ports of all bridges reached at containers' own addresses,
+	// too (--allow-direct-routing).
+	DirectRouting bool
+	// HostIP is where ports of the default bridge are published that name no address; zero: all
 	// addresses (--ip).
 	HostIP netip.Addr
 	// Pools that subnets are cut from; empty: DefaultPools.

@@ -301,8 +301,8 @@ func (n *Networks) endpointOf(g *Grant) *endpoint {
 
 func (n *Networks) replaceGrant(old, now *Grant) error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	if n.endpointOf(old) == nil {
+		n.mu.Unlock()
 		return nil
 	}
 	b := n.boxes[old.Container]
@@ -314,7 +314,10 @@ func (n *Networks) replaceGrant(old, now *Grant) error {
 		}
 	}
 	n.install(&a)
-	return save(n.o.RuntimeDir, a.ID, &a)
+	w := n.files.want(n.o.RuntimeDir, a.ID, &a)
+	n.mu.Unlock()
+	n.writeFiles(w)
+	return w.err
 }
 
 // network is an overlay as the swarm has it, from what is kept of it here.

@@ -27,19 +27,31 @@ const maxPublished = 10_000
 type binding struct {
 	port   dnet.Port
 	hosts  []netip.Addr // published on each, with one port number
+	open   []netip.Addr // of the container, reached there by routing
 	lo, hi uint16       // acceptable host ports
 	any    bool         // lo to hi are the dynamic range
 }
 
 // targets are the addresses that a container's published ports lead to.
 type targets struct {
+	// v4 and v6 are led to from ports of the host; zero: none are.
 	v4, v6 netip.Addr
 	// hostIP is where ports go that name no address; zero: everywhere.
 	hostIP netip.Addr
+	// routed4 and routed6: the container's way out is routed, and so is the way in.
+	routed4, routed6 bool
+	// open are its addresses in routed networks.
+	open []openAddr
+}
+
+// openAddr is an address in a routed network.
+type openAddr struct {
+	netip.Addr
+	hostIP netip.Addr // as in targets, for its network: it says of which family ports are
 }
 
 // targetsOf returns where a container's ports lead: to the endpoints that have
-// its default routes.
+// its default routes, and to all that are routed.
 func (n *Networks) targetsOf(endpoints []endpoint) targets {
 	var t targets
 	e4, e6 := gatewayEndpoints(endpoints)
@@ -51,13 +63,28 @@ func (n *Networks) targetsOf(endpoints []endpoint) targets {
 		e6 = nil
 	}
 	if e4 != nil {
-		t.v4, t.hostIP = e4.Settings.IPAddress, n.nets[e4.NetworkID].hostIP
+		w := n.nets[e4.NetworkID]
+		t.hostIP = w.hostIP
+		if t.routed4 = w.mode4 == GatewayRouted; !t.routed4 {
+			t.v4 = e4.Settings.IPAddress
+		}
 	}
 	if e6 != nil {
-		t.v6 = e6.Settings.GlobalIPv6Address
+		if t.routed6 = n.nets[e6.NetworkID].mode6 == GatewayRouted; !t.routed6 {
+			t.v6 = e6.Settings.GlobalIPv6Address
+		}
 	}
-	if !t.hostIP.IsValid() {
-		t.hostIP = n.o.HostIP
+	for _, e := range endpoints {
+		w := n.nets[e.NetworkID]
+		if w.Device == "" || w.Network.Internal {
+			continue
+		}
+		if a := e.Settings.IPAddress; a.IsValid() && w.mode4 == GatewayRouted {
+			t.open = append(t.open, openAddr{a, w.hostIP})
+		}
+		if a := e.Settings.GlobalIPv6Address; a.IsValid() && w.mode6 == GatewayRouted {
+			t.open = append(t.open, openAddr{a, w.hostIP})
+		}
 	}
 	return t
 }
@@ -65,48 +92,74 @@ func (n *Networks) targetsOf(endpoints []endpoint) targets {
 // target returns where a port published on a host address leads; zero if it
 // can't be published there.
 func (t targets) target(host netip.Addr, proxy bool) netip.Addr {
-	same, other := t.v4, t.v6
+	same, other, routed := t.v4, t.v6, t.routed4
 	if host.Is6() {
-		same, other = t.v6, t.v4
+		same, other, routed = t.v6, t.v4, t.routed6
 	}
-	if same.IsValid() || !proxy {
+	if same.IsValid() || !proxy || routed {
 		return same
 	}
 	return other
 }
 
+// hostsOf are the host's addresses that a port is to be published on. One that users
+// name is that one; a network's default 0.0.0.0 means all, of both families.
+func hostsOf(asked, otherwise netip.Addr) []netip.Addr {
+	switch all := netip.IPv4Unspecified(); {
+	case asked.IsValid():
+		return []netip.Addr{asked}
+	case otherwise.IsValid() && otherwise != all:
+		return []netip.Addr{otherwise}
+	default:
+		return []netip.Addr{all, netip.IPv6Unspecified()}
+	}
+}
+
 // publish chooses host ports for what was asked; avoid has those that turned
-// out to be another process's. Callers hold mu. Nothing is taken yet.
-func (n *Networks) publish(id string, asked dnet.PortMap, t targets, avoid map[PortKey]bool) ([]Port, dnet.PortMap, error) {
-	result := dnet.PortMap{}
+// out to be another process's, and had what the container has, which it keeps as far
+// as it can. Callers hold mu. Nothing is taken yet.
+func (n *Networks) publish(id string, asked dnet.PortMap, t targets, avoid map[PortKey]bool, had []Port) ([]Port, error) {
 	var ports []Port
-	if !t.v4.IsValid() && !t.v6.IsValid() {
-		return nil, result, nil // nothing leads out of its networks, so nothing in
+	if !t.v4.IsValid() && !t.v6.IsValid() && len(t.open) == 0 {
+		return nil, nil // nothing leads out of its networks, so nothing in
 	}
 	mine := map[PortKey]string{}
 	for _, p := range slices.SortedFunc(maps.Keys(asked), comparePorts) {
-		result[p] = nil
 		for _, pb := range asked[p] {
 			b, err := n.parseBinding(p, pb, t)
 			if err != nil {
-				return nil, nil, err
+				return nil, err
 			}
-			host, err := n.choose(id, b, mine, avoid)
-			if err != nil {
-				return nil, nil, err
+			if len(b.hosts) > 0 {
+				host, err := n.choose(id, b, mine, avoid, had)
+				if err != nil {
+					return nil, err
+				}
+				for _, a := range b.hosts {
+					k := PortKey{Protocol(p.Proto()), netip.AddrPortFrom(a, host)}
+					mine[k] = id
+					ports = append(ports, Port{PortKey: k, Sandbox: id, Target: netip.AddrPortFrom(t.target(a, !n.o.NoUserProxy), p.Num())})
+				}
+			} else if pb.HostPort != "" {
+				n.log.Info("network: a published port has no port of the host, since all that it leads to is routed", "container", id, "port", p.String(), "asked", pb.HostPort)
 			}
-			for _, a := range b.hosts {
-				k := PortKey{Protocol(p.Proto()), netip.AddrPortFrom(a, host)}
-				mine[k] = id
-				ports = append(ports, Port{PortKey: k, Sandbox: id, Target: netip.AddrPortFrom(t.target(a, !n.o.NoUserProxy), p.Num())})
-				result[p] = append(result[p], dnet.PortBinding{HostIP: a, HostPort: strconv.Itoa(int(host))})
+			for _, a := range b.open {
+				ports = open(ports, Port{PortKey: PortKey{Protocol(p.Proto()), netip.AddrPortFrom(a, p.Num())}, Sandbox: id, Open: true})
 			}
 			if len(ports) > maxPublished {
-				return nil, nil, api.Errorf(api.Invalid, "more than %d published ports", maxPublished)
+				return nil, api.Errorf(api.Invalid, "more than %d published ports", maxPublished)
 			}
 		}
 	}
-	return ports, result, nil
+	return ports, nil
+}
+
+// open adds an open port, once.
+func open(ports []Port, p Port) []Port {
+	if p.Target = p.Host; slices.Contains(ports, p) {
+		return ports
+	}
+	return append(ports, p)
 }
 
 func comparePorts(a, b dnet.Port) int {
@@ -131,24 +184,31 @@ func (n *Networks) parseBinding(p dnet.Port, pb dnet.PortBinding, t targets) (bi
 		b.lo, b.hi, b.any = uint16(x), uint16(y), false
 	}
 	host := pb.HostIP.Unmap().WithZone("")
-	if !host.IsValid() {
-		host = t.hostIP
-	}
-	b.hosts = []netip.Addr{host}
-	if !host.IsValid() {
-		b.hosts = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
-	}
-	b.hosts = slices.DeleteFunc(b.hosts, func(a netip.Addr) bool {
+	b.hosts = slices.DeleteFunc(hostsOf(host, t.hostIP), func(a netip.Addr) bool {
 		return a.Is6() && !n.ipv6 || !t.target(a, !n.o.NoUserProxy).IsValid()
 	})
-	if len(b.hosts) == 0 {
+	for _, o := range t.open {
+		if slices.ContainsFunc(hostsOf(host, o.hostIP), func(a netip.Addr) bool { return a.Is4() == o.Is4() }) {
+			b.open = append(b.open, o.Addr)
+		}
+	}
+	if len(b.hosts) == 0 && len(b.open) == 0 {
+		if !host.IsValid() {
+			host = t.hostIP
+		}
 		return b, api.Errorf(api.Invalid, "port %s can't be published on %s: the container has no address of that family, and relaying to the other is switched off or the host has no IPv6", p, host)
 	}
 	return b, nil
 }
 
-// choose returns the first host port of the binding that nobody has.
-func (n *Networks) choose(id string, b binding, mine map[PortKey]string, avoid map[PortKey]bool) (uint16, error) {
+// choose returns the host port that the container had for the binding, or the first
+// that nobody has.
+func (n *Networks) choose(id string, b binding, mine map[PortKey]string, avoid map[PortKey]bool, had []Port) (uint16, error) {
+	for i := range had {
+		if port := had[i].Host.Port(); had[i].serves(b) && port >= b.lo && port <= b.hi && n.taken(id, b, port, mine, avoid) == nil {
+			return port, nil
+		}
+	}
 	size := int(b.hi-b.lo) + 1
 	start := int(b.lo)
 	if b.any {
@@ -175,6 +235,11 @@ func (n *Networks) choose(id string, b binding, mine map[PortKey]string, avoid m
 		return 0, api.Errorf(api.Conflict, "no host port from %d to %d is free for %s: %w", b.lo, b.hi, b.port, blocked)
 	}
 	return 0, blocked
+}
+
+// serves reports whether a port is the host's for the binding's port of the container.
+func (p *Port) serves(b binding) bool {
+	return !p.Open && p.Protocol == Protocol(b.port.Proto()) && p.Target.Port() == b.port.Num()
 }
 
 // taken says why a host port can't be had; nil if it can.

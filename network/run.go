@@ -29,27 +29,22 @@ func (n *Networks) Keep(ctx context.Context, ids []string) error {
 	for _, id := range ids {
 		keep[id] = true
 	}
-	var gone []*box
 	n.mu.Lock()
 	for id, b := range n.boxes {
 		if !keep[id] {
-			gone = append(gone, b)
 			n.uninstall(b)
+			n.files.want(n.o.RuntimeDir, id, nil)
 			n.release(b.Endpoints)
 		}
 	}
 	n.forgetOverlays()
 	n.mu.Unlock()
-	for _, b := range gone {
-		if err := forget(n.o.RuntimeDir, b.ID); err != nil {
-			n.log.Warn("network: a container's endpoints can't be forgotten", "container", b.ID, "error", err)
-		}
-	}
 	for _, id := range n.taskContainers() {
 		if !keep[id] {
 			n.dropTask(id)
 		}
 	}
+	n.writeFiles()
 	// Keys may be on their way: Run says so if they stay away.
 	if _, err := withoutKeys(n.set.commit(ctx, n.config)); err != nil {
 		return fmt.Errorf("network: %w", err)

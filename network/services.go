@@ -325,7 +325,7 @@ func (n *Networks) configServices(c *Config) {
 			c.MeshPorts[p.MeshKey] = p
 		}
 		if w.Network.ID == n.mesh.network && len(n.mesh.own) > 0 {
-			c.Mesh = &Mesh{Overlay: w.Network.ID, Addresses: n.mesh.own}
+			c.Mesh = &Mesh{Overlay: w.Network.ID, Addresses: n.mesh.own, Routes: w.beyond(n.mesh.own)}
 		}
 	}
 }

@@ -23,6 +23,12 @@ const (
 	optIfPrefix    = "com.docker.network.container_iface_prefix"
 	optGateway4    = "com.docker.network.bridge.gateway_mode_ipv4"
 	optGateway6    = "com.docker.network.bridge.gateway_mode_ipv6"
+	optTrusted     = "com.docker.network.bridge.trusted_host_interfaces"
+	optInhibit4    = "com.docker.network.bridge.inhibit_ipv4"
+	optSource4     = "com.docker.network.host_ipv4"
+	optSource6     = "com.docker.network.host_ipv6"
+	optEnable4     = "com.docker.network.enable_ipv4"
+	optEnable6     = "com.docker.network.enable_ipv6"
 	optIfName      = "com.docker.network.endpoint.ifname"
 	optSysctls     = "com.docker.network.endpoint.sysctls"
 	optionsReserve = "com.docker.network."
@@ -36,6 +42,11 @@ type settings struct {
 	isolated   bool
 	hostIP     netip.Addr // zero: the node's default
 	ifPrefix   string
+
+	mode4, mode6     GatewayMode
+	inhibit4         bool       // the bridge has no IPv4 address
+	trusted          []string   // devices
+	source4, source6 netip.Addr // zero: that of the device that leads out
 }
 
 // parseSettings reads a bridge network's options. Of those that Docker reserves
@@ -64,7 +75,7 @@ func (s *settings) set(k, v string) error {
 		if s.mtu = n; err != nil || n != 0 && (n < minMTU || n > maxMTU) {
 			return bad("a number of bytes from 68 to 65535")
 		}
-	case optMasquerade, optICC, optDefault:
+	case optMasquerade, optICC, optDefault, optInhibit4, optEnable4, optEnable6:
 		on, err := strconv.ParseBool(v)
 		if err != nil {
 			return bad("true or false")
@@ -74,23 +85,53 @@ func (s *settings) set(k, v string) error {
 			s.masquerade = on
 		case optICC:
 			s.isolated = !on
+		case optInhibit4:
+			s.inhibit4 = on
 		}
 	case optHostIP:
 		a, err := netip.ParseAddr(v)
-		if s.hostIP = a; err != nil {
+		if s.hostIP = a.Unmap(); err != nil || a.Zone() != "" {
 			return bad("an IP address")
 		}
 	case optIfPrefix:
 		if s.ifPrefix = v; !validDevice(v) || len(v) > maxDeviceName-4 {
 			return bad("a device name prefix of 1 to 11 characters")
 		}
-	case optGateway4, optGateway6:
-		if v != "" && v != "nat" {
-			return bad("nat: other gateway modes are not served")
-		}
+	case optGateway4, optGateway6, optTrusted, optSource4, optSource6:
+		return s.setGateway(k, v, bad)
 	default:
 		if strings.HasPrefix(k, optionsReserve) {
 			return api.Errorf(api.Invalid, "network option %s is not served", k)
+		}
+	}
+	return nil
+}
+
+// setGateway reads the options on what is let in and out.
+func (s *settings) setGateway(k, v string, bad func(want string) error) error {
+	var ok bool
+	switch k {
+	case optGateway4, optGateway6:
+		mode := &s.mode4
+		if k == optGateway6 {
+			mode = &s.mode6
+		}
+		if *mode, ok = parseGatewayMode(v); !ok {
+			return bad("one of the gateway modes nat, nat-unprotected, routed and isolated")
+		}
+	case optTrusted:
+		if s.trusted, ok = parseDevices(v); !ok {
+			return bad("names of the host's devices, with a colon between each two")
+		}
+	case optSource4:
+		a, err := netip.ParseAddr(v)
+		if s.source4 = a.Unmap(); err != nil || !s.source4.Is4() || s.source4.IsUnspecified() {
+			return bad("an IPv4 address of this host")
+		}
+	case optSource6:
+		a, err := netip.ParseAddr(v)
+		if s.source6 = a; err != nil || !a.Is6() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() {
+			return bad("an IPv6 address of this host")
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -76,14 +77,10 @@ func (n *Networks) Use(networks []*api.Network) (release func(), err error) {
 	var ids []string
 	release = func() {
 		n.mu.Lock()
-		defer n.mu.Unlock()
-		for _, id := range ids {
-			if w := n.nets[id]; w != nil {
-				w.holds--
-			}
-		}
+		n.unhold(ids...)
 		ids = nil
-		n.forgetOverlays()
+		n.mu.Unlock()
+		n.writeFiles()
 	}
 	if err := n.checkRoutes(networks); err != nil {
 		return nil, err
@@ -112,38 +109,64 @@ func (n *Networks) hold(o *api.Network) error {
 		}
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	w, err := n.holdEither(o, host)
+	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	n.writeFiles(w)
+	if w == nil || w.err == nil {
+		return nil
+	}
+	err = api.Errorf(api.Internal, "network %s: write it to %s: %w", o.Spec.Name, n.overlaysDir(), w.err)
+	n.mu.Lock()
+	n.unhold(o.ID)
+	n.mu.Unlock()
+	n.writeFiles()
+	return err
+}
+
+// unhold counts one less who needs networks. Callers hold mu, and write the files
+// then.
+func (n *Networks) unhold(ids ...string) {
+	for _, id := range ids {
+		if w := n.nets[id]; w != nil {
+			w.holds--
+		}
+	}
+	n.forgetOverlays()
+}
+
+func (n *Networks) holdEither(o *api.Network, host *Host) (*wish, error) {
 	if host != nil {
 		return n.holdLocal(o, host)
 	}
 	return n.holdLocked(o)
 }
 
-// holdLocked makes an overlay known and counts one more who needs it. Callers
-// hold mu.
-func (n *Networks) holdLocked(o *api.Network) error {
+// holdLocked makes an overlay known and counts one more who needs it. It returns the
+// file that is to be written, if there is none. Callers hold mu.
+func (n *Networks) holdLocked(o *api.Network) (w *wish, err error) {
 	r, err := overlayRecord(o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if n.closed {
-		return errClosed
+		return nil, errClosed
 	}
 	if n.nets[o.ID] == nil {
 		if len(n.nets)+len(n.creating) >= maxNetworks {
-			return api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))
+			return nil, api.Errorf(api.ResourceExhausted, "this node has %d networks, the most it may have", len(n.nets))
 		}
 		r.Overlay.Fits = n.fits(r.Overlay.Encrypted)
 		if mtu := cmp.Or(r.Overlay.MTU, r.Overlay.Fits); r.Network.EnableIPv6 && mtu < minMTU6 {
-			return api.Errorf(api.Invalid, "network %s: IPv6 needs an MTU of %d bytes, and this node's tunnels take %d: make the network without IPv6 (--ipv6), or have the node's own network take more", o.Spec.Name, minMTU6, mtu)
-		}
-		if err := save(n.overlaysDir(), o.ID, r); err != nil {
-			return api.Errorf(api.Internal, "network %s: write it to %s: %w", o.Spec.Name, n.overlaysDir(), err)
+			return nil, api.Errorf(api.Invalid, "network %s: IPv6 needs an MTU of %d bytes, and this node's tunnels take %d: make the network without IPv6 (--ipv6), or have the node's own network take more", o.Spec.Name, minMTU6, mtu)
 		}
 		n.addOverlay(r)
+		w = n.files.want(n.overlaysDir(), o.ID, r)
 	}
 	n.nets[o.ID].holds++
-	return nil
+	return w, nil
 }
 
 func (n *Networks) overlaysDir() string { return filepath.Join(n.o.RuntimeDir, overlaysDir) }
@@ -170,17 +193,32 @@ func (n *Networks) loadOverlays() error {
 	return err
 }
 
-// forgetOverlays forgets those that nobody needs. Callers hold mu.
+// forgetOverlays forgets those that nobody needs. Callers hold mu, and write the files
+// then.
 func (n *Networks) forgetOverlays() {
 	for id, w := range n.nets {
 		if !w.ofSwarm() || w.holds > 0 || len(w.users) > 0 {
 			continue
 		}
 		delete(n.nets, id)
-		if err := forget(n.overlaysDir(), id); err != nil {
-			n.log.Warn("network: an overlay that is not needed any more can't be forgotten", "network", id, "error", err)
+		n.files.want(n.overlaysDir(), id, nil)
+	}
+}
+
+// beyond returns the subnets of an overlay, of the addresses' families, that none of
+// the addresses is in: they are on the same link.
+func (w *netw) beyond(addrs []netip.Prefix) []netip.Prefix {
+	var l []netip.Prefix
+	for _, c := range w.Network.IPAM.Config {
+		if !c.Subnet.IsValid() {
+			continue
+		}
+		family := func(a netip.Prefix) bool { return a.Addr().Is4() == c.Subnet.Addr().Is4() }
+		if slices.ContainsFunc(addrs, family) && !slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return c.Subnet.Contains(a.Addr()) }) {
+			l = append(l, c.Subnet.Masked())
 		}
 	}
+	return l
 }
 
 func (n *Networks) overlayMTU(w *netw) int {

@@ -42,10 +42,11 @@ func (n *Networks) Announce(container string, t *api.Task) {
 		return
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	if n.tasks[container] == nil {
 		n.setTask(&task{Container: container, ID: t.ID, Service: t.ServiceID})
 	}
+	n.mu.Unlock()
+	n.writeFiles()
 }
 
 // Serve says whether a task that was announced can be given work. It does not
@@ -63,6 +64,7 @@ func (n *Networks) Serve(container string, can bool) {
 	}
 	n.mu.Unlock()
 	if changes {
+		n.writeFiles()
 		n.kick()
 	}
 }
@@ -80,6 +82,7 @@ func (n *Networks) Drain(ctx context.Context, container string) (was bool, err e
 	}
 	n.setTask(&task{Container: t.Container, ID: t.ID, Service: t.Service, Stage: taskDraining})
 	n.mu.Unlock()
+	n.writeFiles()
 	limited, cancel := context.WithTimeout(ctx, drainPatience)
 	defer cancel()
 	err = n.set.takeBack(limited, n.config)
@@ -90,16 +93,15 @@ func (n *Networks) Drain(ctx context.Context, container string) (was bool, err e
 	return t.Stage == taskServing, nil
 }
 
-// setTask takes it on and writes it down. Callers hold mu.
+// setTask takes it on and has it written down. Callers hold mu, and write the files
+// then.
 func (n *Networks) setTask(t *task) {
 	n.tasks[t.Container] = t
 	n.outdateTask(t.Container)
-	if err := save(n.tasksDir(), t.Container, t); err != nil {
-		n.log.Warn("network: it can't be kept that a container is a task; a restart forgets whether it serves", "container", t.Container, "error", err)
-	}
+	n.files.want(n.tasksDir(), t.Container, t)
 }
 
-// dropTask forgets a task, whose container has left.
+// dropTask forgets a task, whose container has left. Callers write the files then.
 func (n *Networks) dropTask(container string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -107,9 +109,7 @@ func (n *Networks) dropTask(container string) {
 		return
 	}
 	delete(n.tasks, container)
-	if err := forget(n.tasksDir(), container); err != nil {
-		n.log.Warn("network: a task can't be forgotten", "container", container, "error", err)
-	}
+	n.files.want(n.tasksDir(), container, nil)
 }
 
 // outdateTask outdates the networks that a container is in. Callers hold mu.

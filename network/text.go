@@ -27,6 +27,10 @@ func (c *Config) String() string {
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(c.Ports), PortKey.compare) {
 		p := c.Ports[k]
+		if p.Open {
+			fmt.Fprintf(&b, "port %s open in %s\n", k, p.Sandbox)
+			continue
+		}
 		fmt.Fprintf(&b, "port %s -> %s in %s\n", k, p.Target, p.Sandbox)
 	}
 	c.writeServices(&b)
@@ -60,7 +64,7 @@ func (b *Bridge) String() string {
 	if b.MTU != 0 {
 		fmt.Fprintf(&s, " mtu %d", b.MTU)
 	}
-	s.WriteString(flag(b.Masquerade, "masquerade") + flag(b.Internal, "internal") + flag(b.Isolated, "isolated") + flag(b.External, "external") + "\n")
+	s.WriteString(flag(b.Masquerade, "masquerade") + flag(b.Internal, "internal") + flag(b.Isolated, "isolated") + flag(b.External, "external") + b.gatewayText() + "\n")
 	return s.String()
 }
 
@@ -101,6 +105,9 @@ func (s *Sandbox) String() string {
 		fmt.Fprintf(&b, "  %s %s", f.Name, f.MAC)
 		for _, a := range f.Addresses {
 			b.WriteString(" " + a.String())
+		}
+		for _, r := range f.Routes {
+			b.WriteString(" reaches " + r.String())
 		}
 		on := f.Bridge
 		if f.Overlay != "" {

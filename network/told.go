@@ -86,6 +86,7 @@ func (n *Networks) Told(local netip.Addr, u *api.OverlayUpdate) {
 	}
 	n.nodeUnsaved = n.nodeUnsaved || !before.equal(n.node())
 	n.mu.Unlock()
+	n.writeFiles()
 	if refused > 0 {
 		n.log.Error("network: managers tell of more endpoints and services than this node can take; some are not reached from here", "left out", refused, "most", MaxTold)
 	}
@@ -143,7 +144,8 @@ func (n *Networks) hear(u *api.NetworkUpdate) (refused int) {
 	return refused
 }
 
-// unhear forgets what was said of a network. Callers hold mu.
+// unhear forgets what was said of a network. Callers hold mu, and write the files
+// then.
 func (n *Networks) unhear(id string) {
 	t := n.told[id]
 	if t == nil {
@@ -155,9 +157,7 @@ func (n *Networks) unhear(id string) {
 		n.leaveMesh()
 	}
 	n.outdate(id)
-	if err := forget(n.toldDir(), id); err != nil {
-		n.log.Warn("network: what was said of a network can't be forgotten", "network", id, "error", err)
-	}
+	n.files.want(n.toldDir(), id, nil)
 }
 
 // hearOnly forgets all other networks. Callers hold mu.
@@ -178,10 +178,9 @@ func (n *Networks) ForgetSwarm() {
 	n.mu.Lock()
 	n.hearOnly(nil)
 	n.underlay, n.keys = Underlay{}, Keys{}
+	n.files.want(n.nodeDir(), nodeRecordName, nil)
 	n.mu.Unlock()
-	if err := forget(n.nodeDir(), nodeRecordName); err != nil {
-		n.log.Warn("network: what managers said of this node can't be forgotten", "error", err)
-	}
+	n.writeFiles()
 	n.kick()
 }
 
@@ -189,7 +188,7 @@ func (n *Networks) ForgetSwarm() {
 func (n *Networks) joinMesh(o *api.Network, own []netip.Prefix) {
 	if n.mesh.network != o.ID {
 		n.leaveMesh()
-		if err := n.holdLocked(o); err != nil {
+		if _, err := n.holdLocked(o); err != nil {
 			n.log.Error("network: this node has no part in the routing mesh", "error", err)
 			return
 		}
@@ -314,35 +313,22 @@ func (n *Networks) loadTold() error {
 // saveTold writes down what was said since the last time. It reports whether
 // there was anything.
 func (n *Networks) saveTold() bool {
-	var records []*toldRecord
 	n.mu.Lock()
-	node, write := n.node(), n.nodeUnsaved
+	saved := n.nodeUnsaved
+	if n.nodeUnsaved {
+		node := n.node()
+		n.files.want(n.nodeDir(), nodeRecordName, &node)
+	}
 	n.nodeUnsaved = false
 	for id, t := range n.told {
 		if t.unsaved {
-			t.unsaved = false
-			records = append(records, &toldRecord{ID: id, Endpoints: slices.Collect(maps.Values(t.endpoints)), Services: slices.Collect(maps.Values(t.services))})
+			t.unsaved, saved = false, true
+			n.files.want(n.toldDir(), id, &toldRecord{ID: id, Endpoints: slices.Collect(maps.Values(t.endpoints)), Services: slices.Collect(maps.Values(t.services))})
 		}
 	}
 	n.mu.Unlock()
-	var errs []error
-	if write {
-		errs = append(errs, save(n.nodeDir(), nodeRecordName, &node))
-	}
-	for _, r := range records {
-		errs = append(errs, save(n.toldDir(), r.ID, r))
-	}
-	n.mu.Lock()
-	for _, r := range records { // what was forgotten meanwhile must not come back
-		if n.told[r.ID] == nil {
-			errs = append(errs, forget(n.toldDir(), r.ID))
-		}
-	}
-	n.mu.Unlock()
-	if err := errors.Join(errs...); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.log.Warn("network: what managers said can't be kept; after a restart it has to be said again", "error", err)
-	}
-	return write || len(records) > 0
+	n.writeFiles()
+	return saved
 }
 
 // removeTold removes the folders of what was told, if nothing is in them.

@@ -16,6 +16,7 @@ import (
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/ca"
 	"github.com/legion-swarm/legion/rpc"
+	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
 )
 
@@ -152,6 +153,54 @@ func TestGarbage(t *testing.T) {
 	for _, n := range nodes {
 		n.create(spec("by"+n.id(), 1))
 		n.voters(3)
+	}
+}
+
+// A Docker Engine that asks to be a manager leaves no node behind if it has just
+// joined; one that was a worker before stays.
+func TestDockerEngineIsNoManager(t *testing.T) {
+	m := managers(t, 1)[0]
+	p, _ := m.leading()
+	joined := func(id string, busy bool) {
+		t.Helper()
+		if _, err := p.store.Update(t.Context(), func(tx *store.Tx) error {
+			n := &api.Node{Role: swarm.NodeRoleManager}
+			n.ID, n.Spec.Role, n.Spec.Availability, n.Status.State = id, swarm.NodeRoleManager, swarm.NodeAvailabilityPause, swarm.NodeStateReady
+			if err := store.Create(tx, n); err != nil {
+				return err
+			}
+			if !busy {
+				return nil
+			}
+			return store.Create(tx, &api.Task{ID: "t", NodeID: id, Spec: &api.TaskSpec{}})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	joined("fresh", false)
+	joined("busy", true)
+	for id, stays := range map[string]bool{"fresh": false, "busy": true, m.id(): true, "nobody": false} {
+		err := p.RefuseEngine(t.Context(), rpc.Peer{Identity: ca.Identity{NodeID: id, Role: swarm.NodeRoleManager}})
+		if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "join-token worker") {
+			t.Errorf("%s: %v", id, err)
+		}
+		n := store.Get[*api.Node](p.store.View(), id)
+		if (n != nil) != stays || n != nil && n.Spec.Role != swarm.NodeRoleManager {
+			t.Errorf("%s: %+v", id, n)
+		}
+	}
+}
+
+func TestJustJoined(t *testing.T) {
+	now := time.Now()
+	for ago, want := range map[time.Duration]bool{0: true, justJoined - 1: true, justJoined: false, time.Hour: false} {
+		n := &api.Node{}
+		if n.CreatedAt = now.Add(-ago); hasJustJoined(n, now) != want {
+			t.Errorf("%v ago: %v", ago, !want)
+		}
+		if n.RaftID = 1; hasJustJoined(n, now) {
+			t.Errorf("%v ago: a member", ago)
+		}
 	}
 }
 

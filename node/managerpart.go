@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -57,6 +58,9 @@ type managerPart struct {
 	genesis  *genesis // of a swarm that begins here
 	forced   bool     // this manager goes on without those that it had beside it
 	stranger chan *grpc.ClientConn
+	// informed is a manager that hears the leader while this one hears none; nil:
+	// none is known. It means something only while nobody leads here.
+	informed atomic.Pointer[raftnode.Member]
 	founded  chan struct{} // closed when this manager knows the swarm
 	once     sync.Once
 	done     chan struct{} // closed when run has returned

@@ -123,6 +123,9 @@ func (p *managerPart) watchMembership(ctx context.Context) error {
 			return errNoManager
 		}
 		joined = joined || is
+		if st.Leader != 0 {
+			p.informed.Store(nil)
+		}
 		wait := time.Hour
 		if joined && st.Leader == 0 {
 			wait = leaderless
@@ -131,14 +134,12 @@ func (p *managerPart) watchMembership(ctx context.Context) error {
 		select {
 		case <-changed:
 		case conn := <-p.stranger:
-			if joined && p.isOut(ctx, conn) {
+			if _, out := p.ask(ctx, conn); joined && out {
 				return errNoManager
 			}
 		case <-t.C:
-			for _, m := range st.Members {
-				if conn := p.mesh.Conn(m.ID); conn != nil && p.isOut(ctx, conn) {
-					return errNoManager
-				}
+			if p.askAll(ctx, st.Members) {
+				return errNoManager
 			}
 		case <-ctx.Done():
 			t.Stop()
@@ -148,13 +149,35 @@ func (p *managerPart) watchMembership(ctx context.Context) error {
 	}
 }
 
-// isOut reports whether a manager says, with a quorum behind it, that this one is
-// not a member.
-func (p *managerPart) isOut(ctx context.Context, conn *grpc.ClientConn) bool {
+// askAll asks the others while nobody leads here. It reports whether this manager is
+// out, and notes who has a leader if it is in.
+func (p *managerPart) askAll(ctx context.Context, members []raftnode.Member) (out bool) {
+	var informed *raftnode.Member
+	for _, m := range members {
+		conn := p.mesh.Conn(m.ID)
+		if conn == nil {
+			continue
+		}
+		knows, out := p.ask(ctx, conn)
+		if out {
+			return true
+		}
+		if knows && informed == nil {
+			informed = &m
+		}
+	}
+	p.informed.Store(informed)
+	return false
+}
+
+// ask reports whether a manager has a quorum behind it, and whether this one is not a
+// member then.
+func (p *managerPart) ask(ctx context.Context, conn *grpc.ClientConn) (knows, out bool) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	members, err := rpc.Members(ctx, conn)
-	return err == nil && len(members) > 0 && !slices.ContainsFunc(members, func(m rpc.Member) bool { return m.RaftID == p.state.RaftID })
+	knows = err == nil && len(members) > 0
+	return knows, knows && !slices.ContainsFunc(members, func(m rpc.Member) bool { return m.RaftID == p.state.RaftID })
 }
 
 // handOver lets another manager take the lead before this one stops.

@@ -153,7 +153,7 @@ func (n *Node) openNetworks(ctx context.Context) (err error) {
 	o := network.Options{
 		Dataplane: n.plane, Dir: filepath.Join(s.DataRoot, "network"), RuntimeDir: filepath.Join(s.ExecRoot, "network"), Log: log,
 		Bridge: s.Bridge, BIP: s.BIP, BIP6: s.BIP6, FixedCIDR: s.FixedCIDR, MTU: s.MTU, NoICC: !s.ICC, NoMasquerade: !s.IPMasq,
-		HostIP: s.HostIP, NoRules4: !s.IPTables, NoRules6: !s.IP6Tables, NoForward: !s.IPForward, NoUserProxy: !s.UserlandProxy,
+		HostIP: s.HostIP, NoRules4: !s.IPTables, NoRules6: !s.IP6Tables, NoForward: !s.IPForward, NoUserProxy: !s.UserlandProxy, DirectRouting: s.DirectRouting,
 		DNS: s.DNS,
 	}
 	if s.Bridge == "none" {

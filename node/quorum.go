@@ -46,7 +46,20 @@ func (p *managerPart) noLeader() error {
 			missing = append(missing, strings.TrimSpace(names[m.ID]+" ("+m.Address+")"))
 		}
 	}
+	if m := p.informed.Load(); m != nil && st.Leader == 0 {
+		return api.Errorf(api.Unavailable, "%s", cutOffAdvice(strings.TrimSpace(names[m.ID]+" ("+m.Address+")"), missing))
+	}
 	return api.Errorf(api.Unavailable, "%s (%s)", leaderlessDocker, leaderlessAdvice(voters, missing))
+}
+
+// cutOffAdvice says what to do on a manager that does not hear the leader, whom
+// another one hears, and which managers it misses.
+func cutOffAdvice(informed string, missing []string) string {
+	which := "one of the managers that can't be reached from here: " + strings.Join(missing, ", ")
+	if len(missing) == 0 {
+		which = "one whose messages don't come through"
+	}
+	return fmt.Sprintf("This manager does not hear the swarm's leader, which is %s. The swarm works: use another manager, as %s, which hears the leader; mend the network between this one and the leader", which, informed)
 }
 
 // leaderlessDocker is Docker's sentence.
@@ -103,7 +116,8 @@ func (p *managerPart) fresh(ctx context.Context) {
 }
 
 // lostQuorum reports whether it is of no use to wait for a quorum: nobody leads,
-// and too few managers can be reached to elect one.
+// and too few managers can be reached to elect one, or those have one that this one
+// does not hear.
 func (p *managerPart) lostQuorum() bool {
 	st := p.raft.Status()
 	there := 0
@@ -112,5 +126,5 @@ func (p *managerPart) lostQuorum() bool {
 			there++
 		}
 	}
-	return st.Leader == 0 && there <= len(st.Voters)/2
+	return st.Leader == 0 && (there <= len(st.Voters)/2 || p.informed.Load() != nil)
 }

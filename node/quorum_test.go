@@ -156,6 +156,21 @@ func TestLeaderlessAdvice(t *testing.T) {
 	}
 }
 
+func TestCutOffAdvice(t *testing.T) {
+	for _, c := range []struct {
+		missing []string
+		want    string
+	}{
+		{[]string{"a (a:1)"}, "which is one of the managers that can't be reached from here: a (a:1)."},
+		{[]string{"a (a:1)", "b (b:1)"}, "can't be reached from here: a (a:1), b (b:1)."},
+		{nil, "which is one whose messages don't come through."},
+	} {
+		if got := cutOffAdvice("c (c:1)", c.missing); !strings.Contains(got, c.want) || !strings.Contains(got, "use another manager, as c (c:1), which hears the leader") {
+			t.Errorf("%v: %q", c.missing, got)
+		}
+	}
+}
+
 func TestNoQuorum(t *testing.T) {
 	nodes := managers(t, 3)
 	nodes[0].create(spec("web", 2))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/grpc"
@@ -102,6 +103,47 @@ func (p *managerPart) Join(ctx context.Context, from rpc.Peer, m rpc.Member) ([]
 		return nil, p.noLeader()
 	}
 	return rpc.Join(ctx, conn, m)
+}
+
+// justJoined is how long ago a node came that asks to be a manager for the first
+// time, at most.
+const justJoined = 10 * time.Second
+
+func hasJustJoined(n *api.Node, now time.Time) bool {
+	return n.RaftID == 0 && now.Sub(n.CreatedAt) < justJoined
+}
+
+func hasTasks(r store.Reader, node string) bool {
+	for range store.List[*api.Task](r, store.ByNode(node)) {
+		return true
+	}
+	return false
+}
+
+// RefuseEngine says why a Docker Engine can't be a manager. One that has just joined
+// as such gives up, and forgets its certificate: its node would stay for ever, and is
+// removed.
+func (p *managerPart) RefuseEngine(ctx context.Context, from rpc.Peer) error {
+	why := api.Errorf(api.Invalid, "a Docker Engine can be a worker of this swarm, not a manager, since its managers are Legion's: join with the worker's token (docker swarm join-token worker)")
+	fresh, now := false, p.store.Now()
+	_, err := p.store.Update(ctx, func(tx *store.Tx) error {
+		n := store.Get[*api.Node](tx, from.NodeID)
+		if fresh = n != nil && hasJustJoined(n, now) && !hasTasks(tx, n.ID); !fresh {
+			return nil
+		}
+		u := *n
+		u.Spec.Role = swarm.NodeRoleWorker // managers are not removed
+		return store.Put(tx, &u)
+	})
+	if err == nil && fresh {
+		err = p.control.NodeRemove(ctx, from.NodeID, true)
+	}
+	if err != nil {
+		p.log.Warn("the node of a Docker Engine that can't be a manager is to be removed by hand", "node", from.NodeID, "err", err)
+	} else {
+		p.log.Warn("a Docker Engine can't be a manager of this swarm", "node", from.NodeID, "addr", from.Addr, "removed", fresh)
+	}
+	return why
 }
 
 // Members returns the members as a quorum knows them.

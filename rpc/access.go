@@ -51,6 +51,7 @@ func methods() map[string]access {
 		swarmpb.Raft_Join_FullMethodName:                     managers,
 		swarmpb.Raft_Members_FullMethodName:                  managers,
 		swarmpb.Raft_Hello_FullMethodName:                    managers,
+		engineJoin:                                           managers,
 	}
 }
 

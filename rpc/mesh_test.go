@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -137,6 +138,10 @@ func (m *manager) Offer(from Peer, term uint64, entry []byte, told func(error)) 
 
 func (m *manager) Join(context.Context, Peer, Member) ([]Member, error) { return nil, nil }
 
+func (m *manager) RefuseEngine(_ context.Context, from Peer) error {
+	return api.Errorf(api.Invalid, "%s is a Docker Engine", from.NodeID)
+}
+
 func (m *manager) Members(context.Context) ([]Member, error) { return nil, nil }
 
 func (m *manager) Heard(id uint64, addr string) {
@@ -246,6 +251,28 @@ func TestMeshOffers(t *testing.T) {
 	defer p.mu.Unlock()
 	if len(p.offers) > 0 {
 		t.Errorf("%d offers are not forgotten", len(p.offers))
+	}
+}
+
+// A Docker Engine that wants to be a manager is told why not, whatever it sends.
+func TestEngineJoin(t *testing.T) {
+	root, err := ca.NewRoot(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := newManager(t, root, 1, "a"), newManager(t, root, 2, "b")
+	conn, err := DialManager(b.addr(), a.creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the test ends
+	err = Error(conn.Invoke(t.Context(), "/docker.swarmkit.v1.RaftMembership/Join", &swarmpb.RaftFrame{Part: []byte("anything")}, &swarmpb.RaftFrame{}))
+	if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "a is a Docker Engine") {
+		t.Error(err)
+	}
+	err = Error(conn.Invoke(t.Context(), "/docker.swarmkit.v1.RaftMembership/Leave", &swarmpb.RaftFrame{}, &swarmpb.RaftFrame{}))
+	if !api.Is(err, api.Unimplemented) {
+		t.Error(err)
 	}
 }
 

@@ -46,6 +46,8 @@ type RaftHandler interface {
 	Offer(from Peer, term uint64, entry []byte, told func(error))
 	// Join makes a manager a member, and returns all of them.
 	Join(ctx context.Context, from Peer, m Member) ([]Member, error)
+	// RefuseEngine returns why a Docker Engine can't be a manager.
+	RefuseEngine(ctx context.Context, from Peer) error
 	// Members returns the members as a quorum knows them.
 	Members(ctx context.Context) ([]Member, error)
 	// Heard tells that a manager says that it can be reached at addr.
@@ -64,6 +66,7 @@ type RaftHandler interface {
 func RegisterRaft(s *Server, h RaftHandler) {
 	r := &raftServer{h: h, snapshots: make(chan struct{}, maxSnapshots)}
 	swarmpb.RegisterRaftServer(s, r)
+	registerEngine(s, h)
 	s.raft.mu.Lock()
 	defer s.raft.mu.Unlock()
 	s.raft.handle = r.messages

@@ -73,6 +73,7 @@ type Daemon struct {
 	HostIP              netip.Addr // --ip; zero: all addresses
 	IPMasq, IPForward   bool
 	IPTables, IP6Tables bool
+	DirectRouting       bool // --allow-direct-routing
 	UserlandProxy       bool
 	ServiceBalancer     string // "ebpf" or "nftables"; empty: what the host has
 	AddressPools        []AddressPool

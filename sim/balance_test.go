@@ -2,9 +2,11 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"testing"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -115,4 +117,46 @@ func uneven(view *store.View, s *swarm.ServiceSpec) string {
 		}
 	}
 	return ""
+}
+
+// TestNoRoomToBalance: nothing is undone where a move would make a service even and no
+// node has room for it; it is where one has.
+func TestNoRoomToBalance(t *testing.T) {
+	reserve := func(bytes int64) *swarm.ResourceRequirements {
+		return &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: bytes}}
+	}
+	for taken, settled := range map[int64]bool{4: true, 1: false} {
+		st, err := store.NewLocal(store.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, other := &api.Service{}, &api.TaskSpec{}
+		o.ID, o.Spec.Name, o.SpecVersion = "web", "web", 1
+		o.Spec.Labels = map[string]string{api.RebalanceLabel: "true"}
+		o.Spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(2))}
+		o.Spec.TaskTemplate.Resources, other.Resources = reserve(1), reserve(taken)
+		if _, err := st.Update(t.Context(), func(tx *store.Tx) error {
+			err := store.Create(tx, o)
+			for _, id := range []string{"n1", "n2"} {
+				n := &api.Node{}
+				n.ID, n.Spec.Availability, n.Status.State = id, swarm.NodeAvailabilityActive, swarm.NodeStateReady
+				n.Description.Resources.MemoryBytes = 4
+				err = errors.Join(err, store.Create(tx, n))
+			}
+			for _, task := range []*api.Task{
+				{ID: "t1", ServiceID: "web", Slot: 1, NodeID: "n1", Spec: o.TaskSpec(), SpecVersion: 1},
+				{ID: "t2", ServiceID: "web", Slot: 2, NodeID: "n1", Spec: o.TaskSpec(), SpecVersion: 1},
+				{ID: "t3", NodeID: "n2", Spec: other},
+			} {
+				task.DesiredState, task.Status.State = swarm.TaskStateRunning, swarm.TaskStateRunning
+				err = errors.Join(err, store.Create(tx, task))
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if what := undone(st.View(), st.Now(), 0); (what == "") != settled {
+			t.Errorf("%d of 4 bytes are taken: %q", taken, what)
+		}
+	}
 }

@@ -65,6 +65,7 @@ type cluster struct {
 	steps    []string // of the script
 	raftIDs  atomic.Uint64
 	wg       sync.WaitGroup
+	orders   sync.WaitGroup // of users to nodes, under way
 
 	mu     sync.Mutex
 	broken []string
@@ -142,6 +143,7 @@ func (c *cluster) run() {
 	stop()
 	wg.Wait()
 	c.calm()
+	c.orders.Wait() // what they ask for is not undone yet
 	if ctx.Err() == nil {
 		c.quiet(ctx, clients)
 	}
@@ -219,10 +221,11 @@ func (c *cluster) quiet(ctx context.Context, clients []*client) {
 	if !c.until(ctx, quietLimit, func() string { return c.settleNodes(ctx) }) || !c.until(ctx, quietLimit, func() string { return c.removedLate(ctx, c.unsettled) }) {
 		return
 	}
-	if !pause(ctx, 10*time.Second) { // and stays so
+	const longer = 10 * time.Second
+	if !pause(ctx, longer) { // and stays so
 		return
 	}
-	if what := c.unsettled(); what != "" {
+	if what := c.unsettledFor(ahead - longer); what != "" {
 		c.failf("it was settled, and then: %s", what)
 	}
 	for _, h := range c.hosts {
@@ -278,6 +281,7 @@ func (c *cluster) close() {
 		h.end(true)
 	}
 	c.net.closeAll()
+	c.orders.Wait()
 	c.wg.Wait()
 	time.Sleep(time.Minute) // what is under way
 }

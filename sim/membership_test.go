@@ -126,7 +126,7 @@ func (c *cluster) tell(ctx context.Context, h *host, what string, change func(*s
 	if m == nil {
 		return
 	}
-	c.wg.Go(func() {
+	c.orders.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
 		if _, err := m.raft.ReadIndex(ctx); err != nil {

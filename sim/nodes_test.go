@@ -28,7 +28,7 @@ func (c *cluster) remove(ctx context.Context, h *host) {
 	h.mu.Lock()
 	h.removed = true
 	h.mu.Unlock()
-	c.wg.Go(func() {
+	c.orders.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
 		err := m.control.NodeRemove(ctx, h.node(), true)

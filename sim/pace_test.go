@@ -142,8 +142,8 @@ func (p *pace) describe(s *api.Service) string {
 			if p.nodes[t.NodeID] != nil {
 				n = p.nodes[t.NodeID]
 			}
-			out += fmt.Sprintf("\n%s.%d on %s (%s, %s) of version %d made %s: %s (%s %s), to be %s; evicted: %s", t.ID, t.Slot, t.NodeID, n.Status.State, n.Spec.Availability, t.SpecVersion,
-				t.CreatedAt.Format("15:04:05.000"), t.Status.State, t.Status.Timestamp.Format("15:04:05.000"), t.Status.Err, t.DesiredState, t.Evicted)
+			out += fmt.Sprintf("\n%s.%d on %s (%s, %s, %s, %v) of version %d made %s: %s (%s %s), to be %s; evicted: %s; it asks for %v", t.ID, t.Slot, t.NodeID, n.Status.State, n.Spec.Availability, n.Role, n.Spec.Labels, t.SpecVersion,
+				t.CreatedAt.Format("15:04:05.000"), t.Status.State, t.Status.Timestamp.Format("15:04:05.000"), t.Status.Err, t.DesiredState, t.Evicted, placement(t.Spec.Placement).Constraints)
 		}
 	}
 	return out

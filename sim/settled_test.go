@@ -14,8 +14,15 @@ import (
 	"github.com/legion-swarm/legion/store"
 )
 
-// unsettled says what is not yet as users asked for.
-func (c *cluster) unsettled() string {
+// ahead is for how long nothing more may be going to happen on a settled swarm: longer
+// than what waits for something waits, clocks that differ included.
+const ahead = patience + patience/2
+
+// unsettled says what is not yet as users asked for, or will change by itself.
+func (c *cluster) unsettled() string { return c.unsettledFor(ahead) }
+
+// unsettledFor looks ahead for so long only.
+func (c *cluster) unsettledFor(ahead time.Duration) string {
 	view, what := c.agreed()
 	if what != "" {
 		return what
@@ -41,7 +48,7 @@ func (c *cluster) unsettled() string {
 	if running != len(want) {
 		return fmt.Sprintf("%d containers run for %d tasks", running, len(want))
 	}
-	return undone(view, c.leader().host.now().UTC())
+	return undone(view, c.leader().host.now().UTC(), ahead)
 }
 
 // agreed is what all managers have, once they have the same.
@@ -157,8 +164,9 @@ func placement(p *swarm.Placement) *swarm.Placement {
 }
 
 // undone says what the leader's loops would do, if they began now: they have forgotten
-// something then, or count something in that is not in the store any more.
-func undone(view *store.View, now time.Time) string {
+// something then, or count something in that is not in the store any more. Nor may they
+// mean to look again within the time ahead.
+func undone(view *store.View, now time.Time, ahead time.Duration) string {
 	nodes, room := map[string]*api.Node{}, scheduler.New()
 	for n := range store.List[*api.Node](view) {
 		nodes[n.ID] = n
@@ -173,25 +181,29 @@ func undone(view *store.View, now time.Time) string {
 		if _, changed := rotator.Plan(s, versions); changed {
 			return s.Spec.Name + ": there are newer versions of its secrets"
 		}
-		if underWay(s) && !waits(view, s) && !s.Stopped() && (s.Spec.Labels[canaryLabel] == "" || s.UpdateStatus.State != swarm.UpdateStateUpdating) {
+		if underWay(s) && !waits(view, s) && !s.Stopped() && !promotedByHand(s) {
 			return fmt.Sprintf("%s: %s", s.Spec.Name, s.UpdateStatus.Message)
 		}
 		in := orchestrator.Input{Service: s, Nodes: nodes, Now: now, NewID: api.NewID, History: 2}
+		in.Fits = func(t *api.Task, node string) bool { return scheduler.Fits(view, t, node) == "" }
 		for t := range store.List[*api.Task](view, store.ByService(s.ID)) {
 			in.Tasks = append(in.Tasks, t)
 			room.SetTask(t.ID, t, now)
 		}
-		if out := orchestrator.Plan(in); len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil && !underWay(s) {
-			var tasks string
-			for _, t := range in.Tasks {
-				tasks += fmt.Sprintf(" %s.%d:%d@%s %s/%s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState)
-			}
-			return fmt.Sprintf("%s: the orchestrator has not made %d tasks, changed %v, deleted %v, updated %v; of version %d, %+v, it has%s", s.Spec.Name,
-				len(out.Create), out.Desired, out.Delete, out.Update != nil, s.SpecVersion, s.UpdateStatus, tasks)
+		out := orchestrator.Plan(in)
+		if len(out.Create)+len(out.Desired)+len(out.Orphaned)+len(out.Delete) > 0 || out.Update != nil {
+			return fmt.Sprintf("%s: the orchestrator has not made %d tasks, changed %v, deleted %v, updated %v: %s", s.Spec.Name,
+				len(out.Create), out.Desired, out.Delete, out.Update != nil, standing(s, in.Tasks))
+		}
+		// What it does then may make room for others, who wait for nothing else.
+		if wait := out.Again.Sub(now); !out.Again.IsZero() && wait <= ahead {
+			return fmt.Sprintf("%s: the orchestrator will look again in %s: %s", s.Spec.Name, wait, standing(s, in.Tasks))
 		}
 	}
 	for t := range store.List[*api.Task](view) {
 		switch {
+		case store.Get[*api.Service](view, t.ServiceID) == nil:
+			return fmt.Sprintf("task %s of service %s, which was removed, is %s", t.ID, t.ServiceID, t.Status.State)
 		case api.ToldToEnd(t.DesiredState) || placed(t) || api.Final(t.Status.State):
 		case t.Status.State == swarm.TaskStateNew:
 			_, refused := allocator.Service(store.Get[*api.Service](view, t.ServiceID), ports, addresses)
@@ -207,11 +219,31 @@ func undone(view *store.View, now time.Time) string {
 	return ""
 }
 
-// underWay reports whether the service is being updated. How its update goes on depends
-// also on what the leader has seen of tasks that failed.
+// standing says how a service's update and its tasks stand.
+func standing(s *api.Service, tasks []*api.Task) string {
+	out := fmt.Sprintf("of version %d, %+v, it has", s.SpecVersion, s.UpdateStatus)
+	for _, t := range tasks {
+		out += fmt.Sprintf(" %s.%d:%d@%s %s/%s made %s", t.ID, t.Slot, t.SpecVersion, t.NodeID, t.Status.State, t.DesiredState, t.CreatedAt.Format("15:04:05.000"))
+		if !t.NotBefore.IsZero() {
+			out += t.NotBefore.Format(" to start 15:04:05.000")
+		}
+		if t.Status.Err != "" {
+			out += " (" + t.Status.Err + ")"
+		}
+	}
+	return out
+}
+
+// underWay reports whether the service is being updated.
 func underWay(s *api.Service) bool {
 	st := s.UpdateStatus
 	return st != nil && (st.State == swarm.UpdateStateUpdating || st.State == swarm.UpdateStateRollbackStarted)
+}
+
+// promotedByHand reports whether the service's update goes on when a user says so.
+func promotedByHand(s *api.Service) bool {
+	policy, err := api.ParsePolicy(s.Spec.Labels)
+	return err == nil && policy.Canary > 0 && policy.Promote == api.PromoteManual && s.Promoted != s.SpecVersion && s.UpdateStatus.State == swarm.UpdateStateUpdating
 }
 
 // waits reports whether a task of the service waits for room.

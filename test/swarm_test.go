@@ -31,6 +31,7 @@ func TestSwarm(t *testing.T) {
 		{"the leader's daemon crashes", s.testLeaderCrashes},
 		{"the leader loses its power", s.testLeaderLosesPower},
 		{"the leader is cut off", s.testLeaderCutOff},
+		{"a manager does not hear the leader", s.testLeaderNotHeard},
 		{"the leader's daemon stands still for a moment", s.testLeaderStalls},
 		{"the leader's daemon and a worker's stand still for long", s.testDaemonsStall},
 		{"a blip", s.testBlip},
@@ -112,6 +113,44 @@ func (s *swarm) testLeaderCutOff(t *testing.T) {
 	})
 	s.run(t, "connect", leader)
 	s.ready(t, leader, s.names...)
+	s.exactly(t, leader, "web", replicas)
+	s.kept(t, "m1", "m2", "m3")
+}
+
+// testLeaderNotHeard: a manager that reaches another one, but not the leader, says so,
+// and where to go. It changes nothing for the others, and is as before afterwards.
+func (s *swarm) testLeaderNotHeard(t *testing.T) {
+	leader, others := s.leader(t, "m1")
+	apart, informed := others[0], others[1]
+	s.run(t, "disconnect", apart, "--from", leader)
+	await(t, "it says that others hear the leader", func() error {
+		err := s.write(apart)
+		if err == nil {
+			return fmt.Errorf("it still writes")
+		}
+		for _, word := range []string{"This manager does not hear the swarm's leader", leader + " (" + s.ip(t, leader), "use another manager, as " + informed} {
+			if !strings.Contains(err.Error(), word) {
+				return err
+			}
+		}
+		return nil
+	})
+	contains(t, s.nodes[apart].docker(t, "info", "-f", "{{.Swarm.Error}}"), "use another manager, as "+informed)
+	if all, err := s.list(apart); err != nil || strings.Contains(fmt.Sprint(all), "Leader") {
+		t.Errorf("it says %q, %v", all, err)
+	}
+	if now, _ := s.leader(t, informed); now != leader {
+		t.Errorf("%s leads now, not %s", now, leader)
+	}
+	if err := s.write(informed); err != nil {
+		t.Error(err)
+	}
+	s.run(t, "connect", apart)
+	s.ready(t, apart, s.names...)
+	t.Logf("a write after %v", s.writes(t, apart))
+	if now, _ := s.leader(t, apart); now != leader {
+		t.Errorf("%s leads now, not %s", now, leader)
+	}
 	s.exactly(t, leader, "web", replicas)
 	s.kept(t, "m1", "m2", "m3")
 }

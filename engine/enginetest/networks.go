@@ -153,6 +153,16 @@ func (n *Networks) Connect(_ context.Context, id, net string, e *network.Endpoin
 	return out, nil
 }
 
+// Published implements engine.Networks: ports are published as they were asked for.
+func (n *Networks) Published(id string) network.PortMap {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if b := n.boxes[id]; b != nil {
+		return b.Ports
+	}
+	return nil
+}
+
 // Disconnect implements engine.Networks.
 func (n *Networks) Disconnect(_ context.Context, id, net string, force bool) error {
 	n.mu.Lock()

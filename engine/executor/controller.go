@@ -336,15 +336,21 @@ func (c *controller) Status(ctx context.Context) (*swarm.ContainerStatus, *swarm
 	if err != nil {
 		return nil, nil, settled(err, api.NotFound)
 	}
+	return &swarm.ContainerStatus{ContainerID: id, PID: i.State.Pid, ExitCode: i.State.ExitCode}, portStatus(i.NetworkSettings.Ports), nil
+}
+
+// portStatus are the node's ports that a container has. Where its network is routed it
+// has none.
+func portStatus(published network.PortMap) *swarm.PortStatus {
 	ports := &swarm.PortStatus{}
-	for p, list := range i.NetworkSettings.Ports {
+	for p, list := range published {
 		for _, b := range list { // one for each family of addresses
-			if h := hostPort(p, b); !slices.Contains(ports.Ports, h) {
+			if h := hostPort(p, b); b.HostPort != "" && !slices.Contains(ports.Ports, h) {
 				ports.Ports = append(ports.Ports, h)
 			}
 		}
 	}
-	return &swarm.ContainerStatus{ContainerID: id, PID: i.State.Pid, ExitCode: i.State.ExitCode}, ports, nil
+	return ports
 }
 
 func hostPort(p network.Port, b network.PortBinding) swarm.PortConfig {

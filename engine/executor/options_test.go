@@ -2,6 +2,7 @@ package executor
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -117,5 +118,16 @@ func TestContainersShowTheirNodesPortsAlone(t *testing.T) {
 	}
 	if shown := slices.Collect(maps.Keys(o.Config.ExposedPorts)); len(shown) != 1 || shown[0].String() != "53/udp" {
 		t.Errorf("shown: %v", shown)
+	}
+}
+
+// A task in a network that is routed by one family has the node's port by the other.
+func TestPortStatus(t *testing.T) {
+	p := network.MustParsePort("80/tcp")
+	got := portStatus(network.PortMap{p: {
+		{HostIP: netip.IPv4Unspecified(), HostPort: "8080"}, {HostIP: netip.MustParseAddr("10.0.0.1"), HostPort: "8080"}, {HostIP: netip.IPv6Unspecified()},
+	}})
+	if len(got.Ports) != 1 || got.Ports[0].PublishedPort != 8080 || got.Ports[0].TargetPort != 80 {
+		t.Errorf("got %+v", got.Ports)
 	}
 }

@@ -74,7 +74,7 @@ func usedBy(others iter.Seq[*api.Network], except string) *used {
 		if o.ID == except || o.Predefined {
 			continue
 		}
-		if v := o.VNI(); v != 0 {
+		for v := range o.VNIs() {
 			u.vnis[v] = o.Spec.Name
 		}
 		for _, p := range o.Subnets() {
@@ -85,10 +85,10 @@ func usedBy(others iter.Seq[*api.Network], except string) *used {
 }
 
 // Network returns a new overlay network with what its spec leaves open: subnets,
-// gateways and the VNI, of which the first free one from seed on is taken. A seed
-// that grows keeps the identifier of a network that was just removed, which nodes
-// may still be about to forget, from being used again at once. Errors: Conflict,
-// a subnet or VNI is another network's; ResourceExhausted; Invalid.
+// gateways and VNIs, one for each IPv4 subnet, of which the first free ones from seed
+// on are taken. A seed that grows keeps the identifier of a network that was just
+// removed, which nodes may still be about to forget, from being used again at once.
+// Errors: Conflict, a subnet or VNI is another network's; ResourceExhausted; Invalid.
 func Network(n *api.Network, others iter.Seq[*api.Network], pools Pools, seed uint64) (*api.Network, error) {
 	u := usedBy(others, n.ID)
 	for _, r := range pools.Routes {
@@ -103,10 +103,6 @@ func Network(n *api.Network, others iter.Seq[*api.Network], pools Pools, seed ui
 	if o := n.Spec.IPAMOptions; o != nil {
 		asked = o.Configs
 	}
-	var err error
-	if c.DriverState.Options[api.OptionVNIs], err = u.vni(c.DriverState.Options[api.OptionVNIs], seed); err != nil {
-		return nil, err
-	}
 	c.IPAMOptions = &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}}
 	for _, f := range []struct{ wanted, v6 bool }{{true, false}, {n.Spec.IPv6Enabled, true}} {
 		if !f.wanted {
@@ -117,41 +113,76 @@ func Network(n *api.Network, others iter.Seq[*api.Network], pools Pools, seed ui
 			ofFamily = []swarm.IPAMConfig{{}}
 		}
 		for _, cfg := range ofFamily {
-			if cfg, err = u.subnet(cfg, f.v6, pools, n.Reserved); err != nil {
+			cfg, err := u.subnet(cfg, f.v6, pools, n.Reserved)
+			if err != nil {
 				return nil, err
 			}
 			c.IPAMOptions.Configs = append(c.IPAMOptions.Configs, cfg)
 		}
 	}
-	return &c, nil
+	var err error
+	c.DriverState.Options[api.OptionVNIs], err = u.vni(c.DriverState.Options[api.OptionVNIs], subnets4(c.IPAMOptions), seed)
+	return &c, err
 }
 
-// vni returns the identifier asked for, or the first free one.
-func (u *used) vni(asked string, seed uint64) (string, error) {
-	if asked != "" {
-		v, err := ParseVNI(asked)
-		if other, taken := u.vnis[v]; err == nil && taken {
-			err = api.Errorf(api.Conflict, "option %s: VXLAN id %d is already that of network %s", api.OptionVNIs, v, other)
+// subnets4 returns how many IPv4 subnets there are.
+func subnets4(o *swarm.IPAMOptions) (n int) {
+	for _, c := range o.Configs {
+		if c.Subnet.Addr().Is4() {
+			n++
 		}
-		return strconv.FormatUint(uint64(v), 10), err
+	}
+	return n
+}
+
+// vni returns as many identifiers as are wanted: those asked for, then the first free
+// ones.
+func (u *used) vni(asked string, count int, seed uint64) (string, error) {
+	var got []string
+	give := func(v uint32) {
+		u.vnis[v] = "this"
+		got = append(got, strconv.FormatUint(uint64(v), 10))
+	}
+	if asked != "" {
+		all, err := ParseVNIs(asked, count)
+		if err != nil {
+			return "", err
+		}
+		for _, v := range all {
+			if other, taken := u.vnis[v]; taken {
+				return "", api.Errorf(api.Conflict, "option %s: VXLAN id %d is already that of network %s", api.OptionVNIs, v, other)
+			}
+			give(v)
+		}
 	}
 	const span = LastVNI - FirstVNI + 1
-	for i := range uint64(span) {
+	for i := uint64(0); i < span && len(got) < count; i++ {
 		v := FirstVNI + uint32((seed+i)%span)
 		if _, taken := u.vnis[v]; !taken {
-			return strconv.FormatUint(uint64(v), 10), nil
+			give(v)
 		}
 	}
-	return "", api.Errorf(api.ResourceExhausted, "all VXLAN ids from %d to %d are in use", FirstVNI, LastVNI)
+	if len(got) < count {
+		return "", api.Errorf(api.ResourceExhausted, "all VXLAN ids from %d to %d are in use", FirstVNI, LastVNI)
+	}
+	return strings.Join(got, ","), nil
 }
 
-// ParseVNI reads what a user says of a network's identifier: one number.
-func ParseVNI(s string) (uint32, error) {
-	v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 32)
-	if err != nil || v == 0 || v > LastVNI {
-		return 0, api.Errorf(api.Invalid, "option %s=%q: want one number from 1 to %d", api.OptionVNIs, s, LastVNI)
+// ParseVNIs reads what a user says of the identifiers of a network with so many IPv4
+// subnets: a number for each, or for the first ones, with commas between them.
+func ParseVNIs(s string, subnets int) ([]uint32, error) {
+	var l []uint32
+	for n := range strings.SplitSeq(s, ",") {
+		v, err := strconv.ParseUint(strings.TrimSpace(n), 10, 32)
+		if err != nil || v == 0 || v > LastVNI || slices.Contains(l, uint32(v)) {
+			return nil, api.Errorf(api.Invalid, "option %s=%q: want different numbers from 1 to %d, with commas between them", api.OptionVNIs, s, LastVNI)
+		}
+		l = append(l, uint32(v))
 	}
-	return uint32(v), nil
+	if len(l) > subnets {
+		return nil, api.Errorf(api.Invalid, "option %s=%q: want one number for each IPv4 subnet at most, and there are %d", api.OptionVNIs, s, subnets)
+	}
+	return l, nil
 }
 
 // subnet fills in a subnet and its gateway.

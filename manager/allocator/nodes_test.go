@@ -24,16 +24,24 @@ func startLoop(t *testing.T) swarmOf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
+	s := swarmOf{t, st}
+	s.lead()
+	return s
+}
+
+// lead has a leader's loop at work until stop is called, or the test ends.
+func (s swarmOf) lead() (stop func()) {
+	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := (&Loop{Store: st, Log: slog.New(slog.DiscardHandler)}).Run(ctx); ctx.Err() == nil {
-			t.Error(err)
+		if err := (&Loop{Store: s.Store, Log: slog.New(slog.DiscardHandler)}).Run(ctx); ctx.Err() == nil {
+			s.t.Error(err)
 		}
 	}()
-	t.Cleanup(func() { stop(); <-done })
-	return swarmOf{t, st}
+	stop = func() { cancel(); <-done }
+	s.t.Cleanup(stop)
+	return stop
 }
 
 func (s swarmOf) update(fn func(tx *store.Tx) error) {

@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 	"math/bits"
 	"net/netip"
@@ -74,8 +75,10 @@ func (p *pool) address(offset uint64) netip.Addr {
 
 // take gives out the next free address; false if there is none.
 func (p *pool) take() (netip.Prefix, bool) {
-	at, again := p.next, false
-	for {
+	if p.free() == 0 {
+		return netip.Prefix{}, false
+	}
+	for at := p.next; ; {
 		w := at / 64
 		if free := ^p.words[w] >> (at % 64) << (at % 64); free != 0 {
 			if o := w*64 + uint64(bits.TrailingZeros64(free)); o <= p.last {
@@ -89,19 +92,13 @@ func (p *pool) take() (netip.Prefix, bool) {
 			at = (w + 1) * 64
 			continue
 		}
-		if again {
-			return netip.Prefix{}, false
-		}
-		at, again = p.first, true
+		at = p.first
 	}
 }
 
-// takeThis gives out an address that is asked for; it need not be among those that
-// are given out unasked.
+// takeThis gives out an address of the subnet that is asked for; it need not be among
+// those that are given out unasked.
 func (p *pool) takeThis(a netip.Addr, network string) (netip.Prefix, error) {
-	if !p.subnet.Contains(a) {
-		return netip.Prefix{}, api.Errorf(api.Invalid, "network %s: address %s is not in its subnet %s", network, a, p.subnet)
-	}
 	o := p.offset(a)
 	if p.words[o/64]&(1<<(o%64)) != 0 {
 		return netip.Prefix{}, api.Errorf(api.Conflict, "network %s: Address already in use: %s", network, a)
@@ -112,6 +109,9 @@ func (p *pool) takeThis(a netip.Addr, network string) (netip.Prefix, error) {
 
 // free returns how many addresses can be given out unasked.
 func (p *pool) free() uint64 {
+	if p.first > p.last {
+		return 0 // the range has the subnet's own addresses alone
+	}
 	n := p.last - p.first
 	if n == math.MaxUint64 {
 		return n - p.inside
@@ -172,8 +172,7 @@ func (p *pool) resume() {
 	}
 }
 
-func (p *pool) exhausted(network string) error {
-	return api.Errorf(api.ResourceExhausted,
-		"network %s: no address is left in %s (%s to %s): %d are in use; scale something down, or use a network with a larger subnet",
-		network, p.subnet, p.address(p.first), p.address(p.last), p.used)
+// String names the subnet and what is given out of it.
+func (p *pool) String() string {
+	return fmt.Sprintf("%s (%s to %s)", p.subnet, p.address(p.first), p.address(p.last))
 }

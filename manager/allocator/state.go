@@ -22,8 +22,8 @@ type State struct {
 
 // subnets are a network's.
 type subnets struct {
-	name  string
-	pools []*pool // one a family, IPv4 first: of the family's first subnet
+	name     string
+	families []family // those that it has, IPv4 first
 }
 
 // NewState returns a state without networks. Networks are told to it first,
@@ -38,8 +38,9 @@ func (s *State) SetNetwork(n *api.Network) {
 		return
 	}
 	w := &subnets{name: n.Spec.Name}
+	var four, six family
 	for _, c := range n.IPAMOptions.Configs {
-		if !c.Subnet.IsValid() || slices.ContainsFunc(w.pools, func(p *pool) bool { return p.subnet.Addr().Is4() == c.Subnet.Addr().Is4() }) {
+		if !c.Subnet.IsValid() {
 			continue
 		}
 		p := newPool(c.Subnet, c.Range)
@@ -47,7 +48,16 @@ func (s *State) SetNetwork(n *api.Network) {
 		for _, a := range n.Reserved {
 			p.claim(a)
 		}
-		w.pools = append(w.pools, p)
+		if c.Subnet.Addr().Is4() {
+			four = append(four, p)
+		} else {
+			six = append(six, p)
+		}
+	}
+	for _, f := range []family{four, six} {
+		if len(f) > 0 {
+			w.families = append(w.families, f)
+		}
 	}
 	s.nets[n.ID] = w
 	if n.Spec.Ingress {
@@ -67,8 +77,10 @@ func (s *State) RemoveNetwork(id string) {
 // Resume is called once all that hold addresses are known.
 func (s *State) Resume() {
 	for _, w := range s.nets {
-		for _, p := range w.pools {
-			p.resume()
+		for _, f := range w.families {
+			for _, p := range f {
+				p.resume()
+			}
 		}
 	}
 }
@@ -77,8 +89,8 @@ func (s *State) Resume() {
 // reserved ones included.
 func (s *State) InUse(network string) (n uint64) {
 	if w := s.nets[network]; w != nil {
-		for _, p := range w.pools {
-			n += p.used
+		for _, f := range w.families {
+			n += f.used()
 		}
 	}
 	return n
@@ -163,7 +175,7 @@ func (s *State) change(was, is held) (freed []string) {
 
 func (s *State) claim(id string, a netip.Addr) {
 	if w := s.nets[id]; w != nil {
-		for _, p := range w.pools {
+		if p := w.poolOf(a); p != nil {
 			p.claim(a)
 		}
 	}
@@ -174,7 +186,7 @@ func (s *State) release(id string, a netip.Addr) bool {
 	if w == nil {
 		return false
 	}
-	for _, p := range w.pools {
+	if p := w.poolOf(a); p != nil {
 		p.release(a)
 	}
 	return true
@@ -201,12 +213,12 @@ func fullNetwork(err error) string {
 // Free returns for how many more there are addresses of each family in a network.
 func (s *State) Free(network string) uint64 {
 	w := s.nets[network]
-	if w == nil || len(w.pools) == 0 {
+	if w == nil || len(w.families) == 0 {
 		return 0
 	}
 	n := uint64(math.MaxUint64)
-	for _, p := range w.pools {
-		n = min(n, p.free())
+	for _, f := range w.families {
+		n = min(n, f.free())
 	}
 	return n
 }
@@ -218,16 +230,16 @@ func (s *State) take(id string, asked ...netip.Addr) ([]netip.Prefix, error) {
 		return nil, nil
 	}
 	var got []netip.Prefix
-	for _, p := range w.pools {
-		i := slices.IndexFunc(asked, func(a netip.Addr) bool { return a.Is4() == p.subnet.Addr().Is4() })
+	for _, f := range w.families {
+		i := slices.IndexFunc(asked, func(a netip.Addr) bool { return a.Is4() == f.is4() })
 		var a netip.Prefix
 		var err error
 		if i >= 0 {
-			a, err = p.takeThis(asked[i], w.name)
-		} else if next, ok := p.take(); ok {
+			a, err = f.takeThis(asked[i], w.name)
+		} else if next, ok := f.take(); ok {
 			a = next
 		} else {
-			err = &full{id, p.exhausted(w.name)}
+			err = &full{id, f.exhausted(w.name)}
 		}
 		if err != nil {
 			for _, g := range got {

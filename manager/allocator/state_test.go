@@ -62,31 +62,43 @@ func TestNetworkGetsWhatItLeavesOpen(t *testing.T) {
 	}
 }
 
-// TestSeveralSubnetsOfAFamily: each is the network's and has a gateway; addresses are
-// of the first.
-func TestSeveralSubnetsOfAFamily(t *testing.T) {
-	n, err := Network(newNetwork("n", subnet("10.1.0.0/30"), subnet("10.2.0.0/24")), slices.Values([]*api.Network(nil)), pools(24, "10.0.0.0/8"), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var gateways []string
-	for _, c := range n.IPAMOptions.Configs {
-		gateways = append(gateways, c.Gateway.String())
-	}
-	if !slices.Equal(gateways, []string{"10.1.0.1", "10.2.0.1"}) {
-		t.Errorf("gateways %q", gateways)
-	}
-	if _, err := Network(newNetwork("other", subnet("10.2.0.0/25")), slices.Values([]*api.Network{n}), pools(24, "10.0.0.0/8"), 1); !api.Is(err, api.Conflict) {
-		t.Error(err)
-	}
-	s := NewState()
-	s.SetNetwork(n)
-	got, err := s.take(n.ID)
-	if err != nil || len(got) != 1 || got[0].String() != "10.1.0.2/30" || s.Free(n.ID) != 0 {
-		t.Errorf("%v, %v, %d free", got, err, s.Free(n.ID))
-	}
-	if _, err := s.take(n.ID); fullNetwork(err) != n.ID {
-		t.Error(err)
+func TestVXLANIDs(t *testing.T) {
+	has := newNetwork("has")
+	has.DriverState.Options = map[string]string{api.OptionVNIs: "4097,5000"}
+	others := slices.Values([]*api.Network{has})
+	for _, c := range []struct {
+		asked   string
+		subnets int
+		got     string
+		class   api.Class
+		says    string
+	}{
+		{"", 1, "4096", 0, ""},
+		{"", 3, "4096,4098,4099", 0, ""},
+		{"7", 1, "7", 0, ""},
+		{" 7, 9", 3, "7,9,4096", 0, ""},
+		{"4096", 2, "4096,4098", 0, ""},
+		{"7,8", 1, "", api.Invalid, "one number for each IPv4 subnet at most, and there are 1"},
+		{"7,7", 2, "", api.Invalid, "different numbers from 1 to 16777215"},
+		{"0", 1, "", api.Invalid, "different numbers"},
+		{"7,", 2, "", api.Invalid, "different numbers"},
+		{"16777216", 1, "", api.Invalid, "different numbers"},
+		{"7,5000", 2, "", api.Conflict, "VXLAN id 5000 is already that of network has"},
+	} {
+		n := newNetwork("n")
+		for i := range c.subnets {
+			n.Spec.IPAMOptions.Configs = append(n.Spec.IPAMOptions.Configs, subnet(fmt.Sprintf("10.1.%d.0/24", i)))
+		}
+		n.Spec.DriverConfiguration = &swarm.Driver{Options: map[string]string{api.OptionVNIs: c.asked}}
+		got, err := Network(n, others, pools(24, "10.0.0.0/8"), 0)
+		switch {
+		case c.says != "":
+			if !api.Is(err, c.class) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%q for %d subnets: %v", c.asked, c.subnets, err)
+			}
+		case err != nil || got.DriverState.Options[api.OptionVNIs] != c.got || len(slices.Collect(got.VNIs())) != c.subnets:
+			t.Errorf("%q for %d subnets: %v, %v, want %s", c.asked, c.subnets, got, err, c.got)
+		}
 	}
 }
 
@@ -198,8 +210,10 @@ func (w *world) computed() *State {
 func (s *State) words() map[string][]map[uint64]uint64 {
 	all := map[string][]map[uint64]uint64{}
 	for id, n := range s.nets {
-		for _, p := range n.pools {
-			all[id] = append(all[id], p.words)
+		for _, f := range n.families {
+			for _, p := range f {
+				all[id] = append(all[id], p.words)
+			}
 		}
 	}
 	return all
@@ -214,7 +228,7 @@ func TestAddressesAreNeverSharedNorLost(t *testing.T) {
 		for i := range rapid.IntRange(1, 60).Draw(rt, "steps") {
 			switch draw("step", "network", "remove network", "service", "remove service", "task", "task", "task", "end task", "remove task", "node", "remove node") {
 			case "network":
-				w.addNetwork(rt, draw("network", "a", "b", "ingress"), i)
+				w.addNetwork(rt, draw("network", "a", "b", "ingress", "several"), i)
 			case "remove network":
 				id := draw("network", append(sortedKeys(w.networks), "none")...)
 				delete(w.networks, id)
@@ -227,7 +241,7 @@ func TestAddressesAreNeverSharedNorLost(t *testing.T) {
 				w.state.ChangeService(w.services[id], nil)
 				delete(w.services, id)
 			case "task":
-				w.addTask(fmt.Sprint("t", i), draw("service", "x", "y"))
+				w.addTask(rt, fmt.Sprint("t", i), draw("service", "x", "y"))
 			case "node":
 				w.putNode(draw("node", "n1", "n2", "n3", "n4"))
 			case "remove node":
@@ -251,7 +265,7 @@ func TestAddressesAreNeverSharedNorLost(t *testing.T) {
 			delete(w.services, id)
 		}
 		for id := range w.networks {
-			if n := w.state.InUse(id); n != uint64(len(w.networks[id].Subnets())) {
+			if n := w.state.InUse(id); n != uint64(len(w.networks[id].Subnets())+len(w.networks[id].Reserved)) {
 				rt.Fatalf("network %s: %d addresses are in use although nobody is left but gateways", id, n)
 			}
 		}
@@ -276,8 +290,14 @@ func (w *world) addNetwork(rt *rapid.T, kind string, step int) {
 		}
 	}
 	n := newNetwork(id)
+	if kind == "several" {
+		n = newNetwork(id, subnet(fmt.Sprintf("10.1.%d.0/30", step)), subnet(fmt.Sprintf("10.1.%d.16/29", step)), subnet(fmt.Sprintf("10.1.%d.8/30", step)),
+			subnet(fmt.Sprintf("fd01:%d::/126", step)), subnet(fmt.Sprintf("fd01:%d:0:1::/64", step)))
+		n.Spec.IPAMOptions.Configs[1].Range = netip.MustParsePrefix(fmt.Sprintf("10.1.%d.20/31", step))
+		n.Reserved = map[string]netip.Addr{"router": netip.MustParseAddr(fmt.Sprintf("10.1.%d.17", step)), "other": netip.MustParseAddr(fmt.Sprintf("10.1.%d.20", step))}
+	}
 	n.Spec.Ingress = kind == "ingress"
-	n.Spec.IPv6Enabled = kind == "b"
+	n.Spec.IPv6Enabled = kind == "b" || kind == "several"
 	n, err := Network(n, slices.Values(others), pools(28, "10.0.0.0/24", "fd00::/48"), 0)
 	if err != nil {
 		rt.Fatal(err)
@@ -336,17 +356,44 @@ func (w *world) putNode(id string) {
 	w.nodes[id] = c
 }
 
-func (w *world) addTask(id, service string) {
+func (w *world) addTask(rt *rapid.T, id, service string) {
 	s := w.services[service]
 	if s == nil {
 		return
 	}
 	t := newTask(id)
 	t.ServiceID, t.Spec = service, s.TaskSpec()
+	first := map[string][]netip.Prefix{} // where addresses are to come from
+	for _, n := range t.Spec.Networks {
+		first[n.Target] = w.withRoom(n.Target)
+	}
 	if c, _ := Task(t, s, nil, w.state, time.Unix(1, 0)); c != nil && c.Status.State == swarm.TaskStatePending {
 		w.tasks[id] = c
 		w.state.ChangeTask(t, c) // as the watch tells of it
+		for _, n := range c.Networks[:len(first)] {
+			var from []netip.Prefix
+			for _, a := range n.Addresses {
+				from = append(from, a.Masked())
+			}
+			if !slices.Equal(from, first[n.NetworkID]) {
+				rt.Fatalf("network %s: addresses %v, want them of %v", n.NetworkID, n.Addresses, first[n.NetworkID])
+			}
+		}
 	}
+}
+
+// withRoom are the first subnets, one a family, that have addresses left.
+func (w *world) withRoom(id string) (l []netip.Prefix) {
+	n := w.state.nets[id]
+	if n == nil {
+		return nil
+	}
+	for _, f := range n.families {
+		if i := slices.IndexFunc(f, func(p *pool) bool { return p.free() > 0 }); i >= 0 {
+			l = append(l, f[i].subnet)
+		}
+	}
+	return l
 }
 
 func (w *world) endTask(id string, remove bool) {

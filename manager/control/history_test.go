@@ -145,6 +145,34 @@ func TestPlanOfJob(t *testing.T) {
 	}
 }
 
+// A plan to balance a service moves what the nodes have room for.
+func TestPlanToBalance(t *testing.T) {
+	const mib = 1 << 20
+	for free, moves := range map[int64]int{4 * mib: 0, 16 * mib: 1} {
+		f := setUp(t)
+		for id, memory := range map[string]int64{"n1": 64 * mib, "n2": free} {
+			f.node(id, id, swarm.NodeRoleWorker, swarm.NodeStateReady)
+			f.write(func(tx *store.Tx) error {
+				n := *store.Get[*api.Node](tx, id)
+				n.Description.Resources.MemoryBytes = memory
+				return store.Put(tx, &n)
+			})
+		}
+		sp := spec("web")
+		sp.Mode.Replicated = &swarm.ReplicatedService{Replicas: new(uint64(2))}
+		sp.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: 8 * mib}}
+		o := f.create(sp)
+		for slot, id := range []string{"t1", "t2"} {
+			f.task(id, o, func(t *api.Task) { t.Slot, t.NodeID = slot+1, "n1" })
+		}
+		sp.Labels = map[string]string{api.RebalanceLabel: "true"}
+		p, err := f.ServicePlan(t.Context(), "web", sp)
+		if err != nil || len(p.Tasks) != moves || p.Unchanged != 2-moves {
+			t.Errorf("with %d free bytes: %+v, %v", free, p, err)
+		}
+	}
+}
+
 func TestServiceWithoutName(t *testing.T) {
 	f := setUp(t)
 	for range 3 {

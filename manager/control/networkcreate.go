@@ -179,7 +179,7 @@ func validateNetwork(q *network.CreateRequest) error {
 	case nodeLocal(q.Driver):
 		return validateNodeLocal(q)
 	case q.Driver != "" && q.Driver != driverOverlay:
-		return api.Errorf(api.NotFound, "network driver %q can't make a network of scope swarm: overlay can, and macvlan and bridge with --config-from", q.Driver)
+		return api.Errorf(api.NotFound, "network driver %q can't make a network of scope swarm: overlay can, bridge, and macvlan with --config-from", q.Driver)
 	case q.Scope != "" && q.Scope != scopeSwarm:
 		return invalid("network %s: an overlay network's scope is swarm, not %q (--scope)", q.Name, q.Scope)
 	case q.ConfigFrom != nil && q.ConfigFrom.Network != "":
@@ -194,7 +194,7 @@ func validateNetwork(q *network.CreateRequest) error {
 	if err := validateLabels(q.Labels); err != nil {
 		return err
 	}
-	if err := validateNetworkOptions(q.Options); err != nil {
+	if err := validateNetworkOptions(q); err != nil {
 		return api.Errorf(api.ClassOf(err), "network %s: %w", q.Name, err)
 	}
 	if mtu, _ := strconv.Atoi(q.Options[api.OptionMTU]); mtu != 0 && mtu < minMTU6 && q.EnableIPv6 != nil && *q.EnableIPv6 {
@@ -207,14 +207,17 @@ func validateNetwork(q *network.CreateRequest) error {
 }
 
 // nodeLocal reports whether each node has networks of a driver for itself.
-func nodeLocal(driver string) bool { return driver == "macvlan" || driver == "bridge" }
+func nodeLocal(driver string) bool { return driver == "macvlan" || driver == driverBridge }
 
-// validateNodeLocal checks a network of the swarm that each node makes for itself.
+// validateNodeLocal checks a network of the swarm that each node makes for itself. A
+// bridge needs no configuration: each node has subnets to choose from.
 func validateNodeLocal(q *network.CreateRequest) error {
+	own := q.IPAM != nil && len(q.IPAM.Config) > 0 || len(q.Options) > 0 || q.EnableIPv6 != nil && *q.EnableIPv6
+	from := q.ConfigFrom != nil && q.ConfigFrom.Network != ""
 	switch {
-	case q.ConfigFrom == nil || q.ConfigFrom.Network == "":
+	case !from && (own || q.Driver != driverBridge):
 		return invalid("network %s: a %s network of scope swarm takes its options and addresses from a configuration network that each node has (--config-from); make that with --config-only", q.Name, q.Driver)
-	case q.IPAM != nil && len(q.IPAM.Config) > 0 || len(q.Options) > 0 || q.EnableIPv6 != nil && *q.EnableIPv6:
+	case own:
 		return api.Errorf(api.PermissionDenied, "network %s: user supplied configurations are not supported if the network depends on a configuration network (--config-from %s)", q.Name, q.ConfigFrom.Network)
 	case q.Ingress:
 		return invalid("network %s: the ingress network must have the overlay driver", q.Name)
@@ -222,12 +225,12 @@ func validateNodeLocal(q *network.CreateRequest) error {
 	return validateLabels(q.Labels)
 }
 
-func validateNetworkOptions(options map[string]string) error {
-	for _, k := range slices.Sorted(maps.Keys(options)) {
-		v := options[k]
+func validateNetworkOptions(q *network.CreateRequest) error {
+	for _, k := range slices.Sorted(maps.Keys(q.Options)) {
+		v := q.Options[k]
 		switch {
 		case k == api.OptionVNIs:
-			if _, err := allocator.ParseVNI(v); err != nil {
+			if _, err := allocator.ParseVNIs(v, subnets4(q)); err != nil {
 				return err
 			}
 		case k == api.OptionMTU:
@@ -243,6 +246,18 @@ func validateNetworkOptions(options map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// subnets4 returns how many IPv4 subnets a network will have.
+func subnets4(q *network.CreateRequest) (n int) {
+	if q.IPAM != nil {
+		for i := range q.IPAM.Config {
+			if q.IPAM.Config[i].Subnet.Addr().Is4() {
+				n++
+			}
+		}
+	}
+	return max(n, 1)
 }
 
 func validateIPAM(q *network.CreateRequest) error {

@@ -19,6 +19,7 @@ import (
 const (
 	scopeSwarm    = "swarm"
 	driverOverlay = "overlay"
+	driverBridge  = "bridge"
 )
 
 // NetworkList returns the swarm's networks, but for those that every node has.

@@ -25,10 +25,11 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		class  api.Class
 		says   string
 	}{
-		"name":       {func(q *network.CreateRequest) { q.Name = "a b" }, api.Invalid, "invalid network name"},
-		"predefined": {func(q *network.CreateRequest) { q.Name = "host" }, api.PermissionDenied, "predefined host network"},
-		"driver":     {func(q *network.CreateRequest) { q.Driver = "weird" }, api.NotFound, `driver "weird"`},
-		"macvlan":    {func(q *network.CreateRequest) { q.Driver = "macvlan" }, api.Invalid, "--config-from"},
+		"name":         {func(q *network.CreateRequest) { q.Name = "a b" }, api.Invalid, "invalid network name"},
+		"predefined":   {func(q *network.CreateRequest) { q.Name = "host" }, api.PermissionDenied, "predefined host network"},
+		"driver":       {func(q *network.CreateRequest) { q.Driver = "weird" }, api.NotFound, `driver "weird"`},
+		"macvlan":      {func(q *network.CreateRequest) { q.Driver = "macvlan" }, api.Invalid, "--config-from"},
+		"bridge's own": {func(q *network.CreateRequest) { q.Driver = "bridge" }, api.Invalid, "--config-from"}, // with a subnet
 		"two configurations": {func(q *network.CreateRequest) {
 			q.Driver, q.ConfigFrom = "macvlan", &network.ConfigReference{Network: "c"}
 		}, api.PermissionDenied, "user supplied configurations"},
@@ -57,7 +58,21 @@ func TestNetworkCreateRefuses(t *testing.T) {
 		"mtu of IPv6": {func(q *network.CreateRequest) {
 			q.EnableIPv6, q.Options = new(true), map[string]string{api.OptionMTU: "1279"}
 		}, api.Invalid, "with IPv6 an MTU must be 1280 bytes at least"},
-		"vni":           {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
+		"vni": {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096,4097"} }, api.Invalid, api.OptionVNIs},
+		"vnis": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24")}, network.IPAMConfig{Subnet: p("fd05::/64")})
+			q.EnableIPv6, q.Options = new(true), map[string]string{api.OptionVNIs: "5000,5001,5002"}
+		}, api.Invalid, "one number for each IPv4 subnet at most, and there are 2"},
+		"second vni taken": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24")})
+			q.Options = map[string]string{api.OptionVNIs: "5000,4096"}
+		}, api.Conflict, "VXLAN id 4096 is already that of network ingress"},
+		"second subnet's route": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.200.0.0/16")})
+		}, api.Conflict, "overlaps the route to 10.200.7.0/24"},
+		"second subnet's range": {func(q *network.CreateRequest) {
+			q.IPAM.Config = append(q.IPAM.Config, network.IPAMConfig{Subnet: p("10.7.0.0/24"), IPRange: p("10.5.0.0/28")})
+		}, api.Invalid, "invalid ip-range 10.5.0.0/28"},
 		"vni taken":     {func(q *network.CreateRequest) { q.Options = map[string]string{api.OptionVNIs: "4096"} }, api.Conflict, "network ingress"},
 		"option":        {func(q *network.CreateRequest) { q.Options = map[string]string{"com.docker.network.x": "1"} }, api.Invalid, "com.docker.network.x"},
 		"encrypted":     {func(q *network.CreateRequest) { q.Options = map[string]string{"encrypted": "maybe"} }, api.Invalid, "encrypted"},
@@ -86,6 +101,12 @@ func TestNetworksOfNodes(t *testing.T) {
 	in, err := f.NetworkInspect(t.Context(), "lan", true)
 	if err != nil || in.ID != made.ID || in.Driver != "macvlan" || in.Scope != "swarm" || in.ConfigFrom.Network != "conf" || len(in.IPAM.Config) != 0 || len(in.Options) != 0 {
 		t.Fatalf("%+v, %v", in, err)
+	}
+	if _, err := f.NetworkCreate(t.Context(), &network.CreateRequest{Name: "plain", Driver: "bridge", Scope: "swarm"}); err != nil {
+		t.Error("a bridge needs no configuration:", err)
+	}
+	if in, err := f.NetworkInspect(t.Context(), "plain", false); err != nil || in.Driver != "bridge" || in.Scope != "swarm" {
+		t.Errorf("%+v, %v", in, err)
 	}
 	s := spec("s")
 	s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "lan"}}

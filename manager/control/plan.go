@@ -79,6 +79,7 @@ func (f *foresight) plan(p *api.ServicePlan) {
 	s.UpdateStatus, s.Promoted = nil, s.SpecVersion
 	s.Spec.UpdateConfig = &swarm.UpdateConfig{FailureAction: swarm.UpdateFailureActionContinue}
 	in := orchestrator.Input{Service: &s, Tasks: f.tasks, Nodes: f.nodes, Now: f.now, NewID: api.NewID, History: -1}
+	in.Fits = func(t *api.Task, node string) bool { return scheduler.Fits(f.view, t, node) == "" }
 	former := func(t *api.Task) bool { return s.Job() && !s.Iteration(t) } // they end before others are made
 	in.Tasks = slices.DeleteFunc(slices.Clone(f.tasks), former)
 	out := orchestrator.Plan(in)

@@ -52,6 +52,7 @@ type Dispatcher struct {
 	swarmpb.UnimplementedOverlaysServer
 
 	overlays *overlays
+	names    ownNames
 
 	cfg    Config
 	writer *writer

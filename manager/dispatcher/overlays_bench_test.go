@@ -55,7 +55,7 @@ type audience struct {
 	ears []*ear
 }
 
-func newAudience(t testing.TB, nodes, tasks int) *audience {
+func newAudience(t testing.TB, nodes, tasks int, c swarm.ContainerSpec) *audience {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	d, err := New(Config{
@@ -68,7 +68,7 @@ func newAudience(t testing.TB, nodes, tasks int) *audience {
 	if err != nil {
 		t.Fatal(err)
 	}
-	update(t, d.cfg.Store, func(tx *store.Tx) error { return populate(tx, nodes, tasks) })
+	update(t, d.cfg.Store, func(tx *store.Tx) error { return populate(tx, nodes, tasks, c) })
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	view, w := d.cfg.Store.Watch(store.KindTask, store.KindNode, store.KindService, store.KindNetwork)
@@ -87,7 +87,7 @@ func newAudience(t testing.TB, nodes, tasks int) *audience {
 	return a
 }
 
-func populate(tx *store.Tx, nodes, tasks int) error {
+func populate(tx *store.Tx, nodes, tasks int, c swarm.ContainerSpec) error {
 	for i := range nodes {
 		n := &api.Node{}
 		n.ID, n.DataAddr = fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", i)
@@ -100,7 +100,7 @@ func populate(tx *store.Tx, nodes, tasks int) error {
 	s.Spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "net"}}
 	s.Endpoint.VirtualIPs = []swarm.EndpointVirtualIP{{NetworkID: "net", Addr: netip.MustParsePrefix("10.0.255.1/16")}}
 	spec := s.TaskSpec()
-	spec.ContainerSpec = &swarm.ContainerSpec{Image: "image"}
+	spec.ContainerSpec = &c
 	for i := range tasks {
 		t := &api.Task{
 			ID: fmt.Sprintf("%025d", i), ServiceID: "web", Slot: i + 1, NodeID: fmt.Sprint("n", i%nodes), SpecVersion: 1, Spec: spec,
@@ -127,7 +127,7 @@ func (a *audience) flip(t testing.TB, task string) {
 
 // What a change costs on the wire depends on the change alone, for each node.
 func TestOneChangeIsToldAsOne(t *testing.T) {
-	a := newAudience(t, 10, 2000)
+	a := newAudience(t, 10, 2000, swarm.ContainerSpec{})
 	a.flip(t, fmt.Sprintf("%025d", 7))
 	for i, e := range a.ears {
 		m := <-e.heard
@@ -167,7 +167,7 @@ func TestFirstIsAll(t *testing.T) {
 			if err := store.Create(tx, o); err != nil {
 				return err
 			}
-			return populate(tx, 1, 0)
+			return populate(tx, 1, 0, swarm.ContainerSpec{})
 		})
 		if err := d.noteDataAddr(ctx, "n0", "nonsense"); !api.Is(err, api.Invalid) {
 			t.Error(err)
@@ -190,16 +190,21 @@ func TestFirstIsAll(t *testing.T) {
 }
 
 // BenchmarkEndpointChange is from the write of one task's change until the last of
-// 100 nodes has the message, beside the same with a tenth of the endpoints.
+// 100 nodes has the message, beside the same with a tenth of the endpoints, and with
+// names that are made from templates.
 func BenchmarkEndpointChange(b *testing.B) {
-	for _, tasks := range []int{500, 5000} {
-		b.Run(fmt.Sprint(tasks, "-endpoints"), func(b *testing.B) {
-			a := newAudience(b, 100, tasks)
+	for _, c := range []struct {
+		tasks    int
+		hostname string
+	}{{500, ""}, {5000, ""}, {5000, "{{.Service.Name}}-{{.Task.Slot}}"}} {
+		b.Run(fmt.Sprint(c.tasks, "-endpoints", map[bool]string{true: "-templated"}[c.hostname != ""]), func(b *testing.B) {
+			a := newAudience(b, 100, c.tasks, swarm.ContainerSpec{Hostname: c.hostname})
+			b.ReportAllocs()
 			var took []time.Duration
 			bytes := 0
 			for i := 0; b.Loop(); i++ {
 				begin := time.Now()
-				a.flip(b, fmt.Sprintf("%025d", i%tasks))
+				a.flip(b, fmt.Sprintf("%025d", i%c.tasks))
 				for _, e := range a.ears {
 					<-e.heard
 					bytes += e.bytes

@@ -1,12 +1,9 @@
 package dispatcher
 
 import (
-	"context"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/protobuf/proto"
@@ -14,12 +11,7 @@ import (
 	"github.com/legion-swarm/legion/api"
 	"github.com/legion-swarm/legion/store"
 	"github.com/legion-swarm/legion/swarmpb"
-	"github.com/legion-swarm/legion/templates"
 )
-
-// expandPatience bounds the expansion of a task's names, which is bounded by work
-// too.
-const expandPatience = 100 * time.Millisecond
 
 // endpointUpdates returns what to tell a node, and the networks that it knows of
 // then.
@@ -32,7 +24,7 @@ func (d *Dispatcher) endpointUpdates(s *endpointStream, known map[string]struct{
 	}
 	view := d.cfg.Store.View() // after follow: what changes from now on is marked
 	cluster := clusterIn(view)
-	t := &telling{view: view, node: s.node, updates: []*swarmpb.EndpointsUpdate{{Complete: m.all, DataPort: dataPort(cluster)}}}
+	t := &telling{view: view, node: s.node, names: &d.names, updates: []*swarmpb.EndpointsUpdate{{Complete: m.all, DataPort: dataPort(cluster)}}}
 	if k := keysFor(view, now, s.keys); k != nil {
 		t.updates[0].Keys, s.keys = k, k
 	}
@@ -86,6 +78,7 @@ func networksAt(view *store.View, node, ingress string) map[string]struct{} {
 type telling struct {
 	view    *store.View
 	node    string
+	names   *ownNames
 	updates []*swarmpb.EndpointsUpdate
 	size    int // bytes in the last one, about
 }
@@ -209,44 +202,13 @@ func (t *telling) endpointOf(task *api.Task, network string) *swarmpb.OverlayEnd
 		return nil
 	}
 	if named(task) && task.Spec != nil {
-		e.Name, e.Aliases = task.Name(), ownNames(task, &task.Networks[i], node)
+		e.Name, e.Aliases = task.Name(), t.names.of(task, &task.Networks[i], node)
 	}
 	if task.Attachment() { // of a service, they are the service's
 		e.Aliases = task.Networks[i].Aliases
 	}
 	e.Addresses = addresses(task.Networks[i].Addresses)
 	return e
-}
-
-// ownNames are the names, besides its own, that a task alone has in a network: its
-// host name, and aliases that templates made of the service's.
-func ownNames(t *api.Task, a *api.NetworkAttachment, node *api.Node) []string {
-	if t.ServiceID == "" {
-		return a.Aliases
-	}
-	c := t.Spec.ContainerSpec
-	own := slices.DeleteFunc(slices.Clone(a.Aliases), func(s string) bool { return !templated(s) })
-	if c == nil || c.Hostname == "" && len(own) == 0 {
-		return nil
-	}
-	if !templated(c.Hostname) && len(own) == 0 {
-		return []string{c.Hostname}
-	}
-	var description swarm.NodeDescription
-	if node != nil {
-		description = node.Description
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), expandPatience)
-	defer cancel()
-	values := templates.Of(t, description.Hostname, description.Platform)
-	var names []string
-	if s, err := values.Expand(ctx, &swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Hostname: c.Hostname}}, nil); err == nil && c.Hostname != "" {
-		names = append(names, s.ContainerSpec.Hostname)
-	}
-	if l, err := values.Networks(ctx, []api.NetworkAttachment{{Aliases: own}}); err == nil {
-		names = append(names, l[0].Aliases...)
-	}
-	return names // what can't be expanded is no name: the node refuses to run the task
 }
 
 // nodeOf is a node as an endpoint of the ingress network, for other nodes.
@@ -321,9 +283,6 @@ func serviceIn(s *api.Service, network string, ingress bool) *swarmpb.OverlaySer
 	}
 	return o
 }
-
-// templated aliases are of a task alone.
-func templated(alias string) bool { return strings.Contains(alias, "{{") }
 
 // meshAddresses are a node's own in the ingress network.
 func meshAddresses(n *api.Node, ingress string) []netip.Prefix {

@@ -81,8 +81,8 @@ func (p *plan) tried(s *slot, t *api.Task) bool {
 	return false
 }
 
-// moving reports whether a slot that ran is between two tasks because the plan
-// had one end, and until when that is waited for.
+// moving reports whether a slot that had a task on a node is between two because the
+// plan had one end, and until when that is waited for.
 func (p *plan) moving(s *slot) (late time.Time, ok bool) {
 	live := p.live(s)
 	if live == nil || p.running(live) || api.Final(live.Status.State) || p.unplaceable(live) {
@@ -90,7 +90,7 @@ func (p *plan) moving(s *slot) (late time.Time, ok bool) {
 	}
 	late = live.Born().Add(patience)
 	for _, t := range s.tasks {
-		if t != live {
+		if t != live && mayHaveRun(t) {
 			return late, !byItself(t) && p.waits(late, patience)
 		}
 	}
@@ -102,10 +102,16 @@ func (p *plan) unplaceable(t *api.Task) bool {
 	return t.NodeID == "" && t.Status.State == swarm.TaskStatePending && t.Status.Err != ""
 }
 
+// stuck reports whether a task that shall start before another ends gets no node, or no
+// address, meanwhile: it may be the other's that it waits for.
+func (p *plan) stuck(t *api.Task) bool {
+	return p.unplaceable(t) || t.Status.State == swarm.TaskStateNew && t.Status.Err != ""
+}
+
 // covers reports whether t, on a drained node, still does the work of a slot
 // whose live task was made to take it over and does not run yet.
 func (p *plan) covers(s *slot, live, t *api.Task) bool {
-	if !p.running(t) || !p.drained(t) || p.running(live) || p.unplaceable(live) || api.Rank(live.DesiredState) > api.Rank(swarm.TaskStateRunning) {
+	if !p.running(t) || !p.drained(t) || p.running(live) || p.stuck(live) || api.Rank(live.DesiredState) > api.Rank(swarm.TaskStateRunning) {
 		return false
 	}
 	first := live // of those that were to take over

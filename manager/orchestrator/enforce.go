@@ -138,10 +138,10 @@ func (p *plan) why(s *slot, t *api.Task) string {
 		return whyMoved
 	case p.Evict != nil && p.Evict(t.ID) != "":
 		return p.Evict(t.ID)
+	case !api.MatchAll(p.constraintsOf(p.rules(t)), n):
+		return whyConstraints
 	case p.stale(t):
 		return ""
-	case !api.MatchAll(p.constraintsOf(p.spec), n):
-		return whyConstraints
 	}
 	if live := p.live(s); live != nil && live.MovedFrom == t.NodeID {
 		return whyMoved

@@ -24,6 +24,9 @@ const (
 	// maxChanges how much is written for them.
 	maxServices = 32
 	maxChanges  = 4000
+	// roomDelay is for how long room that comes free is gathered before services are
+	// balanced into it: a plan looks at all their tasks.
+	roomDelay = 5 * time.Second
 	// restFactor is for how many times as long as it planned the loop rests from
 	// news that can wait, and maxRest for how long at most.
 	restFactor = 3
@@ -61,7 +64,9 @@ type session struct {
 	quiet  map[string]uint64  // services that were last found to be as they should, at this version
 	only   map[string][]place // of services that are being planned, where it is not all of them
 	waits  map[string]bool    // services whose plans wait for tasks that can't be placed
-	rest   time.Time          // until when what can wait is gathered, see soon
+	// refused are services that would be more even if these nodes had room for them.
+	refused map[string]map[string]bool
+	rest    time.Time // until when what can wait is gathered, see soon
 }
 
 func (l *Loop) follow(ctx context.Context) error {
@@ -70,6 +75,7 @@ func (l *Loop) follow(ctx context.Context) error {
 	s := &session{
 		Loop: l, agenda: newAgenda(), nodes: map[string]*api.Node{},
 		evict: map[string]string{}, shrunk: map[string]bool{}, waits: map[string]bool{}, quiet: map[string]uint64{},
+		refused: map[string]map[string]bool{},
 	}
 	for n := range store.List[*api.Node](view) {
 		s.nodes[n.ID] = n
@@ -131,6 +137,7 @@ func (s *session) note(c *store.Change) {
 		was, _ := c.Old.(*api.Task)
 		is, _ := c.New.(*api.Task)
 		s.noteTask(was, is)
+		s.noteRoom(was, is)
 	case store.KindNode:
 		was, _ := c.Old.(*api.Node)
 		is, _ := c.New.(*api.Node)
@@ -155,6 +162,28 @@ func (s *session) noteTask(was, is *api.Task) {
 	case s.matters(was, is):
 		s.touch(is)
 	}
+}
+
+// noteRoom has services balanced again that a node had no room for, when what has room
+// there changes: tasks of other services, of which their plans hear nothing.
+func (s *session) noteRoom(was, is *api.Task) {
+	from, to := holds(was), holds(is)
+	if from == to {
+		return
+	}
+	for id, nodes := range s.refused {
+		if nodes[from] || nodes[to] {
+			s.agenda.at(id, time.Now().Add(roomDelay))
+		}
+	}
+}
+
+// holds returns the node that a task has room on; "" if there is none.
+func holds(t *api.Task) string {
+	if t == nil || !mayHaveRun(t) || api.Final(t.Status.State) {
+		return ""
+	}
+	return t.NodeID
 }
 
 // goesWell reports whether a task does what it should: it runs.
@@ -251,7 +280,8 @@ func sameForPlans(a, b *api.Node) bool {
 	return a.Spec.Availability == b.Spec.Availability && a.Status.State == b.Status.State && a.Status.Addr == b.Status.Addr &&
 		a.Role == b.Role && maps.Equal(a.Spec.Labels, b.Spec.Labels) && maps.Equal(a.Description.Engine.Labels, b.Description.Engine.Labels) &&
 		a.Description.Hostname == b.Description.Hostname && a.Description.Platform == b.Description.Platform &&
-		reflect.DeepEqual(a.Description.Resources, b.Description.Resources)
+		reflect.DeepEqual(a.Description.Resources, b.Description.Resources) &&
+		reflect.DeepEqual(a.Description.Engine.Plugins, b.Description.Engine.Plugins)
 }
 
 // plan plans services in one transaction. Those that there is no room for come
@@ -305,11 +335,12 @@ func (s *session) plan(ctx context.Context, services []string, limit int) error 
 type outcome struct {
 	again        time.Time
 	local, waits bool
+	refused      []string
 	quiet        uint64 // the service's version; 0: it is not
 }
 
 func result(in *Input, out *Output, local bool) outcome {
-	o := outcome{local: local, waits: out.Waits}
+	o := outcome{local: local, waits: out.Waits, refused: out.Refused}
 	if !out.Again.IsZero() {
 		o.again = time.Now().Add(out.Again.Sub(in.Now)) // timers do not follow a clock that is set
 	}
@@ -328,6 +359,13 @@ func (s *session) remember(id string, o outcome) {
 	}
 	delete(s.waits, id)
 	delete(s.quiet, id)
+	delete(s.refused, id)
+	for _, node := range o.refused {
+		if s.refused[id] == nil {
+			s.refused[id] = map[string]bool{}
+		}
+		s.refused[id][node] = true
+	}
 	if o.waits {
 		s.waits[id] = true
 	}

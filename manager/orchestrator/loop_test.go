@@ -123,3 +123,50 @@ func TestSettled(t *testing.T) {
 		}
 	}
 }
+
+// TestNoteRoom: a service that a node had no room for is planned again when a task
+// comes to that node or leaves it, and not for anything else.
+func TestNoteRoom(t *testing.T) {
+	task := func(node string, state swarm.TaskState) *api.Task {
+		return &api.Task{ID: "a", ServiceID: "other", NodeID: node, Status: swarm.TaskStatus{State: state}}
+	}
+	for name, c := range map[string]struct {
+		was, is *api.Task
+		want    bool
+	}{
+		"one ends there":             {task("full", swarm.TaskStateRunning), task("full", swarm.TaskStateShutdown), true},
+		"one is deleted there":       {task("full", swarm.TaskStateRunning), nil, true},
+		"an ended one is deleted":    {task("full", swarm.TaskStateShutdown), nil, false},
+		"one comes there":            {task("", swarm.TaskStatePending), task("full", swarm.TaskStateAssigned), true},
+		"one that is to be there":    {nil, task("full", swarm.TaskStateNew), false},
+		"one gets on there":          {task("full", swarm.TaskStateReady), task("full", swarm.TaskStateRunning), false},
+		"one ends on another node":   {task("n", swarm.TaskStateRunning), task("n", swarm.TaskStateFailed), false},
+		"one that was on none ended": {task("", swarm.TaskStatePending), nil, false},
+	} {
+		s := &session{agenda: newAgenda(), refused: map[string]map[string]bool{"web": {"full": true}, "b": {"n2": true}}}
+		s.noteRoom(c.was, c.is)
+		if _, got := s.agenda.timers["web"]; got != c.want || len(s.agenda.timers) > 1 {
+			t.Errorf("%s: %v", name, s.agenda.timers)
+		}
+	}
+	s := &session{agenda: newAgenda(), quiet: map[string]uint64{}, waits: map[string]bool{}, refused: map[string]map[string]bool{}}
+	s.remember("web", outcome{refused: []string{"n1", "n2", "n1"}})
+	s.remember("web", outcome{refused: []string{"n2"}})
+	if len(s.refused["web"]) != 1 || !s.refused["web"]["n2"] {
+		t.Errorf("of the last plan: %v", s.refused)
+	}
+	if s.remember("web", outcome{}); len(s.refused) > 0 {
+		t.Errorf("nothing is refused any more: %v", s.refused)
+	}
+}
+
+// TestPluginsForPlans: where a service is to be balanced to depends on plugins.
+func TestPluginsForPlans(t *testing.T) {
+	a, b := &api.Node{}, &api.Node{}
+	if !sameForPlans(a, b) {
+		t.Error("the same is not")
+	}
+	if b.Description.Engine.Plugins = []swarm.PluginDescription{{Type: "Volume", Name: "nfs"}}; sameForPlans(a, b) {
+		t.Error("a plugin does not count")
+	}
+}

@@ -50,9 +50,12 @@ type Output struct {
 	Again time.Time
 	// Evicted says why tasks are ended that would do well where they are, by id.
 	Evicted map[string]string
-	// Waits says that the plan goes on when the scheduler has found no node for one
-	// of the service's tasks.
+	// Waits says that the plan goes on when there is no room for one of the service's
+	// tasks, as scheduler or allocator say.
 	Waits bool
+	// Refused are nodes that a task would have been moved to, if Fits had a place for
+	// it there; one may be named twice.
+	Refused []string
 	// Quiet says that nothing is to be done: see PlanSlots.
 	Quiet bool
 }

@@ -185,7 +185,7 @@ func (b *balancer) between(from, to []*api.Node) *slot {
 		}
 		t := b.live(s)
 		for _, n := range to {
-			if b.takes(n) && (b.Fits == nil || b.Fits(t, n.ID)) {
+			if b.takes(n) && b.fits(t, n.ID) {
 				b.on[f.ID] = slices.Delete(b.on[f.ID], at, at+1)
 				b.on[n.ID] = append(b.on[n.ID], s)
 				return s
@@ -194,6 +194,15 @@ func (b *balancer) between(from, to []*api.Node) *slot {
 		return nil // its others are alike
 	}
 	return nil
+}
+
+// fits reports whether the node has a place for the task, and notes where there is none.
+func (b *balancer) fits(t *api.Task, node string) bool {
+	if b.Fits == nil || b.Fits(t, node) {
+		return true
+	}
+	b.out.Refused = append(b.out.Refused, node)
+	return false
 }
 
 // movable is the node's slot of the highest number that has rested.

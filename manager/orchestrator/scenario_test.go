@@ -82,6 +82,8 @@ func (w *world) command(args []string) {
 		w.setNode(args[1], func(n *api.Node) { n.Spec.Labels = pairs(args[2:]) })
 	case "memory": // memory NODE GIGABYTES
 		w.setNode(args[1], func(n *api.Node) { n.Description.Resources.MemoryBytes = int64(w.number(args[2])) << 30 })
+	case "addresses": // addresses N: so many for all tasks
+		w.addresses = w.number(args[1])
 	case "gpus": // gpus NODE NAME…
 		w.setNode(args[1], func(n *api.Node) {
 			n.Description.Resources.GenericResources = nil

@@ -175,10 +175,15 @@ func (p *plan) blocked(s *slot, t *api.Task) bool {
 }
 
 // tidy ends tasks of a slot that are meant to run besides its live one: what a
-// start-first update leaves when the new task runs, or when it was undone.
+// start-first update leaves when the new task runs, has done its work, or when it was
+// undone.
 func (p *plan) tidy() {
 	for _, s := range p.slots {
 		live := p.live(s)
+		if p.spent(s, live) && s.tasks[0].Status.State == swarm.TaskStateComplete && !p.full() {
+			p.want(live, swarm.TaskStateShutdown)
+			continue
+		}
 		for _, t := range s.present() {
 			if t == live || !p.wanted(t) || p.standIn(live, t) || p.staying[t.ID] || live != nil && p.covers(s, live, t) {
 				continue
@@ -231,11 +236,16 @@ func (p *plan) evicted(t *api.Task) bool {
 	if p.toldToLeave(t) || p.lost(t) || p.Nodes[t.NodeID].Spec.Availability == swarm.NodeAvailabilityDrain {
 		return true
 	}
-	spec := p.spec
+	return !api.MatchAll(p.constraintsOf(p.rules(t)), p.Nodes[t.NodeID])
+}
+
+// rules is the spec that says where the task may be: a stale one's own, until its turn
+// in the update.
+func (p *plan) rules(t *api.Task) *api.TaskSpec {
 	if p.stale(t) {
-		spec = t.Spec // until its turn in the update
+		return t.Spec
 	}
-	return !api.MatchAll(p.constraintsOf(spec), p.Nodes[t.NodeID])
+	return p.spec
 }
 
 func (p *plan) constraintsOf(spec *api.TaskSpec) []api.Constraint {

@@ -24,6 +24,7 @@ type updater struct {
 	stale    []*slot // whose live task is of another spec
 	fresh    []*slot // whose live task is of the newest
 	busy     int     // slots that count against the parallelism
+	spent    int     // slots that get no other task of the newest spec
 }
 
 // underWay reports whether an update in this state is going on.
@@ -65,6 +66,8 @@ func newUpdater(p *plan) *updater {
 		case s.created && len(s.tasks) > 0:
 			u.busy++
 		case t == nil:
+		case p.spent(s, t):
+			u.spent++
 		case p.stale(t):
 			u.stale = append(u.stale, s)
 		default:
@@ -76,6 +79,13 @@ func newUpdater(p *plan) *updater {
 		return cmp.Compare(btoi(p.running(p.live(a))), btoi(p.running(p.live(b))))
 	})
 	return u
+}
+
+// spent reports whether the slot's task of the newest spec has ended, the restart policy
+// allows no other, and one of an older spec still runs, as start-first has it. That one
+// stays: an update that tried again would do what the policy forbids, and without a pause.
+func (p *plan) spent(s *slot, live *api.Task) bool {
+	return live != nil && p.stale(live) && p.finished(s) && byItself(s.tasks[0])
 }
 
 func btoi(b bool) int {
@@ -131,7 +141,7 @@ func (u *updater) failed() string {
 			}
 		}
 	}
-	if total := len(u.stale) + len(u.fresh) + u.busy; float32(failures) <= u.config.MaxFailureRatio*float32(total) {
+	if total := len(u.stale) + len(u.fresh) + u.busy + u.spent; float32(failures) <= u.config.MaxFailureRatio*float32(total) {
 		return ""
 	}
 	return first
@@ -196,6 +206,7 @@ func (u *updater) advance() {
 		at, done := u.reached(s)
 		if !done {
 			u.busy++
+			u.out.Waits = true // there may be no room for it
 			continue
 		}
 		if end := at.Add(u.config.Delay); len(u.stale) > 0 && u.waits(end, u.config.Delay) {

@@ -32,6 +32,8 @@ type world struct {
 	// held are nodes whose tasks stay as they are, broken ones' can't start.
 	held   map[string]bool
 	broken map[string]string // image, then what its tasks fail with
+	// addresses is how many tasks may have one; 0: all.
+	addresses int
 	// log takes what happens.
 	log func(format string, args ...any)
 }
@@ -244,10 +246,21 @@ func (w *world) place() (changed bool) {
 		state.SetNode(w.nodes[id])
 	}
 	var pending []*api.Task
+	free := w.free()
 	for _, t := range w.sorted() {
 		state.SetTask(t.ID, t, w.now)
-		if api.Rank(t.Status.State) <= api.Rank(swarm.TaskStatePending) && !api.ToldToEnd(t.DesiredState) {
+		switch {
+		case api.Rank(t.Status.State) > api.Rank(swarm.TaskStatePending) || api.ToldToEnd(t.DesiredState):
+		case t.Status.State == swarm.TaskStateNew && free <= 0:
+			if t.Status.Err == "" {
+				w.status(t.ID, swarm.TaskStateNew, "no address is left")
+				changed = true
+			}
+		default:
 			pending = append(pending, t)
+			if t.Status.State == swarm.TaskStateNew {
+				free--
+			}
 		}
 	}
 	for _, p := range state.Schedule(pending, w.now) {
@@ -271,6 +284,21 @@ func (w *world) place() (changed bool) {
 		}
 	}
 	return changed
+}
+
+// free is how many addresses are left.
+func (w *world) free() int {
+	if w.addresses == 0 {
+		return len(w.tasks)
+	}
+	n := w.addresses
+	for _, t := range w.tasks {
+		assigned := api.Rank(t.Status.State) >= api.Rank(swarm.TaskStateAssigned) && !api.Final(t.Status.State)
+		if assigned || t.Status.State == swarm.TaskStatePending && !api.ToldToEnd(t.DesiredState) {
+			n--
+		}
+	}
+	return n
 }
 
 // evict is what nodes have no room for.

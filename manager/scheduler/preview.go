@@ -100,19 +100,28 @@ func (s *State) refusals(t *api.Task) []Refusal {
 	return out
 }
 
-// Fits says why a node of the snapshot has no place for a task now, in the words of
-// the filters; "" if it has. It costs a pass over the node's tasks.
+// Fits says why a node of the snapshot has no place for another task like t, which is on
+// some node, in the words of the filters; "" if it has. It costs a pass over the
+// tasks of that node, and of t's if there are affinities.
 func Fits(r store.Reader, t *api.Task, nodeID string) string {
-	n := store.Get[*api.Node](r, nodeID)
-	if n == nil {
-		return "no suitable node (its node is gone)"
-	}
 	s := New()
-	s.SetNode(n)
-	for o := range store.List[*api.Task](r, store.ByNode(nodeID)) {
-		s.SetTask(o.ID, o, time.Time{})
+	s.read(r, nodeID)
+	if t.NodeID != nodeID && t.Spec.ServiceLabels[api.AffinityLabel] != "" {
+		s.read(r, t.NodeID) // its service is there already, which an affinity to itself asks
 	}
 	c := *t
 	c.NodeID, c.Status = nodeID, swarm.TaskStatus{}
 	return s.check(&c, time.Time{}).Why
+}
+
+// read adds a node of the snapshot and its tasks.
+func (s *State) read(r store.Reader, nodeID string) {
+	n := store.Get[*api.Node](r, nodeID)
+	if n == nil {
+		return
+	}
+	s.SetNode(n)
+	for t := range store.List[*api.Task](r, store.ByNode(nodeID)) {
+		s.SetTask(t.ID, t, time.Time{})
+	}
 }

@@ -39,3 +39,31 @@ func TestPreview(t *testing.T) {
 		t.Error("a preview writes")
 	}
 }
+
+// A service that keeps together has no place where it has no task, though that node's
+// tasks alone don't tell that it has some elsewhere.
+func TestFitsWithItself(t *testing.T) {
+	here, there := benchNode(0).ID, benchNode(1).ID
+	for rule, want := range map[string][2]string{
+		"":              {"", ""},
+		"service==web":  {"", "no suitable node (affinity to service web not satisfied on 1 node)"},
+		"service!=web":  {"no suitable node (anti-affinity to service web not satisfied on 1 node)", ""},
+		"service==~web": {"", ""},
+	} {
+		web := tasks("web", 2, func(sp *api.TaskSpec) {
+			sp.ServiceName = "web"
+			if rule != "" {
+				sp.ServiceLabels = map[string]string{api.AffinityLabel: rule}
+			}
+		})
+		for _, task := range web {
+			task.NodeID, task.Status.State, task.DesiredState = here, swarm.TaskStateRunning, swarm.TaskStateRunning
+		}
+		s := filled(t, 2, web)
+		for i, id := range []string{here, there} {
+			if why := Fits(s.View(), web[0], id); why != want[i] {
+				t.Errorf("%s, %s: %q", rule, id, why)
+			}
+		}
+	}
+}

@@ -86,7 +86,7 @@ func (p *Plane) putBridge(b *network.Bridge) error {
 	if err := p.bridgeSysctls(b); err != nil {
 		return err
 	}
-	if err := setAddresses(h, l, b.Addresses); err != nil {
+	if err := setAddresses(h, l, b.Addresses, p.foreignAddress(b)); err != nil {
 		return err
 	}
 	if err := h.LinkSetUp(l); err != nil {
@@ -110,13 +110,13 @@ func (p *Plane) checkOwn(l netlink.Link) error {
 }
 
 // newBridge has an address of its own that does not change as ports come and
-// go: 02:42 and the four last bytes of its first address. Its MTU is set
+// go: 02:42 and the four last bytes of its first address, or subnet. Its MTU is set
 // afterwards: one that a bridge is made with is forgotten with its last port.
 func newBridge(b *network.Bridge) *netlink.Bridge {
 	a := netlink.NewLinkAttrs()
 	a.Name = b.Device
-	if len(b.Addresses) > 0 {
-		s := b.Addresses[0].Addr().AsSlice()
+	if all := slices.Concat(b.Addresses, b.Bare); len(all) > 0 {
+		s := all[0].Addr().AsSlice()
 		a.HardwareAddr = append(net.HardwareAddr{0x02, 0x42}, s[len(s)-4:]...)
 	}
 	return &netlink.Bridge{LinkAttrs: a}
@@ -145,15 +145,25 @@ func (p *Plane) bridgeSysctls(b *network.Bridge) error {
 	})
 }
 
-// setAddresses makes a device's addresses the ones wanted; link-local ones are
-// the kernel's.
-func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Prefix) error {
+// foreignAddress tells which addresses of a bridge are users': those in bare subnets that
+// it was not given by us.
+func (p *Plane) foreignAddress(b *network.Bridge) func(netip.Prefix) bool {
+	var given []netip.Prefix
+	if have := p.believed(); have != nil && have.Bridges[b.Device] != nil {
+		given = have.Bridges[b.Device].Addresses
+	}
+	return func(a netip.Prefix) bool { return in(a, b.Bare) && !slices.Contains(given, a) }
+}
+
+// setAddresses makes a device's addresses the ones wanted, but for foreign ones;
+// link-local ones are the kernel's.
+func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Prefix, foreign func(netip.Prefix) bool) error {
 	have, err := addresses(h, l)
 	if err != nil {
 		return err
 	}
 	for _, a := range have {
-		if !slices.Contains(want, a) {
+		if !slices.Contains(want, a) && !foreign(a) {
 			if err := h.AddrDel(l, &netlink.Addr{IPNet: ipNet(a)}); err != nil {
 				return fmt.Errorf("remove address %s: %w", a, err)
 			}
@@ -167,6 +177,11 @@ func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Prefix) error 
 		}
 	}
 	return nil
+}
+
+// in reports whether an address is in one of the subnets.
+func in(a netip.Prefix, subnets []netip.Prefix) bool {
+	return slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return s.Contains(a.Addr()) })
 }
 
 func addresses(h *netlink.Handle, l netlink.Link) ([]netip.Prefix, error) {
@@ -270,7 +285,7 @@ func (p *Plane) enableForwarding(c *network.Config) error {
 	var from []netip.Prefix
 	for _, b := range c.Bridges {
 		if !b.Internal {
-			from = append(from, b.Addresses...)
+			from = append(from, slices.Concat(b.Subnets(false), b.Subnets(true))...)
 		}
 	}
 	if c.Mesh != nil {

@@ -145,7 +145,7 @@ func (w *world) addresses(l netlink.Link) []netip.Prefix {
 func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *network.Sandbox {
 	w.t.Helper()
 	s := &network.Sandbox{ID: id}
-	peers := map[string]int{}
+	peers, names := map[string]int{}, map[int]string{}
 	overlays := w.overlayEnds(p)
 	w.in(p.Path(id), func() {
 		links, err := whole(netlink.LinkList)
@@ -157,7 +157,7 @@ func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *net
 			s.Interfaces = append(s.Interfaces, network.Interface{
 				Name: l.Attrs().Name, MAC: l.Attrs().HardwareAddr.String(), MTU: l.Attrs().MTU, Addresses: w.addresses(l),
 			})
-			peers[l.Attrs().Name] = l.Attrs().ParentIndex
+			peers[l.Attrs().Name], names[l.Attrs().Index] = l.Attrs().ParentIndex, l.Attrs().Name
 		}
 		routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 		w.ok(err)
@@ -166,6 +166,12 @@ func (w *world) observeSandbox(p *Plane, id string, bridges map[int]string) *net
 				s.Gateway4 = gw.Unmap()
 			} else if ok {
 				s.Gateway6 = gw
+			} else if r.Protocol != unix.RTPROT_KERNEL {
+				for i := range s.Interfaces {
+					if f := &s.Interfaces[i]; f.Name == names[r.LinkIndex] {
+						f.Routes = append(f.Routes, prefix(r.Dst))
+					}
+				}
 			}
 		}
 	})
@@ -277,6 +283,7 @@ func (w *world) observePorts(p *Plane, c *network.Config) {
 	w.t.Helper()
 	conn, err := p.connect()
 	w.ok(err)
+	led := map[netip.AddrPort]bool{}
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		b := &tableBuilder{c: conn, family: f, t: &nftables.Table{Family: f, Name: p.table}}
 		w.ok(b.declareMaps())
@@ -290,6 +297,18 @@ func (w *world) observePorts(p *Plane, c *network.Config) {
 			target, _ := netip.AddrFromSlice(e.Val[:size])
 			k := network.PortKey{Protocol: network.TCP, Host: netip.AddrPortFrom(any4, uint16(e.Key[4])<<8|uint16(e.Key[5]))}
 			c.Ports[k] = &network.Port{PortKey: k, Target: netip.AddrPortFrom(target, uint16(e.Val[size])<<8|uint16(e.Val[size+1]))}
+			led[c.Ports[k].Target] = true
+		}
+		open, err := conn.GetSetElements(b.open)
+		w.ok(err)
+		for _, e := range open {
+			size := len(e.Key) - 8
+			a, _ := netip.AddrFromSlice(e.Key[:size])
+			host := netip.AddrPortFrom(a, uint16(e.Key[size+4])<<8|uint16(e.Key[size+5]))
+			if !led[host] { // else it is so for trusted devices
+				k := network.PortKey{Protocol: network.TCP, Host: host}
+				c.Ports[k] = &network.Port{PortKey: k, Target: host, Open: true}
+			}
 		}
 	}
 }

@@ -18,25 +18,40 @@ import (
 type staleFlows struct {
 	ports map[uint16]bool
 	local map[netip.Addr]bool
+	shut  map[netip.AddrPort]bool // were open, at containers' own addresses
 }
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (s *staleFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	a, ok := netip.AddrFromSlice(f.Forward.DstIP)
-	return ok && f.Forward.Protocol == unix.IPPROTO_UDP && s.ports[f.Forward.DstPort] && s.local[a.Unmap()]
+	a = a.Unmap()
+	return ok && f.Forward.Protocol == unix.IPPROTO_UDP &&
+		(s.ports[f.Forward.DstPort] && s.local[a] || s.shut[netip.AddrPortFrom(a, f.Forward.DstPort)])
 }
 
-// forgetFlows has the kernel forget flows to UDP ports that lead elsewhere now.
-func (p *Plane) forgetFlows(f nftables.TableFamily, have, want map[network.PortKey]netip.AddrPort) error {
-	s := &staleFlows{ports: map[uint16]bool{}, local: map[netip.Addr]bool{}}
-	for _, m := range []map[network.PortKey]netip.AddrPort{have, want} {
+// forgetFlows has the kernel forget flows to UDP ports that lead elsewhere now, by another
+// way, or are no longer open.
+func (p *Plane) forgetFlows(f nftables.TableFamily, have, want *ruleset) error {
+	if have == nil {
+		have = &ruleset{}
+	}
+	if want == nil {
+		want = &ruleset{}
+	}
+	s := &staleFlows{ports: map[uint16]bool{}, local: map[netip.Addr]bool{}, shut: map[netip.AddrPort]bool{}}
+	for _, m := range []map[network.PortKey]netip.AddrPort{have.ports, want.ports} {
 		for k := range m {
-			if k.Protocol == network.UDP && have[k] != want[k] {
+			if k.Protocol == network.UDP && (have.ports[k] != want.ports[k] || have.framed != want.framed) {
 				s.ports[k.Host.Port()] = true
 			}
 		}
 	}
-	if len(s.ports) == 0 {
+	for k := range have.open {
+		if k.Protocol == network.UDP && !want.open[k] {
+			s.shut[k.Host] = true
+		}
+	}
+	if len(s.ports)+len(s.shut) == 0 {
 		return nil
 	}
 	h, err := netlink.NewHandleAt(netns.NsHandle(p.host.Fd()), unix.NETLINK_NETFILTER, unix.NETLINK_ROUTE)

@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"slices"
+
 	"github.com/google/nftables"
 )
 
@@ -37,5 +39,13 @@ func (p *Plane) intact(f nftables.TableFamily, want *ruleset) bool {
 			return false
 		}
 	}
-	return len(found) == len(want.ports)
+	open, err := c.GetSetElements(b.open)
+	if err != nil || len(open) != len(want.open) {
+		return false
+	}
+	keys := map[string]bool{}
+	for k := range want.open {
+		keys[string(portKey(k))] = true
+	}
+	return len(found) == len(want.ports) && !slices.ContainsFunc(open, func(e nftables.SetElement) bool { return !keys[string(e.Key)] })
 }

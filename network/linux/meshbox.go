@@ -45,6 +45,7 @@ func nowhere(v6 bool) netip.Addr {
 type meshBox struct {
 	sandbox, device, hostName string
 	addrs                     []netip.Prefix // in the ingress network
+	subnets                   []netip.Prefix // of that
 	// answers are the addresses that a socket bound to none answers from: by
 	// where the client is, the first that contains it.
 	answers []answer
@@ -58,7 +59,7 @@ type answer struct {
 }
 
 func (b meshBox) equal(o meshBox) bool {
-	return b.sandbox == o.sandbox && b.device == o.device && b.hostName == o.hostName && slices.Equal(b.addrs, o.addrs) &&
+	return b.sandbox == o.sandbox && b.device == o.device && b.hostName == o.hostName && slices.Equal(b.addrs, o.addrs) && slices.Equal(b.subnets, o.subnets) &&
 		slices.Equal(b.answers, o.answers) && b.way4 == o.way4 && b.way6 == o.way6
 }
 
@@ -67,7 +68,7 @@ func (p *Plane) meshBoxOf(s *network.Sandbox, overlay string) (meshBox, bool) {
 	b := meshBox{sandbox: s.ID, way4: s.Gateway4.IsValid(), way6: s.Gateway6.IsValid()}
 	for i := range s.Interfaces {
 		if f := &s.Interfaces[i]; f.Overlay == overlay {
-			b.device, b.hostName, b.addrs = f.Name, f.HostName, f.Addresses
+			b.device, b.hostName, b.addrs, b.subnets = f.Name, f.HostName, f.Addresses, f.Subnets()
 		}
 	}
 	if b.device == "" {
@@ -93,16 +94,23 @@ func (p *Plane) meshBoxOf(s *network.Sandbox, overlay string) (meshBox, bool) {
 	return b, slices.ContainsFunc(b.addrs, func(a netip.Prefix) bool { return a.Addr().Is4() })
 }
 
-// marks are the values that stand for endpoints of the network: the first bytes
-// of their addresses, as they lie in a packet.
-func (b meshBox) marks() (value, mask uint32) {
-	for _, a := range b.addrs {
-		if a.Addr().Is4() {
-			return binary.NativeEndian.Uint32(a.Masked().Addr().AsSlice()), binary.NativeEndian.Uint32(net.CIDRMask(a.Bits(), 32))
+// marks are values that stand for endpoints of a subnet: the first bytes of their
+// addresses, as they lie in a packet.
+type marks struct{ value, mask uint32 }
+
+// marks are those of the network's IPv4 subnets.
+func (b meshBox) marks() []marks {
+	var l []marks
+	for _, s := range b.subnets {
+		if s.Addr().Is4() {
+			l = append(l, marks{binary.NativeEndian.Uint32(s.Addr().AsSlice()), binary.NativeEndian.Uint32(net.CIDRMask(s.Bits(), 32))})
 		}
 	}
-	return 0, 0
+	return l
 }
+
+// in matches what first loads if it is one of the marks.
+func (m marks) in(first expr.Any) []expr.Any { return append(masked(first, m.mask), equals(m.value)) }
 
 // hasWay reports whether there is a default route of a family.
 func (b meshBox) hasWay(v6 bool) bool {
@@ -159,12 +167,13 @@ func (b meshBox) route(r *requests, ipv4 ipv4Settings, fresh bool) error {
 	}
 	r.looseReverse(b.device, index) // clients have addresses that are not routed there
 	// Answers are led to the next hop that does not exist.
-	value, mask := b.marks()
 	for _, a := range b.addrs {
 		gw := nowhere(a.Addr().Is6())
 		r.neighbour(index, gw, []byte{0x02, 0x42, 0, 0, 0, 0})
 		r.everything(index, boxTable, gw)
-		r.rule("routing rule for answers", inet(gw), boxTable, boxRuleFirst, value, mask)
+		for _, m := range b.marks() {
+			r.rule("routing rule for answers", inet(gw), boxTable, boxRuleFirst, m.value, m.mask)
+		}
 		switch {
 		case !b.hasWay(a.Addr().Is6()):
 			r.rule("routing rule for who has no other way out", inet(gw), boxTable, boxRuleLast, 0, 0)
@@ -216,14 +225,13 @@ func boxTables() []*nftables.Table {
 // box writes a sandbox's tables. fresh: it has none; zones: it has that of zones.
 func (t *transaction) box(b meshBox, fresh, zones bool) {
 	if !zones {
-		t.zones(b.device, fresh)
+		t.zones(b, fresh)
 	}
 	tables := boxTables()
 	for _, x := range tables {
 		t.fresh(x, fresh)
 	}
-	value, mask := b.marks()
-	w := &boxWriter{transaction: t, t: tables[0], b: b, value: value, mask: mask}
+	w := &boxWriter{transaction: t, t: tables[0], b: b}
 	w.base(sourcesChain, nftables.ChainTypeNAT, nftables.ChainHookInput, prioritySrcNAT)
 	w.note()
 	w.target()
@@ -237,9 +245,8 @@ func (t *transaction) box(b meshBox, fresh, zones bool) {
 
 type boxWriter struct {
 	*transaction
-	t           *nftables.Table
-	b           meshBox
-	value, mask uint32
+	t *nftables.Table
+	b meshBox
 }
 
 func (w *boxWriter) base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority int) string {
@@ -260,9 +267,11 @@ func sourceMAC() expr.Any {
 // go on by another node.
 func (w *boxWriter) note() {
 	c := w.base("note", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -150)
-	w.rule(c, iif(expr.CmpOpEq, w.b.device), original(), masked(sourceMAC(), w.mask), []expr.Any{equals(w.value)},
-		[]expr.Any{sourceMAC(), &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
-			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})
+	for _, m := range w.b.marks() {
+		w.rule(c, iif(expr.CmpOpEq, w.b.device), original(), m.in(sourceMAC()),
+			[]expr.Any{sourceMAC(), &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+				&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})
+	}
 }
 
 // target: a datagram is given the address that a socket bound to none will
@@ -272,10 +281,12 @@ func (w *boxWriter) target() {
 	w.rule(c, iif(expr.CmpOpNeq, w.b.device), verdict(expr.VerdictReturn))
 	w.rule(c, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_UDP}}},
 		verdict(expr.VerdictReturn))
+	for _, s := range w.b.subnets {
+		w.rule(c, addressIn(true, s), verdict(expr.VerdictReturn))
+	}
 	for _, own := range w.b.addrs {
 		v6 := own.Addr().Is6()
 		to := addressIn(false, netip.PrefixFrom(own.Addr(), own.Addr().BitLen()))
-		w.rule(c, addressIn(true, own.Masked()), verdict(expr.VerdictReturn))
 		for _, a := range w.b.answers {
 			if a.from.Is6() == v6 {
 				at, _ := saddrAt(v6)
@@ -292,16 +303,19 @@ func (w *boxWriter) target() {
 func (w *boxWriter) answer() {
 	c := w.base("answer", nftables.ChainTypeRoute, nftables.ChainHookOutput, -150)
 	mark := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
-	w.rule(c, reply(), masked(mark, w.mask), []expr.Any{equals(w.value), mark, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})
+	for _, m := range w.b.marks() {
+		w.rule(c, reply(), m.in(mark), []expr.Any{mark, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})
+	}
 }
 
 // alone refuses what has no way out but that of answers, and is none.
 func (w *boxWriter) alone() {
 	c := w.base(aloneChain, nftables.ChainTypeFilter, nftables.ChainHookOutput, 0)
-	w.rule(c, oif(expr.CmpOpEq, w.b.device), masked(&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, w.mask), []expr.Any{equals(w.value)},
-		verdict(expr.VerdictAccept))
-	for _, a := range w.b.addrs {
-		w.rule(c, oif(expr.CmpOpEq, w.b.device), addressIn(false, a.Masked()), verdict(expr.VerdictAccept))
+	for _, m := range w.b.marks() {
+		w.rule(c, oif(expr.CmpOpEq, w.b.device), m.in(&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}), verdict(expr.VerdictAccept))
+	}
+	for _, s := range w.b.subnets {
+		w.rule(c, oif(expr.CmpOpEq, w.b.device), addressIn(false, s), verdict(expr.VerdictAccept))
 	}
 	for _, local := range []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8")} {
 		w.rule(c, oif(expr.CmpOpEq, w.b.device), addressIn(false, local), verdict(expr.VerdictAccept))
@@ -314,6 +328,8 @@ func (w *boxWriter) overwrite() {
 	const c = "overwrite"
 	w.chain(w.t, c, nftables.ChainTypeFilter, nftables.ChainHookEgress, int(*nftables.ChainPriorityFilter), w.b.device)
 	mark := &expr.Meta{Key: expr.MetaKeyMARK, Register: 1}
-	w.rule(c, masked(mark, w.mask), []expr.Any{equals(w.value), mark,
-		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 2, Len: 4}})
+	for _, m := range w.b.marks() {
+		w.rule(c, m.in(mark), []expr.Any{mark,
+			&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 2, Len: 4}})
+	}
 }

@@ -195,13 +195,13 @@ func (p *Plane) meshRoutes(h *netlink.Handle, l netlink.Link, m *network.Mesh) e
 	if err := dropRoutes(h, table, m); err != nil {
 		return err
 	}
-	for _, a := range m.Addresses {
-		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(a.Masked()), Table: table}
-		if a.Addr().Is4() {
+	for _, to := range m.Subnets() {
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(to), Table: table}
+		if to.Addr().Is4() {
 			r.Scope = netlink.SCOPE_LINK
 		}
 		if err := h.RouteReplace(r); err != nil {
-			return fmt.Errorf("route %s in table %d: %w", a.Masked(), table, err)
+			return fmt.Errorf("route %s in table %d: %w", to, table, err)
 		}
 	}
 	want := p.meshPolicy(m)
@@ -237,7 +237,7 @@ func dropRoutes(h *netlink.Handle, table int, m *network.Mesh) error {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	for i := range routes {
-		if !slices.ContainsFunc(m.Addresses, func(a netip.Prefix) bool { return a.Masked() == prefix(routes[i].Dst) }) {
+		if !slices.Contains(m.Subnets(), prefix(routes[i].Dst)) {
 			if err := h.RouteDel(&routes[i]); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("remove route %s from table %d: %w", routes[i].Dst, table, err)
 			}
@@ -249,18 +249,20 @@ func dropRoutes(h *netlink.Handle, table int, m *network.Mesh) error {
 // meshPolicy are the rules by which packets get to the mesh's routing table.
 func (p *Plane) meshPolicy(m *network.Mesh) []netlink.Rule {
 	var l []netlink.Rule
+	rule := func(to netip.Addr, priority int) *netlink.Rule {
+		r := netlink.NewRule()
+		r.Family, r.Table, r.Priority = int(inet(to)), int(meshTables+p.meshNumber()), priority
+		return r
+	}
 	for _, a := range m.Addresses {
-		family := netlink.FAMILY_V4
-		if a.Addr().Is6() {
-			family = netlink.FAMILY_V6
-		}
-		mask := uint32(meshMask)
-		first := netlink.NewRule()
-		first.Family, first.Table, first.Priority = family, int(meshTables+p.meshNumber()), meshRuleFirst
+		first, mask := rule(a.Addr(), meshRuleFirst), uint32(meshMask)
 		first.Mark, first.Mask = p.meshMark(), &mask
-		last := netlink.NewRule()
-		last.Family, last.Table, last.Priority, last.Dst = family, first.Table, meshRuleLast, ipNet(a.Masked())
-		l = append(l, *first, *last)
+		l = append(l, *first)
+	}
+	for _, to := range m.Subnets() {
+		last := rule(to.Addr(), meshRuleLast)
+		last.Dst = ipNet(to)
+		l = append(l, *last)
 	}
 	return l
 }

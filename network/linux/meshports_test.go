@@ -202,6 +202,11 @@ func TestMeshSamePort(t *testing.T) {
 	w := newMeshWorld(t)
 	w.set()
 	w.serveTasks()
+	w.samePort(t)
+}
+
+func (w *meshWorld) samePort(t *testing.T) {
+	t.Helper()
 	for _, proto := range []string{"tcp", "udp"} {
 		var conns []net.Conn
 		for _, to := range []string{"10.99.0.1:8002", "10.99.0.2:8002", "10.99.0.3:8002"} {

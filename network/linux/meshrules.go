@@ -48,9 +48,7 @@ func newMeshRules(p *Plane, c *network.Config, host map[string][]netip.Addr) *me
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
-		for _, a := range c.Bridges[name].Addresses {
-			r.private = append(r.private, a.Masked())
-		}
+		r.private = slices.Concat(r.private, c.Bridges[name].Subnets(false), c.Bridges[name].Subnets(true))
 	}
 	own := map[netip.Addr]bool{}
 	for _, l := range host {

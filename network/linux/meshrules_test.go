@@ -95,8 +95,14 @@ func TestMeshBoxOf(t *testing.T) {
 	if b.answers[0].to != netip.MustParsePrefix("172.18.0.0/16") || b.answers[1].to != netip.MustParsePrefix("0.0.0.0/0") {
 		t.Errorf("answers %v: the nearest is not first", b.answers)
 	}
-	if value, mask := b.marks(); value&^mask != 0 || value == 0 {
-		t.Errorf("marks %#x of %#x", value, mask)
+	if l := b.marks(); len(l) != 1 || l[0].value&^l[0].mask != 0 || l[0].value == 0 {
+		t.Errorf("marks %#x", l)
+	}
+	more := *s
+	more.Interfaces = slices.Clone(s.Interfaces)
+	more.Interfaces[0].Routes = pfx("10.9.0.0/24", "fd0b::/64")
+	if b, _ := p.meshBoxOf(&more, "ing"); len(b.marks()) != 2 || b.marks()[0] == b.marks()[1] || !slices.Equal(b.subnets, pfx("10.0.0.0/24", "fd0a::/64", "10.9.0.0/24", "fd0b::/64")) {
+		t.Errorf("of two subnets: marks %#x, %v", b.marks(), b.subnets)
 	}
 	if _, ok := p.meshBoxOf(s, "other"); ok {
 		t.Error("it is in no such network")

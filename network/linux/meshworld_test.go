@@ -26,6 +26,7 @@ type meshWorld struct {
 	hosts  map[string]string // paths
 	planes [4]*Plane
 	config [4]*network.Config
+	moved  bool // see split
 }
 
 func newMeshWorld(t testing.TB) *meshWorld {

@@ -17,11 +17,15 @@ import (
 )
 
 // node is network.Networks on a real data plane.
-func (w *world) node(p *Plane) *network.Networks {
+func (w *world) node(p *Plane, change ...func(*network.Options)) *network.Networks {
 	w.t.Helper()
-	n, err := network.New(w.t.Context(), network.Options{
+	o := network.Options{
 		Dataplane: p, Dir: filepath.Join(w.dir, "data"), RuntimeDir: filepath.Join(w.dir, "run"), Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	n, err := network.New(w.t.Context(), o)
 	w.ok(err)
 	return n
 }

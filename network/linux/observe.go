@@ -110,6 +110,7 @@ func (p *Plane) observeBridges(h *netlink.Handle, links map[string]netlink.Link,
 		if err != nil {
 			return nil, err
 		}
+		have = slices.DeleteFunc(have, p.foreignAddress(w))
 		if len(have) == len(w.Addresses) && !slices.ContainsFunc(w.Addresses, func(a netip.Prefix) bool { return !slices.Contains(have, a) }) &&
 			portsIntact(links, l, want) {
 			now[name] = w
@@ -163,22 +164,27 @@ func (p *Plane) observeSandboxes(links map[string]netlink.Link, ends map[string]
 			continue
 		}
 		s := &network.Sandbox{ID: id, Gateway4: w.Gateway4, Gateway6: w.Gateway6, Resolver: p.resolverOf(id)}
+		var before *network.Sandbox
 		if was != nil && was.Sandboxes[id] != nil {
-			s.Gateway4, s.Gateway6 = was.Sandboxes[id].Gateway4, was.Sandboxes[id].Gateway6
+			before = was.Sandboxes[id]
+			s.Gateway4, s.Gateway6 = before.Gateway4, before.Gateway6
 		}
 		for i := range w.Interfaces {
 			if overlay, there := ends[id][w.Interfaces[i].HostName]; there && overlay == w.Interfaces[i].Overlay {
-				s.Interfaces = append(s.Interfaces, w.Interfaces[i])
+				f := w.Interfaces[i]
+				f.Routes = nil // an earlier version may have made it, without
+				if before != nil {
+					if b := before.Interface(f.HostName); b != nil {
+						f.Routes = b.Routes
+					}
+				}
+				s.Interfaces = append(s.Interfaces, f)
 			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(ends[id])) {
 			if f := w.Interface(name); f == nil || f.Overlay != ends[id][name] {
 				s.Interfaces = append(s.Interfaces, network.Interface{HostName: name, Overlay: ends[id][name]})
 			}
-		}
-		var before *network.Sandbox
-		if was != nil {
-			before = was.Sandboxes[id]
 		}
 		if err := p.observeMacvlans(s, before, w); err != nil {
 			return nil, err

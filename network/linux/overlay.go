@@ -161,7 +161,7 @@ func (p *Plane) fillOverlay(o *network.Overlay) error {
 			return err
 		}
 	}
-	if err := setAddresses(h, l, o.Addresses); err != nil {
+	if err := setAddresses(h, l, o.Addresses, func(netip.Prefix) bool { return false }); err != nil {
 		return err
 	}
 	if err := h.LinkSetUp(l); err != nil {

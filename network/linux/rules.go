@@ -33,6 +33,8 @@ const socketBuffer = 8 << 20
 const (
 	anyMap  = "ports"
 	addrMap = "addr-ports"
+	// openSet has ports of containers' own addresses that are reached by routing.
+	openSet = "open-ports"
 )
 
 // ruleState is what is believed to be in our tables, by family.
@@ -45,9 +47,13 @@ type ruleState struct {
 
 // ruleset is the contents of a table.
 type ruleset struct {
-	bridges []*network.Bridge // with addresses of the family, by name
+	bridges []*network.Bridge // with subnets of the family, by name
 	ports   map[network.PortKey]netip.AddrPort
-	relayed bool // what is not translated is relayed
+	open    map[network.PortKey]bool // at containers' addresses
+	relayed bool                     // what is not translated is relayed
+	// framed: frames in bridges pass the rules, too, and so datagrams of containers that
+	// are kept apart are relayed. False if there are none.
+	framed bool
 }
 
 // wantedRules returns the contents of a family's table; nil for no table.
@@ -56,26 +62,37 @@ func wantedRules(c *network.Config, f nftables.TableFamily) *ruleset {
 	if v6 && !c.Rules6 || !v6 && !c.Rules4 {
 		return nil
 	}
-	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}, relayed: c.UserProxy}
+	r := &ruleset{ports: map[network.PortKey]netip.AddrPort{}, open: map[network.PortKey]bool{}, relayed: c.UserProxy}
+	var trusting []netip.Prefix // subnets of bridges that trust devices
 	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
 		b := c.Bridges[name]
-		if slices.ContainsFunc(b.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() == v6 }) {
+		subnets := b.Subnets(v6)
+		if len(subnets) > 0 {
 			r.bridges = append(r.bridges, b)
+		}
+		if b.TrustAll || len(b.Trusted) > 0 {
+			trusting = append(trusting, subnets...)
 		}
 	}
 	if len(r.bridges) == 0 {
 		return nil
 	}
 	for k, p := range c.Ports {
-		if k.Host.Addr().Is6() == v6 && p.Target.Addr().Is6() == v6 {
+		if k.Host.Addr().Is6() != v6 || p.Target.Addr().Is6() != v6 {
+			continue
+		}
+		if !p.Open {
 			r.ports[k] = p.Target
+		}
+		if p.Open || slices.ContainsFunc(trusting, func(s netip.Prefix) bool { return s.Contains(p.Target.Addr()) }) {
+			r.open[network.PortKey{Protocol: k.Protocol, Host: p.Target}] = true
 		}
 	}
 	return r
 }
 
 func (r *ruleset) sameBridges(o *ruleset) bool {
-	return r.relayed == o.relayed && slices.EqualFunc(r.bridges, o.bridges, (*network.Bridge).Equal)
+	return r.relayed == o.relayed && r.framed == o.framed && slices.EqualFunc(r.bridges, o.bridges, (*network.Bridge).Equal)
 }
 
 // setRules makes the packet filter what the config says. Each family's change
@@ -99,12 +116,15 @@ func (p *Plane) setTables(c *network.Config) error {
 	var errs []error
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		want, have := wantedRules(c, f), p.rules.families[f]
+		if want != nil && want.relaysBridges() {
+			want.framed = p.framesPassRules(f)
+		}
 		if have == nil || want == nil || !have.sameBridges(want) {
 			p.rules.admitted = false
 		}
 		err := p.setFamily(f, have, want)
 		if err == nil {
-			err = p.forgetFlows(f, have.targets(), want.targets())
+			err = p.forgetFlows(f, have, want)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s packet filter rules (nftables, table %s; --iptables=false does without): %w", familyName(f), p.table, err))
@@ -130,14 +150,6 @@ func (p *Plane) setTables(c *network.Config) error {
 	return errors.Join(errs...)
 }
 
-// targets of a ruleset; none for nil.
-func (r *ruleset) targets() map[network.PortKey]netip.AddrPort {
-	if r == nil {
-		return nil
-	}
-	return r.ports
-}
-
 func familyName(f nftables.TableFamily) string {
 	if f == nftables.TableFamilyIPv6 {
 		return "IPv6"
@@ -153,7 +165,7 @@ func (p *Plane) setFamily(f nftables.TableFamily, have, want *ruleset) error {
 	case want == nil:
 		return p.dropTable(f)
 	case have != nil && have.sameBridges(want):
-		return p.setPortElements(f, have.ports, want.ports)
+		return p.setPortElements(f, have, want)
 	}
 	return p.transact(func(c *nftables.Conn) error {
 		b := &tableBuilder{c: c, family: f, t: &nftables.Table{Family: f, Name: p.table}}
@@ -173,9 +185,9 @@ func (p *Plane) dropTable(f nftables.TableFamily) error {
 	})
 }
 
-// setPortElements changes what ports lead where, and nothing else.
-func (p *Plane) setPortElements(f nftables.TableFamily, have, want map[network.PortKey]netip.AddrPort) error {
-	if maps.Equal(have, want) {
+// setPortElements changes what ports lead where, or are open, and nothing else.
+func (p *Plane) setPortElements(f nftables.TableFamily, have, want *ruleset) error {
+	if maps.Equal(have.ports, want.ports) && maps.Equal(have.open, want.open) {
 		return nil
 	}
 	return p.transact(func(c *nftables.Conn) error {
@@ -183,21 +195,21 @@ func (p *Plane) setPortElements(f nftables.TableFamily, have, want map[network.P
 		if err := b.declareMaps(); err != nil {
 			return err
 		}
-		for k, old := range have {
-			if want[k] != old {
+		for k, old := range have.ports {
+			if want.ports[k] != old {
 				if err := c.SetDeleteElements(b.mapFor(k), []nftables.SetElement{b.element(k, old)}); err != nil {
 					return err
 				}
 			}
 		}
-		for k, target := range want {
-			if have[k] != target {
+		for k, target := range want.ports {
+			if have.ports[k] != target {
 				if err := c.SetAddElements(b.mapFor(k), []nftables.SetElement{b.element(k, target)}); err != nil {
 					return err
 				}
 			}
 		}
-		return nil
+		return b.changeOpen(have.open, want.open)
 	})
 }
 

@@ -153,11 +153,17 @@ func (p *Plane) changeSandbox(path string, have, want *network.Sandbox) (*networ
 	now := &network.Sandbox{ID: want.ID, Gateway4: have.Gateway4, Gateway6: have.Gateway6, Resolver: have.Resolver}
 	for i := range have.Interfaces {
 		f := &have.Interfaces[i]
-		if w := want.Interface(f.HostName); w != nil && w.Equal(f) {
-			now.Interfaces = append(now.Interfaces, *f)
-		} else if err := n.dropInterface(f); err != nil {
+		w := want.Interface(f.HostName)
+		if w == nil || !w.SameDevice(f) {
+			if err := n.dropInterface(f); err != nil {
+				return have, err
+			}
+			continue
+		}
+		if err := n.changeRoutes(f, w); err != nil {
 			return have, err
 		}
+		now.Interfaces = append(now.Interfaces, *w)
 	}
 	for i := range want.Interfaces {
 		if f := &want.Interfaces[i]; now.Interface(f.HostName) == nil {
@@ -347,6 +353,9 @@ func (n *inside) configure(f *network.Interface) error {
 		n.in.address(index, a)
 	}
 	n.in.up("set "+f.Name+" up", index, uint32(n.p.cryptPieces(f)))
+	for _, to := range f.Routes {
+		n.in.reach(index, to)
+	}
 	return nil
 }
 

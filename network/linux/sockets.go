@@ -130,6 +130,9 @@ func (p *Plane) setPorts(ch *network.Changes, now *network.Config, f *failures) 
 		now.Ports[port.PortKey] = port
 	}
 	for k, port := range now.Ports {
+		if port.Open {
+			continue // none of the host's
+		}
 		if err := p.sockets.hold(port, now.UserProxy); err != nil {
 			f.add(network.PortItem(k), err)
 			delete(now.Ports, k)
@@ -163,6 +166,10 @@ func (s *sockets) packets(port *network.Port) (*socket, error) {
 	c, err := net.ListenUDP(udpNetwork(port.Host.Addr()), net.UDPAddrFromAddrPort(port.Host))
 	if err != nil {
 		return nil, fmt.Errorf("%w", err)
+	}
+	if err := tellArrival(c, port.Host.Addr().Is6()); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("ask where datagrams arrive: %w", err)
 	}
 	r := newRelay(s.p, port)
 	s.wg.Go(func() { r.datagrams(c) })

@@ -99,6 +99,52 @@ func TestNoRules(t *testing.T) {
 	})
 }
 
+// Answers to datagrams come from the address that was asked, whichever leads to the
+// client; and a port has room for new clients, however many there were.
+func TestRelayedDatagrams(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := base()
+	c.Rules4, c.Rules6 = false, false
+	for _, k := range []string{"0.0.0.0:5353", "[::]:5353"} {
+		port := published("a", k, "172.17.0.2:53")
+		port.Protocol = network.UDP
+		c.Ports[port.PortKey] = port
+	}
+	w.ok(p.Set(t.Context(), c))
+	w.mirror(p.Path("a"))
+	for _, to := range []string{"10.99.0.1:5353", "[fd99::1]:5353", "172.17.0.1:5353"} {
+		if got := w.asked(p.Path("b"), to); got != "172.17.0.1" {
+			t.Errorf("%s: %s", to, got)
+		}
+	}
+	if got := w.asked(w.host, "127.0.0.1:5353"); got != "172.17.0.1" {
+		t.Errorf("by loopback: %s", got)
+	}
+	buf := make([]byte, 64)
+	var first net.Conn
+	for i := range maxRelayed + 20 {
+		var client net.Conn
+		w.in(w.outside, func() {
+			var err error
+			client, err = net.Dial("udp", "10.99.0.1:5353")
+			w.ok(err)
+		})
+		defer client.Close()
+		if i == 0 {
+			first = client
+		}
+		for _, conn := range []net.Conn{client, first} { // one goes on all the time
+			_, err := conn.Write([]byte("?"))
+			w.ok(err)
+			w.ok(conn.SetReadDeadline(time.Now().Add(3 * time.Second)))
+			if _, err := conn.Read(buf); err != nil {
+				t.Fatalf("client %d: %v", i, err)
+			}
+		}
+	}
+}
+
 // With no relay a held port refuses connections, and is held all the same.
 func TestHeldOnly(t *testing.T) {
 	w := newWorld(t)
@@ -172,5 +218,112 @@ func TestParts(t *testing.T) {
 	}
 	if bound(p.Path("b")) || !bound(p.Path("a")) {
 		t.Error("the failed one is there, or the other isn't")
+	}
+}
+
+// asked returns what the server of datagrams at addr sees as the client's address. The
+// client takes answers from there alone.
+func (w *world) asked(ns, addr string) (seen string) {
+	w.t.Helper()
+	seen = "error"
+	w.in(ns, func() {
+		c, err := net.Dial("udp", addr)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		buf := make([]byte, 64)
+		for range 3 { // they may be lost
+			if _, err := c.Write([]byte("?")); err != nil {
+				continue
+			}
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			if n, err := c.Read(buf); err == nil {
+				seen = string(buf[:n])
+				return
+			}
+		}
+	})
+	return seen
+}
+
+// mirror answers every datagram to port 53 with the address that it comes from.
+func (w *world) mirror(ns string) {
+	w.t.Helper()
+	w.in(ns, func() {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 53})
+		w.ok(err)
+		w.t.Cleanup(func() { c.Close() })
+		go func() {
+			buf := make([]byte, 16)
+			for {
+				_, from, err := c.ReadFromUDPAddrPort(buf)
+				if err != nil {
+					return
+				}
+				_, _ = c.WriteToUDPAddrPort([]byte(from.Addr().Unmap().String()), from)
+			}
+		}()
+	})
+}
+
+// Datagrams of containers that are kept apart reach ports that others publish, and
+// their own, also where frames in bridges pass the packet filter.
+func TestDatagramsOfIsolatedContainers(t *testing.T) {
+	w := newWorld(t)
+	p := w.plane("")
+	c := base()
+	apart := *c.Bridges["legion0"]
+	apart.Isolated = true
+	c.Bridges["legion0"] = &apart
+	for _, k := range []string{"0.0.0.0:5353", "[::]:5353"} {
+		port := published("a", k, "172.17.0.2:53")
+		if port.Protocol = network.UDP; port.Host.Addr().Is6() {
+			port.Target = netip.MustParseAddrPort("[fd17::2]:53")
+		}
+		c.Ports[port.PortKey] = port
+	}
+	w.ok(p.Set(t.Context(), c))
+	a, b := p.Path("a"), p.Path("b")
+	w.mirror(a)
+	// Clients that go on: what filters frames comes and goes beneath them.
+	same := map[string]net.Conn{}
+	for _, to := range []string{"10.99.0.1:5353", "[fd99::1]:5353"} {
+		w.in(b, func() {
+			conn, err := net.Dial("udp", to)
+			w.ok(err)
+			t.Cleanup(func() { conn.Close() })
+			same[to] = conn
+		})
+	}
+	for _, bridgeFilter := range []string{"0", "1", "0"} {
+		w.in(w.host, func() {
+			if err := writeSysctl("/proc/sys/net/bridge/bridge-nf-call-iptables", bridgeFilter); err != nil {
+				t.Skip("this kernel shows frames in bridges to no rules: ", err)
+			}
+			w.ok(writeSysctl("/proc/sys/net/bridge/bridge-nf-call-ip6tables", bridgeFilter))
+		})
+		w.ok(p.Set(t.Context(), c)) // there is one each minute
+		for _, c := range []struct{ what, from, to, seen string }{
+			{"container to container", b, "172.17.0.2:53", "error"},
+			{"published, from the other container", b, "10.99.0.1:5353", "172.17.0.1"},
+			{"published, from the other container, IPv6", b, "[fd99::1]:5353", "fd17::1"},
+			{"published, from the other container by the gateway", b, "172.17.0.1:5353", "172.17.0.1"},
+			{"published, from the container itself", a, "10.99.0.1:5353", "172.17.0.1"},
+			{"published, from outside, client kept", w.outside, "10.99.0.1:5353", "10.99.0.2"},
+			{"published, from the host", w.host, "10.99.0.1:5353", "10.99.0.1"},
+		} {
+			if got := w.asked(c.from, c.to); got != c.seen {
+				t.Errorf("%s, bridge-nf %s: the server saw %q, not %q", c.what, bridgeFilter, got, c.seen)
+			}
+		}
+		for to, conn := range same {
+			_, err := conn.Write([]byte("?"))
+			w.ok(err)
+			_ = conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+			if n, err := conn.Read(make([]byte, 64)); err != nil || n == 0 {
+				t.Errorf("bridge-nf %s: %s does not answer one that goes on: %v", bridgeFilter, to, err)
+			}
+		}
 	}
 }

@@ -19,6 +19,7 @@ type tableBuilder struct {
 	t      *nftables.Table
 
 	byPort, byAddr *nftables.Set
+	open           *nftables.Set
 	rules          map[string]int // written, by chain
 }
 
@@ -31,7 +32,7 @@ func (b *tableBuilder) addrType() nftables.SetDatatype {
 	return nftables.TypeIPAddr
 }
 
-// declareMaps describes the maps from ports to targets.
+// declareMaps describes the maps from ports to targets, and the set of open ports.
 func (b *tableBuilder) declareMaps() error {
 	port, err := nftables.ConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
 	if err != nil {
@@ -47,6 +48,7 @@ func (b *tableBuilder) declareMaps() error {
 	}
 	b.byPort = &nftables.Set{Table: b.t, Name: anyMap, IsMap: true, Concatenation: true, KeyType: port, DataType: target}
 	b.byAddr = &nftables.Set{Table: b.t, Name: addrMap, IsMap: true, Concatenation: true, KeyType: addrPort, DataType: target}
+	b.open = &nftables.Set{Table: b.t, Name: openSet, Concatenation: true, KeyType: addrPort}
 	return nil
 }
 
@@ -59,14 +61,18 @@ func (b *tableBuilder) mapFor(k network.PortKey) *nftables.Set {
 
 // element is an entry of mapFor(k).
 func (b *tableBuilder) element(k network.PortKey, target netip.AddrPort) nftables.SetElement {
+	val := binary.BigEndian.AppendUint16(target.Addr().AsSlice(), target.Port())
+	return nftables.SetElement{Key: portKey(k), Val: append(val, 0, 0)}
+}
+
+// portKey is how sets and maps name a port, by its address if it has one.
+func portKey(k network.PortKey) []byte {
 	var key []byte
 	if !k.Host.Addr().IsUnspecified() {
 		key = k.Host.Addr().AsSlice()
 	}
 	key = append(key, protocolNumber(k.Protocol), 0, 0, 0)
-	key = append(binary.BigEndian.AppendUint16(key, k.Host.Port()), 0, 0)
-	val := binary.BigEndian.AppendUint16(target.Addr().AsSlice(), target.Port())
-	return nftables.SetElement{Key: key, Val: append(val, 0, 0)}
+	return append(binary.BigEndian.AppendUint16(key, k.Host.Port()), 0, 0)
 }
 
 func protocolNumber(p network.Protocol) byte {
@@ -92,6 +98,13 @@ func (b *tableBuilder) fill(r *ruleset) error {
 		if err := b.c.AddSet(s, elements[s]); err != nil {
 			return err
 		}
+	}
+	var open []nftables.SetElement
+	for k := range r.open {
+		open = append(open, nftables.SetElement{Key: portKey(k)})
+	}
+	if err := b.c.AddSet(b.open, open); err != nil {
+		return err
 	}
 	b.raw()
 	in := b.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityDstNAT)
@@ -132,18 +145,6 @@ func (b *tableBuilder) raw() {
 	b.rule(c, iif(expr.CmpOpNeq, "lo"), b.daddr(loopback), verdict(expr.VerdictDrop))
 }
 
-// leaveToRelays has the sockets that hold ports take connections of containers whose
-// bridge keeps them apart. With bridge-nf-call-iptables, which other software sets, the
-// kernel would translate them while they are in the bridge, and pass them straight on to
-// the other container, where they are dropped.
-func (b *tableBuilder) leaveToRelays(c *nftables.Chain, r *ruleset) {
-	for _, br := range r.bridges {
-		if br.Isolated && r.relayed {
-			b.rule(c, iif(expr.CmpOpEq, br.Device), l4proto(unix.IPPROTO_TCP), verdict(expr.VerdictReturn))
-		}
-	}
-}
-
 // translate leads published ports to their targets: those on one address first.
 func (b *tableBuilder) translate(c *nftables.Chain) {
 	if b.v6() {
@@ -154,26 +155,38 @@ func (b *tableBuilder) translate(c *nftables.Chain) {
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
 	}
-	// Registers of 4 bytes are numbered from reg32; an address takes 1 or 4.
-	size, key := uint32(1), uint32(reg32)
-	if b.v6() {
-		size = 4
-	}
-	address := []expr.Any{&expr.Payload{DestRegister: key, Base: expr.PayloadBaseNetworkHeader, Offset: b.daddrOffset(), Len: 4 * size}}
-	port := func(at uint32) []expr.Any {
-		return []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: at},
-			&expr.Payload{DestRegister: at + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		}
-	}
+	key, size := uint32(reg32), b.addrRegisters()
 	nat := func(m *nftables.Set) []expr.Any {
 		return []expr.Any{
 			&expr.Lookup{SourceRegister: key, DestRegister: key, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(b.family), RegAddrMin: key, RegProtoMin: key + size},
 		}
 	}
-	b.rule(c, local, address, port(key+size), nat(b.byAddr))
-	b.rule(c, local, port(key), nat(b.byPort))
+	b.rule(c, local, b.loadAddrPort(), nat(b.byAddr))
+	b.rule(c, local, loadPort(key), nat(b.byPort))
+}
+
+// addrRegisters is how many registers of 4 bytes an address takes.
+func (b *tableBuilder) addrRegisters() uint32 {
+	if b.v6() {
+		return 4
+	}
+	return 1
+}
+
+// loadPort loads protocol and destination port in two registers.
+func loadPort(at uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: at},
+		&expr.Payload{DestRegister: at + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+	}
+}
+
+// loadAddrPort loads destination address, protocol and port in registers from reg32.
+func (b *tableBuilder) loadAddrPort() []expr.Any {
+	n := b.addrRegisters()
+	address := &expr.Payload{DestRegister: reg32, Base: expr.PayloadBaseNetworkHeader, Offset: b.daddrOffset(), Len: 4 * n}
+	return append([]expr.Any{address}, loadPort(reg32+n)...)
 }
 
 // forward says what may pass between bridges and the world: answers, what was
@@ -191,6 +204,7 @@ func (b *tableBuilder) forward(r *ruleset) {
 	for _, br := range r.bridges {
 		if !br.Internal {
 			b.rule(c, oif(expr.CmpOpEq, br.Device), ctDNAT(), verdict(expr.VerdictAccept))
+			b.direct(c, br, r)
 		}
 		b.rule(c, oif(expr.CmpOpEq, br.Device), verdict(expr.VerdictDrop))
 	}
@@ -202,14 +216,11 @@ func (b *tableBuilder) masquerade(r *ruleset) {
 	c := b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, prioritySrcNAT)
 	masq := []expr.Any{&expr.Masq{}}
 	for _, br := range r.bridges {
-		for _, a := range br.Addresses {
-			if a.Addr().Is6() != b.v6() {
-				continue
+		for _, a := range br.Subnets(b.v6()) {
+			if br.Masquerade && !br.Internal && br.Mode(b.v6()) != network.GatewayRouted {
+				b.rule(c, b.saddr(a), oif(expr.CmpOpNeq, br.Device), b.source(br))
 			}
-			if br.Masquerade && !br.Internal {
-				b.rule(c, b.saddr(a.Masked()), oif(expr.CmpOpNeq, br.Device), masq)
-			}
-			b.rule(c, b.saddr(a.Masked()), oif(expr.CmpOpEq, br.Device), ctDNAT(), masq)
+			b.rule(c, b.saddr(a), oif(expr.CmpOpEq, br.Device), ctDNAT(), masq)
 		}
 		if !b.v6() {
 			b.rule(c, b.saddr(netip.MustParsePrefix("127.0.0.0/8")), oif(expr.CmpOpEq, br.Device), masq)

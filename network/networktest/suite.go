@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -45,6 +46,7 @@ func Visible(c *network.Config) *network.Config {
 	}
 	for id, o := range c.Overlays {
 		q := *o
+		q.Addresses = sorted(o.Addresses)
 		if len(o.Peers) == 0 {
 			q.VNI, q.Encrypted = 0, false // there is no tunnel
 		}
@@ -53,6 +55,10 @@ func Visible(c *network.Config) *network.Config {
 	for id, s := range c.Sandboxes {
 		q := *s
 		q.Resolver = nil
+		q.Interfaces = slices.Clone(s.Interfaces)
+		for i := range q.Interfaces {
+			q.Interfaces[i].Routes = sorted(q.Interfaces[i].Routes)
+		}
 		v.Sandboxes[id] = &q
 	}
 	for k, p := range c.Ports {
@@ -80,6 +86,11 @@ func Visible(c *network.Config) *network.Config {
 	return v
 }
 
+// sorted returns prefixes whose order means nothing in theirs.
+func sorted(l []netip.Prefix) []netip.Prefix {
+	return slices.SortedFunc(slices.Values(l), netip.Prefix.Compare)
+}
+
 // Dataplane runs the conformance suite.
 func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 	for _, c := range []struct {
@@ -91,7 +102,8 @@ func Dataplane(t *testing.T, open func(t *testing.T) *Harness) {
 		{"balancers", testBalancers}, {"host", testHost}, {"cancelled", testCancelled},
 		{"names", testNames}, {"names reopen", testNamesReopen},
 		{"mesh", testMesh}, {"mesh port in use", testMeshPortInUse},
-		{"encrypted", testEncrypted}, {"narrow", testNarrow}, {"narrow unknown", testNarrowUnknown},
+		{"open ports", testOpen}, {"encrypted", testEncrypted}, {"narrow", testNarrow}, {"narrow unknown", testNarrowUnknown},
+		{"subnets", testSubnets},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
@@ -226,6 +238,7 @@ func Random(r *rapid.T) *network.Config {
 		b.Addresses = []netip.Prefix{netip.MustParsePrefix("172.30.0.1/16")}
 		c.Bridges["legion1"] = &b
 	}
+	randomGateways(c, draw)
 	randomOverlay(c, draw)
 	for id, s := range c.Sandboxes {
 		if f := &s.Interfaces[0]; f.Overlay == "" && c.Bridges[f.Bridge] == nil || f.Overlay != "" && c.Overlays[f.Overlay] == nil || draw("without "+id) {
@@ -246,8 +259,12 @@ func Random(r *rapid.T) *network.Config {
 			delete(c.Ports, k)
 		}
 	}
+	openPorts(c)
 	randomServices(c, draw)
 	randomNames(c, draw)
+	if draw("several subnets") {
+		addSubnets(c)
+	}
 	return c
 }
 

@@ -162,14 +162,24 @@ func TestCreateNeedsOthers(t *testing.T) {
 				"netown": {IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.0.0.7")}},
 			}}
 		},
+		"link without network": func(o *engine.CreateOptions) {
+			o.Host.NetworkMode, o.Host.Links = "none", []string{"other"}
+		},
 	} {
 		o := engine.CreateOptions{Name: "one", Config: &container.Config{Image: "app:1"}, Host: &container.HostConfig{}}
 		with(&o)
 		if _, err := r.ContainerCreate(t.Context(), o); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "other") && what != "some address" {
 			t.Errorf("%s of another: %v", what, err)
+		} else if says := "could not get container for other: No such container: other"; strings.HasPrefix(what, "link") && err.Error() != says {
+			t.Errorf("%s: %v, want %s", what, err, says)
 		}
 	}
 	if l, err := r.ContainerList(t.Context(), engine.ContainerListOptions{All: true}); err != nil || len(l) > 0 {
 		t.Errorf("left: %+v, %v", l, err)
+	}
+	// In a network of one's own a link is a name, which may come to be later.
+	o := engine.CreateOptions{Name: "one", Config: &container.Config{Image: "app:1"}, Host: &container.HostConfig{NetworkMode: "netown", Links: []string{"other:alias"}}}
+	if _, err := r.ContainerCreate(t.Context(), o); err != nil {
+		t.Error(err)
 	}
 }

@@ -59,6 +59,11 @@ func (h handler) Join(context.Context, rpc.Peer, rpc.Member) ([]rpc.Member, erro
 // Members is not asked for.
 func (h handler) Members(context.Context) ([]rpc.Member, error) { return nil, nil }
 
+// RefuseEngine is not asked for.
+func (h handler) RefuseEngine(context.Context, rpc.Peer) error {
+	return api.Errorf(api.Invalid, "no Docker Engine is here")
+}
+
 // Heard tells where another manager is.
 func (h handler) Heard(id uint64, addr string) { h.mesh.Heard(id, addr) }
 

@@ -3,6 +3,7 @@ package traffic
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -144,6 +145,50 @@ func TestServe(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// sized notes how much it is asked for at most.
+type sized struct{ left, most int }
+
+func (s *sized) Read(b []byte) (int, error) {
+	s.most = max(s.most, len(b))
+	n := min(s.left, len(b))
+	if s.left -= n; n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func TestDrain(t *testing.T) {
+	s := &sized{left: 1 << 20}
+	if n, err := drain(s); err != nil || n != 1<<20 || s.most != block {
+		t.Errorf("%d bytes, at most %d at a time, %v", n, s.most, err)
+	}
+}
+
+// BenchmarkStream is a stream over loopback; its bytes a second are those of both ends.
+func BenchmarkStream(b *testing.B) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			go sink(c.(*net.TCPConn))
+		}
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	b.SetBytes(block)
+	for data := make([]byte, block); b.Loop(); {
+		if _, err := c.Write(data); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
