@@ -12,6 +12,7 @@ func layers() [][]string {
 		{"api"},
 		{"swarmpb", "templates", "store", "raftnode/disk", "ca", "agent/exec", "network", "network/bpf", "engine/logfile", "settings", "bundle", "collector", "monitor"},
 		{"machine", "raftnode/disktest", "network/dns", "test/traffic"},
+		{"network/linux/keeper"},
 		{"raftnode", "rpc", "engine", "agent", "machine/local", "machine/ssh", "network/linux", "network/networktest", "agent/exec/exectest", "ca/catest",
 			"manager/scheduler", "manager/allocator", "manager/dispatcher", "manager/issuer", "manager/presence", "manager/rotator", "manager/netkeys"},
 		{"engine/enginetest", "manager/roles", "manager/orchestrator"}, // whose global services ask the scheduler's constraints

@@ -44,7 +44,7 @@ func (n *Node) serveMetrics(ctx context.Context, addr string) error {
 type nodeCollector struct {
 	node                                             *Node
 	containers, objects, nodes, tasks, leader, index *prometheus.Desc
-	encrypted, encryptedBytes, dropped               *prometheus.Desc
+	encrypted, encryptedBytes, dropped, keepersLost  *prometheus.Desc
 	sets, setSeconds                                 *prometheus.Desc
 }
 
@@ -66,12 +66,13 @@ func newNodeCollector(n *Node) *nodeCollector {
 		sets:           desc("network_sets_total", "How often the node's network was made what it should be."),
 		setSeconds:     desc("network_set_seconds_total", "Time that was spent on that, by part.", "part"),
 		dropped:        desc("overlay_encrypted_dropped_total", "What encrypted networks have dropped, by reason.", "reason"),
+		keepersLost:    desc("keepers_lost_total", "Keepers, which carry encrypted networks and answer names, that ended by themselves and were replaced."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.nodes, c.tasks, c.leader, c.index, c.encrypted, c.encryptedBytes, c.dropped, c.sets, c.setSeconds} {
+	for _, d := range []*prometheus.Desc{c.containers, c.objects, c.nodes, c.tasks, c.leader, c.index, c.encrypted, c.encryptedBytes, c.dropped, c.keepersLost, c.sets, c.setSeconds} {
 		ch <- d
 	}
 }
@@ -133,7 +134,9 @@ func (c *nodeCollector) collectEncrypted(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v uint64, label string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), label)
 	}
-	n := c.node.plane.CryptCounts()
+	s, lost := c.node.plane.KeeperStatus()
+	n := s.Counts
+	ch <- prometheus.MustNewConstMetric(c.keepersLost, prometheus.CounterValue, float64(lost))
 	counter(c.encrypted, n.Sent, "sent")
 	counter(c.encrypted, n.Received, "received")
 	counter(c.encryptedBytes, n.SentBytes, "sent")

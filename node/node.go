@@ -26,6 +26,7 @@ import (
 	"github.com/legion-swarm/legion/engine/executor"
 	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/network/linux"
+	"github.com/legion-swarm/legion/network/linux/keeper"
 	"github.com/legion-swarm/legion/settings"
 	"github.com/moby/moby/api/types/container"
 )
@@ -143,6 +144,7 @@ func (n *Node) openNetworks(ctx context.Context) (err error) {
 	log := n.log.With("component", "network")
 	n.plane, err = linux.New(linux.Config{
 		Dir: filepath.Join(s.ExecRoot, "netns"), Owner: linux.OwnerOf(s.ExecRoot), BPF: filepath.Join(s.ExecRoot, "bpf"), Balancer: s.ServiceBalancer, Log: log,
+		Keeper: []string{"/proc/self/exe", keeper.Command}, KeeperSocket: filepath.Join(s.ExecRoot, "keeper.sock"),
 	})
 	if err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 
 // How long a client waits for a step of a request.
 const (
-	// A daemon that is away answers no query for a name; clients ask again after
-	// five seconds, and patient ones do not fail.
+	// A node that starts, or a keeper that was killed, answers no query for a name;
+	// clients ask again after five seconds, and patient ones do not fail.
 	patient   = 8 * time.Second
 	impatient = time.Second
 )
@@ -51,7 +51,7 @@ func unharmed(t *testing.T, reports []*traffic.Report) {
 // testDaemonsCrash kills and restarts the daemons of the workers: traffic does
 // not notice.
 func (s *netSwarm) testDaemonsCrash(t *testing.T) {
-	stop := s.steady(t, patient)
+	stop := s.steady(t, impatient)
 	for _, m := range []string{"w1", "w2"} {
 		for _, signal := range []string{"KILL", "TERM"} {
 			s.run(t, "ssh", m, "kill -"+signal+" $(cat /run/legion/legion.pid)")

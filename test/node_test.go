@@ -237,9 +237,23 @@ func (n *node) remove(t *testing.T) {
 	if bytes.Contains(mounts, []byte(n.dir+"/")) {
 		t.Errorf("mounts of %s are left", n.dir)
 	}
+	if l := keepersOf(n.exec); len(l) > 0 {
+		t.Errorf("keepers are left: %v", l)
+	}
 	if err := os.RemoveAll(n.dir); err != nil {
 		t.Error(err)
 	}
+}
+
+// keepersOf are the processes that hold what does not end with an exec root's daemon.
+func keepersOf(exec string) (pids []string) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range all {
+		if b, err := os.ReadFile(name); err == nil && strings.HasSuffix(string(b), "\x00"+exec+"/keeper.sock\x00") {
+			pids = append(pids, filepath.Base(filepath.Dir(name)))
+		}
+	}
+	return pids
 }
 
 // logTail is what the daemon said last.

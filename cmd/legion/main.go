@@ -20,11 +20,15 @@ import (
 	"github.com/docker/cli/cli/version"
 
 	"github.com/legion-swarm/legion/machine/local"
+	"github.com/legion-swarm/legion/network/linux/keeper"
 )
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == local.InitCommand {
 		os.Exit(local.Init(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == keeper.Command {
+		os.Exit(keeper.Run(os.Args[2:], os.Stderr))
 	}
 	os.Exit(run(os.Args, os.Stderr))
 }

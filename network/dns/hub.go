@@ -3,7 +3,6 @@ package dns
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -37,17 +36,13 @@ const (
 type Dial func(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error)
 
 // Hub has what the servers of a node share: the names, which change for all at
-// once, and the bounds on what is forwarded. All methods are safe for
+// once, and the bounds on what is forwarded. All methods but SetZones are safe for
 // concurrent use.
 type Hub struct {
 	dial   Dial
-	names  atomic.Pointer[Names] // written with mu held
+	names  atomic.Pointer[Names]
 	slots  chan struct{}
 	health health
-
-	mu sync.Mutex
-	// set has the zones that were set, newest those that are to be.
-	set, newest map[string]*network.Zone
 }
 
 // NewHub returns a hub that knows no names. dial reaches servers from the host.
@@ -58,34 +53,8 @@ func NewHub(dial Dial, log *slog.Logger) *Hub {
 }
 
 // SetZones replaces the names. Queries that arrive after it has returned are
-// answered by the new ones, as far as Narrow has not taken them back.
+// answered by the new ones. Calls are made one after the other.
 func (h *Hub) SetZones(zones map[string]*network.Zone) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.set = zones
-	h.publish()
-}
-
-// Narrow has what zones lack not be answered any more, now or by what SetZones
-// is still to set; the next call replaces it.
-func (h *Hub) Narrow(zones map[string]*network.Zone) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.newest = zones
-	h.publish()
-}
-
-// publish makes the names what both agree on.
-func (h *Hub) publish() {
-	zones := h.set
-	if h.newest != nil && !maps.Equal(h.set, h.newest) {
-		zones = make(map[string]*network.Zone, len(h.set))
-		for id, z := range h.set {
-			if n := h.newest[id]; n != nil {
-				zones[id] = z.Narrowed(n)
-			}
-		}
-	}
 	h.names.Store(NewNames(zones, h.names.Load()))
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/linux/keeper"
 )
 
 // How connections are spread, and whom virtual addresses are for.
@@ -259,8 +260,12 @@ func TestVIPTwoNodes(t *testing.T) {
 	})
 }
 
-// TestMain serves as the program that runs outside the cgroup of containers.
+// TestMain serves as a keeper, and as the program that runs outside the cgroup of
+// containers.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == keeper.Command {
+		os.Exit(keeper.Run(os.Args[2:], os.Stderr))
+	}
 	if to := os.Getenv("LEGION_TEST_CONNECT"); to != "" {
 		_, err := net.DialTimeout("tcp", to, 2*time.Second)
 		fmt.Println(errors.Is(err, syscall.ECONNREFUSED), err)

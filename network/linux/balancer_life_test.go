@@ -56,6 +56,7 @@ func (w *world) connecting(ns, to string, peer bool) (stop func() (int, error)) 
 // crash ends a plane as the kernel ends a killed process.
 func (p *Plane) crash() {
 	p.sockets.close()
+	_ = p.keeper.Close()
 	if b, ok := p.balancing.driver.(*ebpfBalancer); ok {
 		_ = b.close()
 	}

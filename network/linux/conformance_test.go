@@ -30,10 +30,7 @@ func harness(balancer string) func(t *testing.T) *networktest.Harness {
 		p := w.plane("")
 		h := &networktest.Harness{Plane: p}
 		h.Reopen = func() network.Dataplane {
-			p.sockets.close() // as the kernel does for a killed process
-			p.resolvers.close()
-			p.meshSockets.close()
-			p.closeCrypt()
+			w.kill(p)
 			p = w.plane("")
 			return p
 		}
@@ -265,7 +262,7 @@ func (w *world) observeOverlay(p *Plane, id string) *network.Overlay {
 }
 
 // observeCrypt reads an encrypted overlay's peers; their nodes are only in the
-// process. The thread is in the overlay's namespace.
+// keeper. The thread is in the overlay's namespace.
 func (w *world) observeCrypt(p *Plane, o *network.Overlay) {
 	w.t.Helper()
 	l, err := netlink.LinkByName(overlayCrypt)
@@ -276,7 +273,8 @@ func (w *world) observeCrypt(p *Plane, o *network.Overlay) {
 	h, err := netlink.NewHandle()
 	w.ok(err)
 	defer h.Close()
-	o.Encrypted, o.VNI = true, p.crypt.taps[o.ID].vni
+	tap, _ := p.keeper.Tap(o.ID)
+	o.Encrypted, o.VNI = true, tap.VNI
 	o.Peers, err = p.readCryptPeers(h, l, w.link(overlayBridge), o.ID)
 	w.ok(err)
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"time"
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/network/crypt"
+	"github.com/legion-swarm/legion/network/linux/keeper"
 )
 
 // overlayCrypt is the device of an encrypted overlay, in its namespace.
@@ -32,13 +32,12 @@ func (p *Plane) putCrypt(h *netlink.Handle, o *network.Overlay, u network.Underl
 	}
 	if len(o.Peers) == 0 {
 		p.expectTunnel(o.ID, "", nil)
-		p.dropCrypt(o.ID)
-		return nil
+		return p.keeper.DropTap(o.ID)
 	}
 	if !u.Local.IsValid() || u.Port == 0 {
 		return errNoUnderlay
 	}
-	if err := p.openCrypt(u); err != nil {
+	if err := p.keeper.OpenCrypt(cryptAt(u)); err != nil {
 		return err
 	}
 	l, err := h.LinkByName(overlayCrypt)
@@ -63,39 +62,18 @@ func (p *Plane) putCrypt(h *netlink.Handle, o *network.Overlay, u network.Underl
 	return changePeers(h, have, o.Peers, func(peer network.Peer) []*netlink.Neigh { return cryptEntries(l, bridge, peer) })
 }
 
-// openCrypt has the socket at the right address.
-func (p *Plane) openCrypt(u network.Underlay) error {
-	at := cryptAt(u)
-	if p.crypt != nil && p.crypt.at == at {
-		return nil
-	}
-	p.closeCrypt()
-	return p.inHost(func() (err error) {
-		p.crypt, err = openCryptor(at, p.cryptNode, p.log)
-		return err
-	})
-}
-
-func (p *Plane) dropCrypt(id string) {
-	if p.crypt != nil {
-		p.crypt.drop(id)
-	}
-}
-
-// sameCrypt reports whether a device is that of the overlay, held by this process
-// and in use.
+// sameCrypt reports whether a device is that of the overlay, held by the keeper and
+// in use.
 func (p *Plane) sameCrypt(l netlink.Link, o *network.Overlay) bool {
-	if p.crypt == nil {
-		return false
-	}
-	t := p.crypt.taps[o.ID]
-	return t != nil && !t.ended.Load() && t.index == l.Attrs().Index && t.vni == o.VNI && l.Attrs().MTU == o.MTU &&
-		l.Attrs().Flags&net.FlagUp != 0 && l.Attrs().MasterIndex != 0
+	t, held := p.keeper.Tap(o.ID)
+	return held && t.Index == l.Attrs().Index && t.VNI == o.VNI && l.Attrs().MTU == o.MTU && l.Attrs().Flags&net.FlagUp != 0 && l.Attrs().MasterIndex != 0
 }
 
-// newCrypt makes the device. There is none that this process does not hold.
+// newCrypt makes the device. There is none that the keeper does not hold.
 func (p *Plane) newCrypt(h *netlink.Handle, o *network.Overlay) (netlink.Link, error) {
-	p.crypt.drop(o.ID)
+	if err := p.keeper.DropTap(o.ID); err != nil {
+		return nil, err
+	}
 	fd := -1
 	err := p.onThread(func() error {
 		ns, err := os.Open(p.overlayPath(o.ID))
@@ -116,11 +94,11 @@ func (p *Plane) newCrypt(h *netlink.Handle, o *network.Overlay) (netlink.Link, e
 	if err == nil {
 		err = setUpCrypt(h, l, o.MTU)
 	}
-	if err == nil {
-		err = p.crypt.add(o.ID, &tap{index: l.Attrs().Index, vni: o.VNI, fd: fd})
-	}
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
+	}
+	if err := p.keeper.AddTap(keeper.Tap{Overlay: o.ID, Index: l.Attrs().Index, VNI: o.VNI}, fd); err != nil {
+		return nil, err
 	}
 	return h.LinkByName(overlayCrypt)
 }
@@ -221,7 +199,7 @@ func (p *Plane) noteEncrypted(c *network.Config) {
 }
 
 // readCryptPeers reads the peers back, as far as the kernel knows them; their nodes
-// are what this process believes.
+// are what the keeper was told.
 func (p *Plane) readCryptPeers(h *netlink.Handle, l, bridge netlink.Link, id string) ([]network.Peer, error) {
 	fdb, err := whole(func() ([]netlink.Neigh, error) { return h.NeighList(l.Attrs().Index, unix.AF_BRIDGE) })
 	if err != nil {
@@ -243,11 +221,11 @@ func (p *Plane) readCryptPeers(h *netlink.Handle, l, bridge netlink.Link, id str
 // setCrypt tells what protects packets what overlays there are now, and with which
 // keys they are to be.
 func (p *Plane) setCrypt(now, to *network.Config, f *failures) {
-	keys := to.Keys
-	c := crypt.Config{Local: now.Underlay.Local, Send: keys.Send, Networks: map[uint32]map[crypt.MAC]netip.Addr{}}
-	for _, k := range keys.All {
-		c.Keys = append(c.Keys, crypt.Key{ID: k.ID, Secret: k.Secret})
+	settings := keeper.Settings{Local: now.Underlay.Local, Send: to.Keys.Send}
+	for _, k := range to.Keys.All {
+		settings.Keys = append(settings.Keys, crypt.Key{ID: k.ID, Secret: k.Secret})
 	}
+	peers := map[string]keeper.Peers{}
 	nodes := map[string]map[crypt.MAC]netip.Addr{}
 	for id, o := range now.Overlays {
 		if !o.Encrypted {
@@ -262,18 +240,15 @@ func (p *Plane) setCrypt(now, to *network.Config, f *failures) {
 			}
 		}
 		if len(nodes[id]) > 0 {
-			c.Networks[o.VNI] = nodes[id]
+			peers[id] = keeper.Peers{VNI: o.VNI, Nodes: nodes[id]}
 		}
 	}
 	p.cryptNodes = nodes
-	if err := p.cryptNode.Set(c); err != nil {
-		f.add(network.RulesItem, fmt.Errorf("keys of encrypted networks: %w", err))
+	err := p.keeper.SetCrypt(settings, peers)
+	if len(peers) == 0 {
+		err = errors.Join(err, p.keeper.CloseCrypt())
 	}
-	if len(c.Networks) == 0 {
-		p.closeCrypt()
-	} else if p.crypt != nil {
-		p.crypt.poke()
-	}
+	f.add(network.RulesItem, err)
 }
 
 // missKeys says which overlays have nodes to talk to, and no keys.
@@ -288,15 +263,6 @@ func (p *Plane) missKeys(to *network.Config, f *failures) {
 	}
 }
 
-func (p *Plane) closeCrypt() {
-	if p.crypt != nil {
-		p.crypt.close()
-		p.crypt = nil
-	}
-}
-
-// CryptCounts returns what encrypted overlays have carried and dropped since the
-// process began.
-func (p *Plane) CryptCounts() crypt.Counts { return p.cryptNode.Counts() }
-
-func newCryptNode() *crypt.Node { return crypt.NewNode(time.Now) }
+// KeeperStatus returns what the keeper has carried of encrypted overlays since it
+// began, and how many keepers have ended by themselves since the daemon did.
+func (p *Plane) KeeperStatus() (keeper.Status, uint64) { return p.keeper.Status() }

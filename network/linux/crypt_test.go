@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/crypt"
 )
 
 // encrypted makes an overlay one.
@@ -54,13 +55,23 @@ func newEncrypted(t testing.TB) *pair {
 	return p
 }
 
+func passes(p *Plane) bool {
+	s, _ := p.KeeperStatus()
+	return s.Established
+}
+
+func counts(p *Plane) crypt.Counts {
+	s, _ := p.KeeperStatus()
+	return s.Counts
+}
+
 // established waits until packets pass.
 func (p *pair) established() {
 	p.t.Helper()
 	for _, plane := range p.planes {
-		for end := time.Now().Add(10 * time.Second); !plane.cryptNode.Established(); {
+		for end := time.Now().Add(10 * time.Second); !passes(plane); {
 			if time.Now().After(end) {
-				p.t.Fatal("the nodes do not find each other", p.planes[0].cryptNode.Counts(), p.planes[1].cryptNode.Counts())
+				p.t.Fatal("the nodes do not find each other", counts(p.planes[0]), counts(p.planes[1]))
 			}
 			<-time.After(time.Millisecond)
 		}
@@ -308,7 +319,7 @@ func TestEncryptedForged(t *testing.T) {
 	}
 	send("10.99.0.2", "10.99.0.1:4789", vxlanFrame(4097, netip.MustParseAddr("10.0.1.3"), netip.MustParseAddr("10.0.1.2"), "in the clear"))
 	expect("the next")
-	c := w.planes[0].cryptNode.Counts()
+	c := counts(w.planes[0])
 	for _, why := range []string{"replayed", "forged", "malformed", "unknown-node"} {
 		if c.Dropped[why] == 0 {
 			t.Errorf("none is counted as %s: %+v", why, c)
@@ -406,20 +417,33 @@ func TestEncryptedRotation(t *testing.T) {
 	if n := stop(); n < 100 {
 		t.Errorf("only %d datagrams", n)
 	}
-	if c := w.planes[0].cryptNode.Counts(); c.Dropped["no-key"]+c.Dropped["forged"]+c.Dropped["replayed"] > 0 {
+	if c := counts(w.planes[0]); c.Dropped["no-key"]+c.Dropped["forged"]+c.Dropped["replayed"] > 0 {
 		t.Errorf("%+v", c)
 	}
 }
 
-// A daemon that was killed and comes back is found by the other; connections go on.
+// A daemon that was killed and comes back takes over what carries packets, which go on
+// meanwhile; a keeper that was killed is another one soon, and is found by the other
+// node. Connections go on.
 func TestEncryptedRestart(t *testing.T) {
 	w := newEncrypted(t)
 	alive := w.lasting(w.planes[0].Path("c1"), w.planes[1].Path("c1"), "10.0.1.3:81")
 	alive()
+	stop, pass := w.pingPong(w.planes[0].Path("c1"), w.planes[1].Path("c1"), "10.0.1.3:7", 4)
 	for _, who := range []int{0, 1, 0} {
-		old := w.planes[who]
-		old.closeCrypt() // as the kernel does for a killed process
+		w.kill(w.planes[who])
+		pass()
 		w.planes[who] = w.planeOn([]string{w.host, w.outside}[who], []string{"node0", "node1"}[who], "")
+		pass()
+		w.ok(w.planes[who].Set(t.Context(), w.configs[who]))
+		pass()
+		alive()
+	}
+	if n := stop(); n < 100 {
+		t.Errorf("only %d datagrams", n)
+	}
+	for _, who := range []int{0, 1, 0} {
+		w.killKeeper(w.planes[who])
 		w.ok(w.planes[who].Set(t.Context(), w.configs[who]))
 		w.established()
 		alive()
@@ -462,7 +486,7 @@ func TestEncryptedPortInUse(t *testing.T) {
 	}
 	w.ok(c.Close())
 	w.ok(p.Set(t.Context(), w.configs[0]))
-	if p.crypt == nil || len(p.crypt.taps) != 2 {
-		t.Errorf("%+v", p.crypt)
+	if taps := p.keeper.Taps(); len(taps) != 2 {
+		t.Errorf("%+v", taps)
 	}
 }

@@ -1,8 +1,6 @@
 package linux
 
 import (
-	"net"
-
 	"github.com/legion-swarm/legion/network"
 )
 
@@ -20,14 +18,14 @@ func (n *inside) furnish(m *made, mesh string) {
 		return
 	}
 	var t transaction
-	var udp *net.UDPConn
-	var tcp *net.TCPListener
+	var open *opened
 	if m.is.Resolver != nil {
+		var udp, tcp uint16
 		var err error
-		if udp, tcp, err = listenDNS(0); err != nil {
+		if open, udp, tcp, err = p.listenDNS(m.is, 0); err != nil {
 			return
 		}
-		t.leadDNS(portOf(udp.LocalAddr()), portOf(tcp.Addr()), true)
+		t.leadDNS(udp, tcp, true)
 	}
 	if meshed {
 		t.box(box, true, false)
@@ -35,14 +33,12 @@ func (n *inside) furnish(m *made, mesh string) {
 	}
 	if err := p.commit(&t); err != nil {
 		p.log.Debug("network: rules in a new sandbox are tried one by one", "sandbox", m.is.ID, "error", err)
-		if udp != nil {
-			_, _ = udp.Close(), tcp.Close()
+		if open != nil {
+			open.close()
 		}
 		return
 	}
-	if udp != nil {
-		m.resolver = p.resolvers.serve(m.is, udp, tcp)
-	}
+	m.resolver = open
 	if meshed {
 		m.box = &box
 	}
@@ -50,12 +46,13 @@ func (n *inside) furnish(m *made, mesh string) {
 
 // adopt takes over what was done for sandboxes. Only Set calls it.
 func (p *Plane) adopt(all map[string]made) {
+	var open []*opened
 	for id, m := range all {
 		if m.touched {
 			delete(p.mesh.boxes, id)
 		}
 		if m.resolver != nil {
-			p.resolvers.adopt(id, m.resolver)
+			open = append(open, m.resolver)
 		}
 		if m.box != nil {
 			if p.mesh.boxes == nil {
@@ -63,6 +60,12 @@ func (p *Plane) adopt(all map[string]made) {
 			}
 			p.mesh.boxes[id] = *m.box
 		}
+	}
+	if len(open) == 0 {
+		return
+	}
+	if err := p.answer(open); err != nil {
+		p.log.Debug("network: names in new sandboxes are answered later", "error", err)
 	}
 }
 

@@ -132,10 +132,11 @@ func TestMeshReopen(t *testing.T) {
 	defer u.Close()
 	_, first := say(u)
 	w.planes[1].meshSockets.dropAll() // as the kernel does for a killed process
+	w.ok(w.planes[1].keeper.Close())
 	w.expect("while the daemon is away")
-	p, err := New(Config{Dir: w.planes[1].dir, HostNetNS: w.hosts["h1"], Log: w.planes[1].log})
+	p, err := New(Config{Dir: w.planes[1].dir, HostNetNS: w.hosts["h1"], Keeper: keeperCommand(), KeeperSocket: w.planes[1].keeperSocket(), Log: w.planes[1].log})
 	w.ok(err)
-	defer func() { w.ok(p.Close()) }()
+	w.cleanPlane(p)
 	w.ok(p.Set(t.Context(), w.config[1]))
 	w.expect("by the next daemon")
 	if seen, _ := say(c); seen != "10.99.0.100" {
@@ -144,7 +145,6 @@ func TestMeshReopen(t *testing.T) {
 	if _, name := say(u); name != first {
 		t.Errorf("datagrams went to %s and now go to %s", first, name)
 	}
-	p.meshSockets.dropAll()
 	w.planes[1].mesh = meshState{}
 	w.planes[1].stale.Store(true)
 }

@@ -81,7 +81,10 @@ func meshWorldOf(t testing.TB, alone bool) *meshWorld {
 // planeOn returns a data plane on a host.
 func (w *meshWorld) planeOn(host, owner string) *Plane {
 	w.t.Helper()
-	p, err := New(Config{Dir: filepath.Join(w.dir, "netns-"+host+owner), Owner: owner, HostNetNS: w.hosts[host], Log: slog.New(slog.DiscardHandler)})
+	dir := filepath.Join(w.dir, "netns-"+host+owner)
+	p, err := New(Config{
+		Dir: dir, Owner: owner, HostNetNS: w.hosts[host], Keeper: keeperCommand(), KeeperSocket: dir + ".keeper", Log: slog.New(slog.DiscardHandler),
+	})
 	w.ok(err)
 	w.cleanPlane(p)
 	return p

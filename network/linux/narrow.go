@@ -11,7 +11,9 @@ import (
 // a Set for as long as it changes them, some milliseconds; not while it makes
 // sandboxes, devices or rules of the host.
 func (p *Plane) Narrow(c *network.Config) {
-	p.resolvers.hub.Narrow(c.Zones)
+	if err := p.keeper.Narrow(c.Zones); err != nil {
+		p.log.Warn("network: names of what leaves can't be taken back at once", "error", err)
+	}
 	p.lists.Lock()
 	defer p.lists.Unlock()
 	p.newest = c

@@ -59,7 +59,7 @@ func TestNode(t *testing.T) {
 	}
 
 	// The daemon is killed, with a connection under way, and a container ends meanwhile.
-	p.sockets.close()
+	w.kill(p)
 	keep := []string{"c7", "c8"}
 	p2 := w.plane("")
 	n2 := w.node(p2)

@@ -34,6 +34,9 @@ func (p *Plane) observe(was, want *network.Config) (*network.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.takeOver(); err != nil {
+		p.log.Warn("network: what an earlier daemon has left to carry encrypted networks and answer names is not taken over", "error", err)
+	}
 	now := was.Clone()
 	if was == nil {
 		now.Rules4, now.Rules6, now.Forward, now.UserProxy = want.Rules4, want.Rules6, !want.Forward, want.UserProxy
@@ -160,7 +163,7 @@ func (p *Plane) observeSandboxes(links map[string]netlink.Link, ends map[string]
 			}
 			continue
 		}
-		s := &network.Sandbox{ID: id, Gateway4: w.Gateway4, Gateway6: w.Gateway6, Resolver: p.resolvers.of(id)}
+		s := &network.Sandbox{ID: id, Gateway4: w.Gateway4, Gateway6: w.Gateway6, Resolver: p.resolverOf(id)}
 		var before *network.Sandbox
 		if was != nil && was.Sandboxes[id] != nil {
 			before = was.Sandboxes[id]

@@ -48,12 +48,12 @@ func (p *Plane) putOverlays(ch *network.Changes, now *network.Config, f *failure
 		}
 	}
 	now.Underlay = ch.To.Underlay
-	if p.crypt != nil && p.crypt.at != cryptAt(now.Underlay) {
-		p.closeCrypt() // its port may become that of tunnels
-	}
 	var unguarded error
+	if u := now.Underlay; u.Local.IsValid() && p.keeper.At() != cryptAt(u) {
+		unguarded = p.keeper.CloseCrypt() // its port may become that of tunnels
+	}
 	if len(put)+len(ch.DropOverlays) > 0 || ch.Options || !p.guard.known {
-		unguarded = p.setGuard(now, ch.To)
+		unguarded = errors.Join(unguarded, p.setGuard(now, ch.To))
 	}
 	p.noteEncrypted(ch.To)
 	for id := range ch.To.Overlays {
@@ -196,8 +196,10 @@ func (p *Plane) adoptEnds(h *netlink.Handle, bridge netlink.Link) error {
 
 func (p *Plane) dropOverlays(ch *network.Changes, now *network.Config, f *failures) {
 	for _, id := range ch.DropOverlays {
-		p.dropCrypt(id)
-		err := p.dropOverlay(id)
+		err := p.keeper.DropTap(id)
+		if err == nil {
+			err = p.dropOverlay(id)
+		}
 		f.add(network.OverlayItem(id), err)
 		if err == nil {
 			delete(now.Overlays, id)

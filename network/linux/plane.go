@@ -21,6 +21,7 @@ import (
 
 	"github.com/legion-swarm/legion/network"
 	"github.com/legion-swarm/legion/network/crypt"
+	"github.com/legion-swarm/legion/network/linux/keeper"
 )
 
 // Config is for New.
@@ -43,6 +44,10 @@ type Config struct {
 	// Balancer forces how virtual addresses lead to backends: BalancerEBPF or
 	// BalancerNFTables. Empty: the first of these that the host has.
 	Balancer string
+	// Keeper starts a keeper: a program's path and arguments. Its socket is
+	// KeeperSocket, in a folder that exists. Required.
+	Keeper       []string
+	KeeperSocket string
 	// Log is required.
 	Log *slog.Logger
 }
@@ -83,16 +88,14 @@ type Plane struct {
 	guard    guardState // owned by Set
 
 	balancing   *balancing
-	resolvers   *resolvers // owned by Set
-	mesh        meshState  // owned by Set
-	meshSockets *sockets   // owned by Set
+	mesh        meshState // owned by Set
+	meshSockets *sockets  // owned by Set
 	forgetting  forgetter
 	lent        lender                   // sockets in the host's namespace
 	commit      func(*transaction) error // writes rules in sandboxes
 
-	cryptNode    *crypt.Node
-	crypt        *cryptor                            // owned by Set; nil without encrypted overlays
-	cryptNodes   map[string]map[crypt.MAC]netip.Addr // of their endpoints; owned by Set
+	keeper       *keeper.Client
+	cryptNodes   map[string]map[crypt.MAC]netip.Addr // of endpoints in encrypted overlays; nil: not known yet; owned by Set
 	addrsChanged atomic.Bool                         // of the host, since Set last asked
 
 	// lists is held while backends are changed. It is taken before mu.
@@ -121,6 +124,8 @@ func New(c Config) (*Plane, error) {
 		return nil, errors.New("network: Log is required")
 	case !filepath.IsAbs(c.Dir):
 		return nil, fmt.Errorf("network: folder %q for namespaces must be an absolute path", c.Dir)
+	case len(c.Keeper) == 0 || !filepath.IsAbs(c.KeeperSocket):
+		return nil, errors.New("network: Keeper and an absolute path as KeeperSocket are required")
 	case len(c.Owner) > 16 || strings.Trim(c.Owner, "abcdefghijklmnopqrstuvwxyz0123456789") != "":
 		return nil, fmt.Errorf("network: owner %q must be at most 16 of a-z and 0-9", c.Owner)
 	}
@@ -155,8 +160,7 @@ func New(c Config) (*Plane, error) {
 		return nil, err
 	}
 	p.sockets, p.meshSockets = newSockets(p), newSockets(p)
-	p.resolvers = newResolvers(p)
-	p.cryptNode = newCryptNode()
+	p.keeper = keeper.NewClient(keeper.Config{Socket: c.KeeperSocket, Command: c.Keeper, InHost: p.inHost, Lost: p.alarm, Log: c.Log})
 	p.stale.Store(true)
 	return p, nil
 }
@@ -180,15 +184,14 @@ func (p *Plane) prepare() error {
 func (p *Plane) Path(sandbox string) string { return filepath.Join(p.dir, sandbox) }
 
 // Close frees what the process holds: sockets of published ports (which stay
-// published) and netlink sockets. What is in the kernel stays. No other method
-// may be under way.
+// published) and netlink sockets. What is in the kernel stays, and what the keeper
+// holds; one that holds nothing ends. No other method may be under way.
 func (p *Plane) Close() error {
 	p.turn <- struct{}{}
 	p.sockets.close()
-	p.resolvers.close()
 	p.meshSockets.close()
 	p.closeWatches()
-	p.closeCrypt()
+	left := p.keeper.Close()
 	p.forgetting.wg.Wait()
 	p.lent.shut()
 	p.mu.Lock()
@@ -199,7 +202,7 @@ func (p *Plane) Close() error {
 	}
 	p.handles = nil
 	_ = os.Remove(p.dir) // stays if there are sandboxes
-	return errors.Join(p.balancing.close(), p.host.Close(), p.own.Close())
+	return errors.Join(left, p.balancing.close(), p.host.Close(), p.own.Close())
 }
 
 // handle lends a netlink socket in the host's namespace; give it back with put.

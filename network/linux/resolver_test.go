@@ -3,6 +3,7 @@ package linux
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -152,16 +153,16 @@ func TestResolverLeavesPort53(t *testing.T) {
 	w.expectNames(p, "s0-0", "tcp", "ip4", "web.", "172.17.0.2")
 }
 
-// TestResolverReopens: a daemon that is killed leaves rules that lead nowhere;
-// the next one serves the namespaces that are there.
+// TestResolverReopens: a keeper that is killed, with its daemon, leaves rules that lead
+// nowhere; the next one serves the namespaces that are there.
 func TestResolverReopens(t *testing.T) {
 	w := newWorld(t)
 	p := w.plane("")
 	c := named()
 	w.ok(p.Set(t.Context(), c))
 	before := inode(p.Path("s0-0"))
-	p.sockets.close()
-	p.resolvers.close()
+	w.killKeeper(p)
+	w.kill(p)
 	p = w.plane("")
 	w.ok(p.Set(t.Context(), c))
 	if inode(p.Path("s0-0")) != before {
@@ -178,33 +179,75 @@ func TestResolverReopens(t *testing.T) {
 	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
 }
 
-// TestResolverResumes: the next daemon answers before its first Set, which finds the
-// sockets open.
+// TestResolverResumes: names are answered while the daemon is away, by the next one
+// before its first Set, and if the keeper is gone, too. What is open stays.
 func TestResolverResumes(t *testing.T) {
-	w := newWorld(t)
-	p := w.plane("")
-	c := named()
-	w.ok(p.Set(t.Context(), c))
-	p.sockets.close()
-	p.resolvers.close()
-	p = w.plane("")
-	gone := *c.Sandboxes["s0-0"]
-	gone.ID = "gone" // with the host's last boot
-	more := c.Clone()
-	more.Sandboxes[gone.ID] = &gone
-	p.Resume(more)
-	for id := range c.Sandboxes {
-		w.expectNames(p, id, "udp", "ip4", "web.", "172.17.0.2")
-		w.expectNames(p, id, "tcp", "ip4", "web.", "172.17.0.2")
+	for _, gone := range []bool{false, true} {
+		t.Run(fmt.Sprint("keeper gone ", gone), func(t *testing.T) {
+			w := newWorld(t)
+			p := w.plane("")
+			c := named()
+			w.ok(p.Set(t.Context(), c))
+			if gone {
+				w.killKeeper(p)
+			}
+			w.kill(p)
+			ports := func() map[string]string {
+				m := map[string]string{}
+				for id := range c.Sandboxes {
+					m[id] = w.bound(p.Path(id))
+				}
+				return m
+			}
+			before := ports()
+			if !gone {
+				w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
+			}
+			p = w.plane("")
+			lost := *c.Sandboxes["s0-0"]
+			lost.ID = "lost" // with the host's last boot
+			more := c.Clone()
+			more.Sandboxes[lost.ID] = &lost
+			p.Resume(more)
+			for id := range c.Sandboxes {
+				w.expectNames(p, id, "udp", "ip4", "web.", "172.17.0.2")
+				w.expectNames(p, id, "tcp", "ip4", "web.", "172.17.0.2")
+			}
+			resumed := ports()
+			if !gone && !maps.Equal(resumed, before) {
+				t.Errorf("sockets %v, were %v", resumed, before)
+			}
+			ended := c.Clone() // meanwhile
+			delete(ended.Sandboxes, "s0-1")
+			w.ok(p.Set(t.Context(), ended))
+			w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
+			if w.bound(p.Path("s0-0")) != resumed["s0-0"] {
+				t.Error("sockets were opened again")
+			}
+			for _, id := range []string{"s0-1", lost.ID} {
+				if _, there := p.keeper.Resolver(id); there {
+					t.Errorf("a resolver of %s is held", id)
+				}
+			}
+		})
 	}
-	open := maps.Clone(p.resolvers.open)
-	ended := c.Clone() // meanwhile
-	delete(ended.Sandboxes, "s0-1")
-	w.ok(p.Set(t.Context(), ended))
-	w.expectNames(p, "s0-0", "udp", "ip4", "web.", "172.17.0.2")
-	if p.resolvers.open["s0-0"] != open["s0-0"] || p.resolvers.open["s0-1"] != nil || p.resolvers.open["gone"] != nil {
-		t.Errorf("open: %v, were %v", p.resolvers.open, open)
-	}
+}
+
+// bound lists the UDP sockets in a namespace, by address and inode.
+func (w *world) bound(path string) string {
+	w.t.Helper()
+	var l []string
+	w.in(path, func() {
+		b, err := os.ReadFile("/proc/thread-self/net/udp")
+		w.ok(err)
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 9 && f[0] != "sl" {
+				l = append(l, f[1]+" "+f[9])
+			}
+		}
+	})
+	slices.Sort(l)
+	return strings.Join(l, ", ")
 }
 
 // TestResolverWithoutRules: a kernel that can't lead port 53 elsewhere has it

@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/legion-swarm/legion/network"
+	"github.com/legion-swarm/legion/network/dns"
 )
 
 // blocking is a UDP socket without Go's poller, as other languages' clients have.
@@ -68,7 +70,9 @@ func BenchmarkResolver(b *testing.B) {
 		tcp, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		w.ok(err)
 	})
-	own := p.resolvers.hub.NewServer(udp, tcp, &network.Resolver{Zones: []string{"n"}}, nil)
+	hub := dns.NewHub(nil, slog.New(slog.DiscardHandler))
+	hub.SetZones(named().Zones)
+	own := hub.NewServer(udp, tcp, &network.Resolver{Zones: []string{"n"}}, nil)
 	go own.Run(b.Context())
 	for range 3 {
 		for _, c := range []struct {

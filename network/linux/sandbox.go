@@ -25,7 +25,7 @@ type made struct {
 	touched bool
 	// What answers in it, and how it is prepared for published ports; nil: that is to
 	// be done yet.
-	resolver *resolver
+	resolver *opened
 	box      *meshBox
 }
 

@@ -32,7 +32,9 @@ func (p *Plane) putTunnel(have, o *network.Overlay, u network.Underlay) error {
 	if o.Encrypted {
 		return p.putCrypt(h, o, u)
 	}
-	p.dropCrypt(o.ID)
+	if err := p.keeper.DropTap(o.ID); err != nil {
+		return err
+	}
 	if len(o.Peers) == 0 {
 		p.expectTunnel(o.ID, "", nil)
 		return dropTunnel(h)

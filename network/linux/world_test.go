@@ -149,11 +149,20 @@ func (w *world) planeOn(host, dir, owner string) *Plane {
 	w.t.Helper()
 	p, err := New(Config{
 		Dir: filepath.Join(w.dir, dir), Owner: owner, HostNetNS: host, BPF: filepath.Join(w.dir, "bpf"+dir),
-		Cgroup: w.cgroup(), Balancer: w.balancer, Log: slog.New(slog.DiscardHandler),
+		Cgroup: w.cgroup(), Balancer: w.balancer, Keeper: keeperCommand(), KeeperSocket: filepath.Join(w.dir, dir+".keeper"),
+		Log: slog.New(slog.DiscardHandler),
 	})
 	w.ok(err)
 	w.cleanPlane(p)
 	return p
+}
+
+// kill ends a data plane as the kernel does for a killed daemon.
+func (w *world) kill(p *Plane) {
+	w.t.Helper()
+	p.sockets.close()
+	p.meshSockets.close()
+	w.ok(p.keeper.Close())
 }
 
 // cleanPlane has what a data plane made go with the test.

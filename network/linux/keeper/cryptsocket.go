@@ -1,4 +1,4 @@
-package linux
+package keeper
 
 import (
 	"encoding/binary"
@@ -21,7 +21,7 @@ const (
 	// arrivedBuffer and sentBuffer are what the socket may hold, in bytes, as the
 	// kernel counts them: some 200 and 50 frames of the largest kind. A frame that
 	// finds no room as it arrives is 45 segments lost, of many streams' that share the
-	// socket, and a daemon may have to wait 10 ms for a processor.
+	// socket, and a keeper may have to wait 10 ms for a processor.
 	arrivedBuffer = 16 << 20
 	sentBuffer    = 4 << 20
 	// maxOOB is enough for what the kernel says of a datagram.
@@ -30,7 +30,7 @@ const (
 	roomWait = 100
 )
 
-// listenCrypt takes the port; the thread is in the host's namespace.
+// listenCrypt takes the port, in the thread's namespace.
 func listenCrypt(at netip.AddrPort) (*cryptSocket, error) {
 	domain, address := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()})
 	if at.Addr().Is4() {

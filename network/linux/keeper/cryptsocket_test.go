@@ -1,8 +1,9 @@
-package linux
+package keeper
 
 import (
 	"bytes"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 )
@@ -14,7 +15,7 @@ func TestCryptSocket(t *testing.T) {
 	const port = 4790
 	for _, a := range [][2]string{{"10.99.0.1", "10.99.0.2"}, {"fd99::1", "fd99::2"}} {
 		var sockets [2]*cryptSocket
-		for i, ns := range []string{w.host, w.outside} {
+		for i, ns := range []*os.File{w.host, w.outside} {
 			w.in(ns, func() {
 				var err error
 				sockets[i], err = listenCrypt(netip.AddrPortFrom(netip.MustParseAddr(a[i]), port))

@@ -1,4 +1,4 @@
-package linux
+package keeper
 
 import (
 	"fmt"
@@ -16,8 +16,8 @@ import (
 )
 
 // cryptor carries encrypted overlays' frames between TAP devices and a UDP socket.
-// It holds both: without the process nothing flows. Methods but counts are called
-// by Set alone.
+// It holds both: without the process nothing flows. Its methods are called by one
+// goroutine.
 type cryptor struct {
 	node     *crypt.Node
 	log      *slog.Logger
@@ -35,16 +35,13 @@ type cryptor struct {
 // tap is a device that the bridge of an overlay gives frames to. Its system calls
 // are as the socket's.
 type tap struct {
-	index   int // of the device
 	vni     uint32
 	fd      int
 	carrier int          // that reads
-	ended   atomic.Bool  // its device is gone
 	iov     []unix.Iovec // of write
 }
 
-// openCryptor takes the port of encrypted overlays; the thread is in the host's
-// namespace.
+// openCryptor takes the port of encrypted overlays.
 func openCryptor(at netip.AddrPort, node *crypt.Node, log *slog.Logger) (*cryptor, error) {
 	socket, err := listenCrypt(at)
 	if err != nil {
@@ -168,7 +165,6 @@ func (c *cryptor) sending(t *tap) func() {
 			}
 			if errno != 0 {
 				c.log.Debug("network: an encrypted overlay's device is gone", "error", errno)
-				t.ended.Store(true)
 				c.carriers[t.carrier].remove(t.fd)
 				break
 			}
