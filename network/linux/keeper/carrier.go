@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,10 +16,11 @@ import (
 // read of any of its descriptors, and has that handled. What comes while it works
 // wakes nobody, and what it causes itself, such as answers, it finds before it sleeps.
 type carrier struct {
-	set     int              // epoll, of all descriptors
-	bell    int              // eventfd, of do
-	arrival *arrival         // of set
-	ready   map[int32]func() // handlers, by descriptor
+	set     int                  // epoll, of all descriptors
+	bell    int                  // eventfd, of do
+	arrival *arrival             // of set
+	ready   map[int32]func() int // handlers, by descriptor
+	rate    rate
 	ended   bool
 
 	mu   sync.Mutex
@@ -38,9 +40,9 @@ const (
 
 // newCarriers starts one for each processor that the daemon uses, so that what is
 // sealed does not wait for what is opened.
-func newCarriers() (all []*carrier, err error) {
+func newCarriers(b *bulk) (all []*carrier, err error) {
 	for range min(runtime.GOMAXPROCS(0), maxCarriers) {
-		c, err := newCarrier()
+		c, err := newCarrier(b)
 		if err != nil {
 			for _, c := range all {
 				c.close()
@@ -52,8 +54,8 @@ func newCarriers() (all []*carrier, err error) {
 	return all, nil
 }
 
-func newCarrier() (c *carrier, err error) {
-	c = &carrier{set: -1, bell: -1, ready: map[int32]func(){}, done: make(chan struct{})}
+func newCarrier(b *bulk) (c *carrier, err error) {
+	c = &carrier{set: -1, bell: -1, ready: map[int32]func() int{}, rate: rate{bulk: b}, done: make(chan struct{})}
 	if c.set, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
@@ -87,14 +89,14 @@ func (c *carrier) release() (err error) {
 }
 
 // watch has it call ready, from its goroutine, when there is something to read of a
-// descriptor. ready does not block.
-func (c *carrier) watch(fd int, ready func()) (err error) {
+// descriptor. ready does not block, and returns how many bytes it has carried.
+func (c *carrier) watch(fd int, ready func() int) (err error) {
 	c.do(func() { err = c.put(fd, ready) })
 	return err
 }
 
 // put is watch, by its goroutine.
-func (c *carrier) put(fd int, ready func()) error {
+func (c *carrier) put(fd int, ready func() int) error {
 	err := unix.EpollCtl(c.set, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
 	if err == nil {
 		c.ready[int32(fd)] = ready
@@ -128,7 +130,7 @@ func (c *carrier) do(f func()) {
 	<-called
 }
 
-func (c *carrier) answer() {
+func (c *carrier) answer() int {
 	var b [8]byte
 	_, _ = unix.Read(c.bell, b[:])
 	c.mu.Lock()
@@ -138,6 +140,7 @@ func (c *carrier) answer() {
 	for _, f := range todo {
 		f()
 	}
+	return 0
 }
 
 // close ends it. Nobody calls another method meanwhile or later.
@@ -155,10 +158,12 @@ func (c *carrier) run() {
 			c.arrival.wait()
 			continue
 		}
+		carried := 0
 		for _, e := range events[:n] {
 			if f := c.ready[e.Fd]; f != nil { // not removed meanwhile
-				f()
+				carried += f()
 			}
 		}
+		c.rate.carry(carried, time.Now())
 	}
 }

@@ -75,7 +75,7 @@ func TestArrival(t *testing.T) {
 // A carrier handles what comes, of each descriptor; does what it is told in between;
 // and touches nothing that it was told to forget.
 func TestCarrier(t *testing.T) {
-	c, err := newCarrier()
+	c, err := newCarrier(newBulk(func(uint32) {}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,11 +85,13 @@ func TestCarrier(t *testing.T) {
 	seen := make(chan int, 3*rounds)
 	for i := range pipes {
 		pipes[i] = newPipe(t)
-		if err := c.watch(pipes[i].r, func() {
+		if err := c.watch(pipes[i].r, func() (n int) {
 			for b, ok := pipes[i].take(); ok; b, ok = pipes[i].take() {
 				got[i] = append(got[i], b)
 				seen <- i
+				n++
 			}
+			return n
 		}); err != nil {
 			t.Fatal(err)
 		}

@@ -23,7 +23,8 @@ type cryptor struct {
 	log      *slog.Logger
 	socket   *cryptSocket
 	at       netip.AddrPort
-	carriers []*carrier      // the first has the socket
+	carriers []*carrier // the first has the socket
+	bulk     *bulk
 	taps     map[string]*tap // by overlay
 
 	byVNI atomic.Pointer[map[uint32]*tap]
@@ -47,10 +48,10 @@ func openCryptor(at netip.AddrPort, node *crypt.Node, log *slog.Logger) (*crypto
 	if err != nil {
 		return nil, fmt.Errorf("UDP port %d, for encrypted networks: %w", at.Port(), err)
 	}
-	c := &cryptor{node: node, log: log, socket: socket, at: at, taps: map[string]*tap{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	c := &cryptor{node: node, log: log, socket: socket, at: at, bulk: newBulk(schedule), taps: map[string]*tap{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	c.byVNI.Store(&map[uint32]*tap{})
 	c.wg.Go(c.tick)
-	if c.carriers, err = newCarriers(); err == nil {
+	if c.carriers, err = newCarriers(c.bulk); err == nil {
 		err = c.carriers[0].watch(socket.fd, c.receiving())
 	}
 	if err != nil {
@@ -69,6 +70,7 @@ func (c *cryptor) close() {
 	for _, r := range c.carriers {
 		r.close()
 	}
+	c.bulk.close()
 	c.wg.Wait()
 	_ = c.socket.close()
 }
@@ -155,9 +157,9 @@ func hellos(w *sender, out []crypt.Packet) {
 }
 
 // sending returns what seals what the bridge gives a device, until that is gone.
-func (c *cryptor) sending(t *tap) func() {
+func (c *cryptor) sending(t *tap) func() int {
 	s, w, frame := c.node.NewSealer(), c.socket.sender(c.at.Port()), make([]byte, crypt.MaxFrame)
-	return func() {
+	return func() (carried int) {
 		for range turn {
 			n, errno := rawRead(t.fd, frame)
 			if errno == unix.EAGAIN {
@@ -168,6 +170,7 @@ func (c *cryptor) sending(t *tap) func() {
 				c.carriers[t.carrier].remove(t.fd)
 				break
 			}
+			carried += n
 			s.Begin(t.vni, frame[:n])
 			for to, data, size, ok := s.Next(); ok; to, data, size, ok = s.Next() {
 				w.add(to, data, size)
@@ -177,18 +180,20 @@ func (c *cryptor) sending(t *tap) func() {
 			w.add(to, data, size)
 		}
 		w.flush()
+		return carried
 	}
 }
 
 // receiving returns what opens what comes from other nodes.
-func (c *cryptor) receiving() func() {
+func (c *cryptor) receiving() func() int {
 	o, r, w := c.node.NewOpener(), c.socket.receiver(), c.socket.sender(c.at.Port())
-	return func() {
+	return func() (carried int) {
 		for range turn {
 			from, data, size, ok := r.receive()
 			if !ok {
 				break
 			}
+			carried += len(data)
 			frames, out, tick := o.Open(from, data, size)
 			taps := *c.byVNI.Load()
 			for i := range frames {
@@ -201,6 +206,7 @@ func (c *cryptor) receiving() func() {
 				c.poke()
 			}
 		}
+		return carried
 	}
 }
 
