@@ -142,7 +142,7 @@ func (b *nftBalancer) set(x *nftBox, c *balancerChange) error {
 		return err
 	}
 	defer ns.Close() //nolint:errcheck // nothing was written
-	conn, err := nftConn(int(ns))
+	conn, err := openFilter(int(ns))
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func unchanged(ns int, gen uint32) bool {
 }
 
 // begin empties the tables, and lets idle connections live.
-func (b *nftBalancer) begin(c *nftables.Conn, path string) error {
+func (b *nftBalancer) begin(c *filterConn, path string) error {
 	if err := emptyTables(c); err != nil {
 		return err
 	}
@@ -192,7 +192,7 @@ func (b *nftBalancer) begin(c *nftables.Conn, path string) error {
 }
 
 // emptyTables puts empty tables in the place of those that may be there.
-func emptyTables(c *nftables.Conn) error {
+func emptyTables(c *filterConn) error {
 	for _, f := range families() {
 		t := c.AddTable(&nftables.Table{Family: f, Name: vipTable})
 		c.DelTable(t)
@@ -210,7 +210,7 @@ func families() []nftables.TableFamily {
 
 // write writes what differs, and returns the backends that some addresses no
 // longer lead to.
-func (b *nftBalancer) write(c *nftables.Conn, x *nftBox, have, want map[netip.Addr]*network.Balancer) map[[2]netip.Addr]bool {
+func (b *nftBalancer) write(c *filterConn, x *nftBox, have, want map[netip.Addr]*network.Balancer) map[[2]netip.Addr]bool {
 	gone := map[[2]netip.Addr]bool{}
 	for a, p := range want {
 		old := have[a]
@@ -279,7 +279,7 @@ func (b *nftBalancer) remove(boxes []*vipBox) error {
 			return err
 		}
 		defer ns.Close() //nolint:errcheck // nothing was written
-		c, err := nftConn(int(ns))
+		c, err := openFilter(int(ns))
 		if err != nil {
 			return err
 		}

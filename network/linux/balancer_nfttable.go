@@ -12,11 +12,11 @@ import (
 
 // vipWriter writes the table of one family.
 type vipWriter struct {
-	c *nftables.Conn
+	c *filterConn
 	t *nftables.Table
 }
 
-func newVIPWriter(c *nftables.Conn, a netip.Addr) *vipWriter {
+func newVIPWriter(c *filterConn, a netip.Addr) *vipWriter {
 	f := nftables.TableFamilyIPv4
 	if a.Is6() {
 		f = nftables.TableFamilyIPv6

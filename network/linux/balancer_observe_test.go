@@ -52,7 +52,7 @@ func (w *world) observeTable(p *Plane, c *network.Config, o *network.Overlay, sa
 	ns, err := netns.GetFromPath(p.Path(sandbox))
 	w.ok(err)
 	defer ns.Close()
-	conn, err := nftConn(int(ns))
+	conn, err := openFilter(int(ns))
 	w.ok(err)
 	for _, f := range families() {
 		wr := &vipWriter{c: conn, t: &nftables.Table{Family: f, Name: vipTable}}
@@ -88,7 +88,7 @@ func (w *world) observeTable(p *Plane, c *network.Config, o *network.Overlay, sa
 }
 
 // mapsOf names the sets that a chain's rules look in.
-func (w *world) mapsOf(conn *nftables.Conn, t *nftables.Table, chain string) (names []string) {
+func (w *world) mapsOf(conn *filterConn, t *nftables.Table, chain string) (names []string) {
 	w.t.Helper()
 	rules, err := conn.GetRules(t, &nftables.Chain{Name: chain})
 	w.ok(err)

@@ -454,7 +454,7 @@ func TestEncryptedRestart(t *testing.T) {
 func TestEncryptedLoss(t *testing.T) {
 	w := newEncrypted(t)
 	for _, p := range w.planes {
-		w.ok(p.transact(func(c *nftables.Conn) error {
+		w.ok(p.transact(func(c *filterConn) error {
 			table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "loss"})
 			chain := c.AddChain(&nftables.Chain{Table: table, Name: "input", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityRef(0)})
 			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{

@@ -76,7 +76,7 @@ func (p *Plane) admitIn(ch *nftables.Chain, devices []string) error {
 	if slices.Equal(have, want) {
 		return nil
 	}
-	return p.transact(func(c *nftables.Conn) error {
+	return p.transact(func(c *filterConn) error {
 		for _, r := range mine {
 			if err := c.DelRule(r); err != nil {
 				return err

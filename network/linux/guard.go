@@ -130,9 +130,9 @@ func (p *Plane) changeGuard(want *guard) error {
 	case p.guard.known && want.equal(have):
 		return nil
 	case p.guard.known && want != nil && have != nil && want.local == have.local && want.port == have.port:
-		return p.transact(func(c *nftables.Conn) error { return p.guardBuilder(c, want).change(have) })
+		return p.transact(func(c *filterConn) error { return p.guardBuilder(c, want).change(have) })
 	}
-	return p.transact(func(c *nftables.Conn) error {
+	return p.transact(func(c *filterConn) error {
 		t := &nftables.Table{Family: nftables.TableFamilyINet, Name: p.guardTable()}
 		c.AddTable(t) // so that there is one to delete
 		c.DelTable(t)
@@ -155,13 +155,13 @@ func (g *guard) equal(o *guard) bool {
 
 // guardBuilder writes the table.
 type guardBuilder struct {
-	c            *nftables.Conn
+	c            *filterConn
 	g            *guard
 	t            *nftables.Table
 	ids, sources *nftables.Set
 }
 
-func (p *Plane) guardBuilder(c *nftables.Conn, g *guard) *guardBuilder {
+func (p *Plane) guardBuilder(c *filterConn, g *guard) *guardBuilder {
 	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: p.guardTable()}
 	addr := nftables.TypeIPAddr
 	if g.local.Is6() {

@@ -60,7 +60,7 @@ func BenchmarkMesh(b *testing.B) {
 // instead of the client's.
 func (w *meshWorld) plain(i int, port uint16, to []byte, target byte) {
 	w.t.Helper()
-	w.ok(w.planes[i].transact(func(c *nftables.Conn) error {
+	w.ok(w.planes[i].transact(func(c *filterConn) error {
 		b := w.planes[i].newMeshBuilder(c, w.planes[i].mesh.rules)
 		b.t = &nftables.Table{Family: nftables.TableFamilyINet, Name: fmt.Sprintf("plain-%d", port)}
 		c.AddTable(b.t)

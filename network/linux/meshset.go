@@ -62,7 +62,7 @@ func (p *Plane) setMeshRules(want *meshRules) error {
 	for _, l := range [][]network.MeshKey{drop, put, change} {
 		slices.SortFunc(l, compareMeshKeys)
 	}
-	err := p.transact(func(c *nftables.Conn) error {
+	err := p.transact(func(c *filterConn) error {
 		b := p.newMeshBuilder(c, want)
 		if whole {
 			c.AddTable(b.t) // so that there is one to delete
@@ -96,7 +96,7 @@ func (p *Plane) setMeshRules(want *meshRules) error {
 }
 
 func (p *Plane) dropMeshTable() error {
-	return p.transact(func(c *nftables.Conn) error {
+	return p.transact(func(c *filterConn) error {
 		t := p.meshTable()
 		c.AddTable(t)
 		c.DelTable(t)

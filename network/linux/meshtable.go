@@ -32,7 +32,7 @@ const rejectChain = "refuse" // reject is a word of nft
 // meshBuilder writes the mesh's table. What it writes, in nft's words, is in
 // design/network.md.
 type meshBuilder struct {
-	c     *nftables.Conn
+	c     *filterConn
 	t     *nftables.Table
 	w     *meshRules
 	rules map[string]int // written, by chain
@@ -47,7 +47,7 @@ func (p *Plane) meshTable() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: name}
 }
 
-func (p *Plane) newMeshBuilder(c *nftables.Conn, w *meshRules) *meshBuilder {
+func (p *Plane) newMeshBuilder(c *filterConn, w *meshRules) *meshBuilder {
 	return &meshBuilder{c: c, t: p.meshTable(), w: w, rules: map[string]int{}, maps: map[string]int{}}
 }
 

@@ -167,7 +167,7 @@ func (p *Plane) setFamily(f nftables.TableFamily, have, want *ruleset) error {
 	case have != nil && have.sameBridges(want):
 		return p.setPortElements(f, have, want)
 	}
-	return p.transact(func(c *nftables.Conn) error {
+	return p.transact(func(c *filterConn) error {
 		b := &tableBuilder{c: c, family: f, t: &nftables.Table{Family: f, Name: p.table}}
 		c.AddTable(b.t) // so that there is one to delete
 		c.DelTable(b.t)
@@ -177,7 +177,7 @@ func (p *Plane) setFamily(f nftables.TableFamily, have, want *ruleset) error {
 }
 
 func (p *Plane) dropTable(f nftables.TableFamily) error {
-	return p.transact(func(c *nftables.Conn) error {
+	return p.transact(func(c *filterConn) error {
 		t := &nftables.Table{Family: f, Name: p.table}
 		c.AddTable(t)
 		c.DelTable(t)
@@ -190,7 +190,7 @@ func (p *Plane) setPortElements(f nftables.TableFamily, have, want *ruleset) err
 	if maps.Equal(have.ports, want.ports) && maps.Equal(have.open, want.open) {
 		return nil
 	}
-	return p.transact(func(c *nftables.Conn) error {
+	return p.transact(func(c *filterConn) error {
 		b := &tableBuilder{c: c, family: f, t: &nftables.Table{Family: f, Name: p.table}}
 		if err := b.declareMaps(); err != nil {
 			return err
@@ -214,27 +214,12 @@ func (p *Plane) setPortElements(f nftables.TableFamily, have, want *ruleset) err
 }
 
 // connect opens a netlink socket for rules in the host's namespace.
-func (p *Plane) connect() (*nftables.Conn, error) { return nftConn(int(p.host.Fd())) }
-
-// nftConn speaks to the packet filter of a namespace.
-func nftConn(ns int) (*nftables.Conn, error) {
-	return nftables.New(nftables.WithNetNSFd(ns), nftables.WithSockOptions(func(c *mnl.Conn) error {
-		raw, err := c.SyscallConn()
-		if err != nil {
-			return err
-		}
-		return raw.Control(func(fd uintptr) {
-			// Without the right to force it the default must do.
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer)
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer)
-		})
-	}))
-}
+func (p *Plane) connect() (*filterConn, error) { return openFilter(int(p.host.Fd())) }
 
 // transact makes what f builds one transaction, and remembers the generation
 // that it led to: the next one, so that what others change at the same time is
 // not taken for ours.
-func (p *Plane) transact(f func(c *nftables.Conn) error) error {
+func (p *Plane) transact(f func(c *filterConn) error) error {
 	c, err := p.connect()
 	if err != nil {
 		return err

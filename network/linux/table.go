@@ -14,7 +14,7 @@ import (
 // tableBuilder writes a family's table. What it writes, in nft's words, is in
 // design/network.md.
 type tableBuilder struct {
-	c      *nftables.Conn
+	c      *filterConn
 	family nftables.TableFamily
 	t      *nftables.Table
 
