@@ -54,18 +54,24 @@ func TestUDPMoves(t *testing.T) {
 // echo answers every datagram to port 53 with a name.
 func (w *world) echo(ns, name string) {
 	w.t.Helper()
+	w.answer(ns, func(netip.AddrPort) string { return name })
+}
+
+// answer answers every datagram to port 53 with what says is to be said to its sender.
+func (w *world) answer(ns string, says func(from netip.AddrPort) string) {
+	w.t.Helper()
 	w.in(ns, func() {
-		c, err := net.ListenPacket("udp", ":53")
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 53})
 		w.ok(err)
 		w.t.Cleanup(func() { c.Close() })
 		go func() {
 			buf := make([]byte, 16)
 			for {
-				_, from, err := c.ReadFrom(buf)
+				_, from, err := c.ReadFromUDPAddrPort(buf)
 				if err != nil {
 					return
 				}
-				_, _ = c.WriteTo([]byte(name), from)
+				_, _ = c.WriteToUDPAddrPort([]byte(says(from)), from)
 			}
 		}()
 	})
@@ -250,21 +256,7 @@ func (w *world) asked(ns, addr string) (seen string) {
 // mirror answers every datagram to port 53 with the address that it comes from.
 func (w *world) mirror(ns string) {
 	w.t.Helper()
-	w.in(ns, func() {
-		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 53})
-		w.ok(err)
-		w.t.Cleanup(func() { c.Close() })
-		go func() {
-			buf := make([]byte, 16)
-			for {
-				_, from, err := c.ReadFromUDPAddrPort(buf)
-				if err != nil {
-					return
-				}
-				_, _ = c.WriteToUDPAddrPort([]byte(from.Addr().Unmap().String()), from)
-			}
-		}()
-	})
+	w.answer(ns, func(from netip.AddrPort) string { return from.Addr().Unmap().String() })
 }
 
 // Datagrams of containers that are kept apart reach ports that others publish, and
