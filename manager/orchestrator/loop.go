@@ -304,6 +304,9 @@ func (s *session) plan(ctx context.Context, services []string, limit int) error 
 				in.Tasks = slices.AppendSeq(in.Tasks, store.List[*api.Task](tx, store.ByService(id)))
 				out = Plan(in)
 			}
+			if behind(tx, &in, &out) {
+				continue
+			}
 			left -= out.changes()
 			if err := write(tx, &in, &out); err != nil {
 				return err
@@ -393,6 +396,25 @@ func history(c *api.Cluster) int64 {
 		return *h
 	}
 	return defaultHistory
+}
+
+// behind reports whether a plan ends tasks of nodes that are not any more what it took
+// them for: the change is on its way to the loop, and has the service planned again. It
+// makes the transaction depend on those nodes, so that a node which is back when the
+// plan is written keeps its tasks, however long that takes.
+func behind(tx *store.Tx, in *Input, out *Output) bool {
+	checked := map[string]bool{}
+	for _, t := range in.Tasks {
+		planned := in.Nodes[t.NodeID]
+		if planned == nil || checked[t.NodeID] || api.Final(t.Status.State) || !api.ToldToEnd(out.Desired[t.ID]) {
+			continue
+		}
+		checked[t.NodeID] = true
+		if n := store.Get[*api.Node](tx, t.NodeID); n == nil || n != planned && !sameForPlans(planned, n) {
+			return true
+		}
+	}
+	return false
 }
 
 // write puts a service's plan in the transaction.
