@@ -34,6 +34,7 @@ func TestSwarm(t *testing.T) {
 		{"a manager does not hear the leader", s.testLeaderNotHeard},
 		{"the leader's daemon stands still for a moment", s.testLeaderStalls},
 		{"the leader's daemon and a worker's stand still for long", s.testDaemonsStall},
+		{"every daemon stands still for long", s.testAllStall},
 		{"a blip", s.testBlip},
 		{"a worker dies and comes back", s.testWorkerDies},
 		{"drain and return", s.testDrain},

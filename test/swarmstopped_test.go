@@ -86,3 +86,23 @@ func (s *swarm) testDaemonsStall(t *testing.T) {
 	s.nodes[leader].docker(t, "service", "scale", "-d", "web=10")
 	s.exactly(t, leader, "web", replicas)
 }
+
+// testAllStall: every daemon stands still for longer than a node may be silent, as when the
+// computer that they are all on sleeps. Nobody has died, and nothing is moved.
+func (s *swarm) testAllStall(t *testing.T) {
+	before := s.exactly(t, "m1", "web", replicas)
+	tasks := s.nodes["m1"].tasks(t, "web", "{{.ID}}")
+	s.freeze(t, s.names...)
+	time.Sleep(18 * time.Second)
+	s.thaw(t, s.names...)
+	t.Logf("a write after %v", awaitFor(t, newLeader, "a write", func() error { return s.write("m1") }))
+	time.Sleep(5 * time.Second) // for what was begun with what was known before
+	s.ready(t, "m1", s.names...)
+	if now := s.exactly(t, "m1", "web", replicas); !maps.Equal(before, now) {
+		t.Errorf("containers were %v and are %v", before, now)
+	}
+	if now := s.nodes["m1"].tasks(t, "web", "{{.ID}}"); strings.Join(now, " ") != strings.Join(tasks, " ") {
+		t.Errorf("tasks were %v and are %v", tasks, now)
+	}
+	s.kept(t, "m1", "m2", "m3")
+}

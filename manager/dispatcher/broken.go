@@ -19,9 +19,6 @@ const (
 	// the transport: only its heart-beats count.
 	fresh        = 10 * time.Second
 	probeTimeout = 300 * time.Millisecond
-	// unledLimit is how long a manager without leader keeps its sessions: an
-	// election is over long before.
-	unledLimit = 4 * time.Second
 )
 
 // broken is called when the connection of a session that stands broke. A process
@@ -81,56 +78,4 @@ func (d *Dispatcher) farewell(s *session, leaves bool) {
 	s.mu.Lock()
 	s.paused = true
 	s.mu.Unlock()
-}
-
-// guardLead ends all sessions when no manager has led for long: this one may be
-// cut off from the others, and its nodes not.
-func (d *Dispatcher) guardLead(ctx context.Context) error {
-	since := time.Now() // of when there is no leader
-	timer := time.NewTimer(unledLimit)
-	defer timer.Stop()
-	for given := false; ; {
-		led, changed := d.cfg.Led()
-		switch left := unledLimit - time.Since(since); {
-		case led:
-			since, given = time.Now(), false
-			timer.Stop()
-		case left > 0:
-			timer.Reset(left)
-		case !given:
-			given = true
-			d.endAll(errUnled())
-		}
-		select {
-		case <-changed:
-			if led {
-				since = time.Now()
-			}
-		case <-timer.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-func (d *Dispatcher) endAll(cause error) {
-	var nodes []string
-	d.mu.Lock()
-	for id, r := range d.nodes {
-		if r.session != nil && r.session.live() {
-			r.session.end(cause)
-			nodes = append(nodes, id)
-		}
-	}
-	d.mu.Unlock()
-	if len(nodes) > 0 {
-		d.cfg.Log.Warn("no manager leads; the nodes that are connected here are sent to other managers", "nodes", len(nodes))
-	}
-	for _, id := range nodes {
-		d.look(id)
-	}
-}
-
-func errUnled() error {
-	return api.Errorf(api.Unavailable, "this manager has lost the others; the node should turn to another one")
 }

@@ -59,7 +59,9 @@ type Dispatcher struct {
 	specs  *specCache
 	logs   *LogBroker
 
-	pace pace
+	pace  pace
+	leads leadership
+	awake awake
 
 	mu       sync.Mutex
 	running  context.Context //nolint:containedctx // Run's; nil when it is not running
@@ -130,6 +132,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	g.Go(func() error { return d.writer.run(ctx) })
 	g.Go(func() error { return d.watch(ctx) })
 	g.Go(func() error { return d.guardLead(ctx) })
+	g.Go(func() error { return d.awake.run(ctx) })
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,12 +17,15 @@ import (
 
 // troubled is a log that takes as many entries as it is told to, then refuses some.
 type troubled struct {
+	mu            sync.Mutex
 	store         *store.Store
 	index         uint64
 	takes, refuse int
 }
 
 func (p *troubled) Propose(_ context.Context, data []byte) (uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.takes == 0 && p.refuse > 0 {
 		p.refuse--
 		return 0, api.Errorf(api.Unavailable, "the change may have come to pass")

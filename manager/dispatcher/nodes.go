@@ -116,9 +116,12 @@ func (d *Dispatcher) await(n *api.Node) {
 	if r.awaited == n.Session.ID {
 		return
 	}
-	id, session, limit := n.ID, n.Session.ID, Grace(d.period())
+	id, session, limit, stood := n.ID, n.Session.ID, Grace(d.period()), d.awake.stood(time.Now())
 	r.expect(session, time.AfterFunc(limit, func() {
 		d.background(func(ctx context.Context) {
+			if more := d.awake.stood(time.Now()) - stood; more > 0 && !pause(ctx, more, nil) {
+				return
+			}
 			d.down(ctx, id, session, "heartbeat failure: the node did not connect within "+limit.String()+" after its session ended")
 		})
 	}))
@@ -186,19 +189,23 @@ func (d *Dispatcher) ready(s *session) {
 	})
 }
 
-// expire ends a session without heart-beats, and says that the node is down. A
-// timer that comes late says that this manager was stalled, not the node: then
-// heart-beats may be waiting, and the node gets another period.
+// expire ends a session without heart-beats, and says that the node is down. If this
+// manager stood still since the last one, heart-beats may be waiting: the node gets
+// that time back, and another period at least.
 func (d *Dispatcher) expire(s *session) {
+	now := time.Now()
+	stood := d.awake.stood(now)
 	s.mu.Lock()
 	limit := s.limit
-	stalled := time.Since(s.heard)-limit > stall && s.stalls < maxStalls
-	if stalled {
+	more := max(stood-s.stood, d.period())
+	spared := stood > s.stood && s.stalls < maxStalls
+	if spared {
 		s.stalls++
-		s.timer.Reset(d.period())
+		s.stood = stood
+		s.timer.Reset(more)
 	}
 	s.mu.Unlock()
-	if !stalled {
+	if !spared {
 		d.lose(s, api.Errorf(api.DeadlineExceeded, "heartbeat failure: no heart-beat for %v", limit))
 	}
 }
@@ -211,10 +218,10 @@ func (d *Dispatcher) lose(s *session, cause error) {
 	d.background(func(ctx context.Context) { d.down(ctx, s.node, s.id, cause.Error()) })
 }
 
-// down says that a node is down, if that session is still its last one, as often as
-// it takes: nobody else does.
+// down says that a node is down, if that session is still its last one though the node
+// could have opened another, as often as it takes: nobody else does.
 func (d *Dispatcher) down(ctx context.Context, node, session, why string) {
-	for wait := remark; ; wait = min(2*wait, maxRemark) {
+	for wait := remark; d.hearing(ctx); wait = min(2*wait, maxRemark) {
 		err := d.setStatus(ctx, node, session, func(n *api.Node) bool {
 			n.Status = swarm.NodeStatus{State: swarm.NodeStateDown, Addr: n.Status.Addr, Message: why}
 			if n.DownSince.IsZero() {

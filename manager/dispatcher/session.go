@@ -25,9 +25,7 @@ const (
 	// maxSlack bounds what is taken from the grace period so that a replacement
 	// runs before it is over.
 	maxSlack = 500 * time.Millisecond
-	// stall is how late a timer may be before this manager is taken to have been
-	// stalled; maxStalls bounds how often in a row that spares a node.
-	stall     = 250 * time.Millisecond
+	// maxStalls bounds how often in a row it spares a node that its manager stood still.
 	maxStalls = 3
 
 	registerWindow = 8 * time.Second
@@ -60,7 +58,8 @@ type session struct {
 	timer     *time.Timer   // expires without heart-beats
 	heard     time.Time     // when the node's last heart-beat came
 	limit     time.Duration // how long it may be silent from then on
-	stalls    int           // times that the timer came late since
+	stood     time.Duration // of this manager's standing still, what has been made up for
+	stalls    int           // times since heard that it was
 	paused    bool          // the node said that it starts again
 	marking   bool          // READY is being written
 
@@ -167,10 +166,11 @@ func (d *Dispatcher) open(node string) (*session, error) {
 	if r.session != nil {
 		r.session.end(api.Errorf(api.Conflict, "the node opened another session"))
 	}
+	now := time.Now()
 	s := &session{
 		id: api.NewID(), node: node, reports: make(chan struct{}, maxReports),
 		ended: make(chan struct{}), taskWake: make(chan struct{}, 1), nodeWake: make(chan struct{}, 1),
-		heard: time.Now(),
+		heard: now, stood: d.awake.stood(now),
 	}
 	r.session = s
 	r.expect("", nil)
@@ -314,7 +314,8 @@ func (d *Dispatcher) Heartbeat(ctx context.Context, req *swarmpb.HeartbeatReques
 	limit := Grace(period)
 	s.mu.Lock()
 	if s.live() && s.timer != nil {
-		s.heard, s.stalls, s.limit = time.Now(), 0, limit
+		now := time.Now()
+		s.heard, s.stood, s.stalls, s.limit = now, d.awake.stood(now), 0, limit
 		s.timer.Reset(limit)
 	}
 	s.mu.Unlock()

@@ -15,7 +15,10 @@ import (
 
 const (
 	// interval is how often the managers' reachability is looked at.
-	interval     = 250 * time.Millisecond
+	interval = 250 * time.Millisecond
+	// stall is how late that may be: if it is later, this process stood still, and nodes
+	// may have come back unheard.
+	stall        = 250 * time.Millisecond
 	probeTimeout = 300 * time.Millisecond
 	chunk        = 256 // tasks given up in one transaction
 )
@@ -76,7 +79,7 @@ func (l *Loop) watch(ctx context.Context) error {
 		g.see(n, time.Now(), l.Store.Now())
 	}
 	g.managers(l.Reachable, time.Now())
-	tick := time.NewTicker(interval)
+	tick, last := time.NewTicker(interval), time.Now()
 	defer tick.Stop()
 	for {
 		select {
@@ -90,11 +93,16 @@ func (l *Loop) watch(ctx context.Context) error {
 				}
 			}
 		case <-tick.C:
+			now := time.Now()
+			if late := now.Sub(last) - interval; late > stall {
+				g.excuse(late, now)
+			}
 			g.grace = l.grace()
-			g.managers(l.Reachable, time.Now())
+			g.managers(l.Reachable, now)
 			if err := l.act(ctx, g); err != nil {
 				return err
 			}
+			last = time.Now() // what it does itself takes time, too
 		case err := <-failed:
 			return err
 		case <-ctx.Done():

@@ -73,6 +73,16 @@ func (g *watchdog) forget(id string) {
 	delete(g.leads, id)
 }
 
+// excuse has the time in which nobody listened not count.
+func (g *watchdog) excuse(late time.Duration, now time.Time) {
+	for id, since := range g.unserved {
+		if since = since.Add(late); since.After(now) {
+			since = now
+		}
+		g.unserved[id] = since
+	}
+}
+
 // managers looks at which managers can be reached now.
 func (g *watchdog) managers(reach func(*api.Node) bool, now time.Time) {
 	reachable := map[string]bool{}

@@ -87,3 +87,21 @@ func TestWatchdog(t *testing.T) {
 	look(time.Hour)
 	want(time.Hour+15*time.Second, map[string]verdict{"m2": dead, "a": dead, "b": dead})
 }
+
+// TestExcuse: time in which this process stood still is not held against a node.
+func TestExcuse(t *testing.T) {
+	start := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	g := newWatchdog(15 * time.Second)
+	g.see(node("a", "gone", swarm.NodeStateUnknown), start, start)
+	g.excuse(10*time.Second, start.Add(14*time.Second))
+	for after, want := range map[time.Duration]int{24 * time.Second: 0, 25 * time.Second: 1} {
+		if got := g.due(start.Add(after)); len(got) != want {
+			t.Errorf("after %v: %v", after, got)
+		}
+	}
+	g.see(node("b", "gone", swarm.NodeStateUnknown), start.Add(30*time.Second), start)
+	g.excuse(10*time.Second, start.Add(31*time.Second)) // it began to be without a manager meanwhile
+	if got := g.due(start.Add(45 * time.Second)); len(got) != 1 || got["b"] == dead {
+		t.Errorf("excused for longer than it was away: %v", got)
+	}
+}
