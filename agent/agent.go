@@ -100,6 +100,8 @@ type Agent struct {
 	link     link
 	session  string        // id of the last session; only Run's goroutine uses it
 	changed  chan struct{} // capacity 1: the description may have
+
+	withdrawing chan struct{} // slots
 }
 
 // New returns an agent. It has no effects until Run.
@@ -109,7 +111,10 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	r := newReporter()
-	return &Agent{cfg: cfg, reporter: r, link: link{changed: make(chan struct{})}, worker: newWorker(cfg, r), changed: make(chan struct{}, 1)}, nil
+	return &Agent{
+		cfg: cfg, reporter: r, link: link{changed: make(chan struct{})}, worker: newWorker(cfg, r), changed: make(chan struct{}, 1),
+		withdrawing: make(chan struct{}, maxWithdrawing),
+	}, nil
 }
 
 // Redescribe has the agent look at once whether its node's description changed,

@@ -105,7 +105,7 @@ const askAgain = 500 * time.Millisecond
 // ask calls the manager that the node has a session with. With patience, it waits
 // for one, and asks the next if that goes away.
 func (a *Agent) ask(ctx context.Context, patient bool, call func(swarmpb.AttachmentsClient) error) error {
-	last := api.Errorf(api.Unavailable, "this node has no session with a manager of its swarm")
+	last := errNoSession()
 	for {
 		conn, changed := a.link.get()
 		if conn != nil {
@@ -128,6 +128,10 @@ func (a *Agent) ask(ctx context.Context, patient bool, call func(swarmpb.Attachm
 			return last
 		}
 	}
+}
+
+func errNoSession() error {
+	return api.Errorf(api.Unavailable, "this node has no session with a manager of its swarm")
 }
 
 func attachmentFrom(m *swarmpb.Attachment) (*Attachment, error) {

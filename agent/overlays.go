@@ -26,6 +26,9 @@ type Overlays interface {
 	DataAddr() netip.Addr
 	// Told takes an update, which is the callee's from then on.
 	Told(u *api.OverlayUpdate)
+	// Applied returns when nobody on this node is sent any more to what has been
+	// taken out before the call. It may block, and is called from another goroutine.
+	Applied(ctx context.Context) error
 }
 
 // overlays hands on what the manager says of overlays. A manager that is not one
@@ -34,7 +37,7 @@ func (s *session) overlays(ctx context.Context) error {
 	if s.cfg.Overlays == nil {
 		return nil
 	}
-	req := &swarmpb.EndpointsRequest{}
+	req := &swarmpb.EndpointsRequest{Confirms: true}
 	if a := s.cfg.Overlays.DataAddr(); a.IsValid() {
 		req.DataAddr = a.String()
 	}
@@ -46,6 +49,7 @@ func (s *session) overlays(ctx context.Context) error {
 			var u *api.OverlayUpdate
 			if u, err = t.take(m); u != nil {
 				s.cfg.Overlays.Told(u)
+				s.confirmLater(m.GetNumber())
 			}
 		}
 	}
@@ -55,6 +59,65 @@ func (s *session) overlays(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return ended(err)
+}
+
+// confirmLater has confirm say that an update is acted on. Only overlays calls it.
+func (s *session) confirmLater(number uint64) {
+	if number == 0 {
+		return
+	}
+	select {
+	case <-s.toConfirm: // an older one
+	default:
+	}
+	s.toConfirm <- number
+}
+
+// confirm tells the manager which update the node has acted on, one for all that came
+// meanwhile. If it can't be told, those who end tasks wait for as long as they may.
+func (s *session) confirm(ctx context.Context) error {
+	for {
+		var number uint64
+		select {
+		case number = <-s.toConfirm:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		err := s.cfg.Overlays.Applied(ctx)
+		if err == nil {
+			called, cancel := context.WithTimeout(ctx, callTimeout)
+			_, err = s.overlayClient.Confirm(called, &swarmpb.ConfirmRequest{Number: number})
+			cancel()
+		}
+		if err != nil && ctx.Err() == nil {
+			s.cfg.Log.Debug("the manager is not told that this node has acted on an update of endpoints", "number", number, "err", err)
+		}
+	}
+}
+
+// maxWithdrawing bounds the calls under way: they share a connection with
+// heart-beats.
+const maxWithdrawing = 256
+
+// Withdrawn returns when managers say that no node sends new work to tasks of this
+// one that are to end. It waits for no manager. DeadlineExceeded names nodes of which
+// that is not known. Safe for concurrent use.
+func (a *Agent) Withdrawn(ctx context.Context) error {
+	select {
+	case a.withdrawing <- struct{}{}:
+		defer func() { <-a.withdrawing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	conn, _ := a.link.get()
+	if conn == nil {
+		return errNoSession()
+	}
+	_, err := swarmpb.NewOverlaysClient(conn).Withdrawn(ctx, &swarmpb.WithdrawnRequest{})
+	if grpcstatus.Code(err) == codes.Unimplemented {
+		return api.Errorf(api.Unimplemented, "the manager does not know what nodes have heard: %w", err)
+	}
+	return err
 }
 
 // telling is an update of which messages are still to come.

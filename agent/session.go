@@ -35,6 +35,7 @@ type session struct {
 	logs       swarmpb.LogBrokerClient
 	// overlayClient is Legion's own service, which other managers lack.
 	overlayClient swarmpb.OverlaysClient
+	toConfirm     chan uint64 // the newest update that is not confirmed
 	description   *swarm.NodeDescription
 }
 
@@ -64,7 +65,7 @@ func (a *Agent) runSession(ctx context.Context) (began bool, err error) {
 		}
 	}()
 	s := &session{
-		Agent: a, description: description,
+		Agent: a, description: description, toConfirm: make(chan uint64, 1),
 		dispatcher: swarmpb.NewDispatcherClient(conn), logs: swarmpb.NewLogBrokerClient(conn), overlayClient: swarmpb.NewOverlaysClient(conn),
 	}
 	tooLong := time.AfterFunc(callTimeout, func() {
@@ -159,6 +160,7 @@ func (s *session) run(ctx context.Context, stream interface {
 	g.Go(func() error { return s.heartbeat(ctx) })
 	g.Go(func() error { return s.assignments(ctx) })
 	g.Go(func() error { return s.overlays(ctx) })
+	g.Go(func() error { return s.confirm(ctx) })
 	g.Go(func() error { return s.reporter.run(ctx, s.report) })
 	g.Go(func() error { return s.watchDescription(ctx) })
 	g.Go(func() error { return s.serveLogs(ctx) })

@@ -25,6 +25,9 @@ type Swarm interface {
 	// Attached returns the places that managers say this node's containers have,
 	// without their networks. It waits for a manager.
 	Attached(ctx context.Context) ([]Grant, error)
+	// Withdrawn returns when managers say that no node sends new work to this node's
+	// tasks that are to end. Unavailable: no manager answers.
+	Withdrawn(ctx context.Context) error
 }
 
 // AttachRequest asks for a container's place in a network.

@@ -98,6 +98,12 @@ func (m *managers) Attached(context.Context) ([]network.Grant, error) {
 	return slices.Collect(maps.Values(own)), nil
 }
 
+// Withdrawn is known once ctx ends.
+func (m *managers) Withdrawn(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 func (m *managers) set(away, deaf bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -85,6 +86,57 @@ func TestDrainDoesNotWaitForEver(t *testing.T) {
 		}
 		close(p.step)
 		if err := n.Close(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Neither do other nodes that say nothing, or that nobody can be asked for.
+func TestWithdrawnDoesNotWaitForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		if err := n.Withdrawn(t.Context()); !api.Is(err, api.Unavailable) || err.Error() != "network: this node is part of no swarm" {
+			t.Error(err)
+		}
+		n.SetSwarm(newManagers())
+		begin := time.Now()
+		if err := n.Withdrawn(t.Context()); !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != 4*time.Second {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+	})
+}
+
+// What managers tell is acted on, as far as it takes something out, while a Set is
+// under way; Applied returns then.
+func TestAppliedWaitsForNoSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &steppedPlane{}
+		n := &swarmNode{node: newNode(t, func(o *network.Options) {
+			p.Fake = o.Dataplane.(*networktest.Fake)
+			o.Dataplane = p
+		})}
+		n.run()
+		defer func() { n.stop() }()
+		n.told(api.NetworkUpdate{ID: "net1", Whole: true, PutServices: []api.OverlayService{vip("s1", "Web", "10.0.9.100")},
+			Put: endpoints("t2 10.0.9.3 192.0.2.2 s1 Web.2.t2 serving", "t3 10.0.9.6 192.0.2.2 s1 Web.3.t3 serving")})
+		n.runTask("c1", "s1", "10.0.9.4")
+		n.runTask("c2", "s1", "10.0.9.5")
+		p.step = make(chan struct{})
+		var others errgroup.Group
+		others.Go(func() error { return n.Leave(t.Context(), "c2") })
+		synctest.Wait()
+		n.Told(netip.MustParseAddr("192.0.2.1"), &api.OverlayUpdate{Networks: []api.NetworkUpdate{{ID: "net1", Put: endpoints("t2 10.0.9.3 192.0.2.2 s1 - -")}}})
+		begin := time.Now()
+		if err := n.Applied(t.Context()); err != nil || time.Since(begin) != 0 {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+		for k, b := range n.fake.There().Balancers {
+			if len(b.Backends) != 1 || b.Backends[0].String() != "10.0.9.6" {
+				t.Errorf("%v leads to %v", k, b.Backends)
+			}
+		}
+		close(p.step)
+		if err := others.Wait(); err != nil {
 			t.Error(err)
 		}
 	})

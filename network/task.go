@@ -17,6 +17,10 @@ const tasksDir = "tasks"
 // drainPatience is how long the stop of a task waits for a data plane that is stuck.
 const drainPatience = 5 * time.Second
 
+// withdrawPatience is how long it waits for managers to say that other nodes have
+// heard of it; they say sooner of which they don't know.
+const withdrawPatience = 4 * time.Second
+
 // A task's stages, on its way through the lists of those that serve.
 const (
 	taskStarting = iota // found by its own names alone
@@ -91,6 +95,21 @@ func (n *Networks) Drain(ctx context.Context, container string) (was bool, err e
 		return false, err
 	}
 	return t.Stage == taskServing, nil
+}
+
+// Withdrawn returns when no node sends new work to tasks of this one that drain and
+// are to end, as managers know from those nodes, or an error that says why that is not
+// known: after withdrawPatience at the latest.
+func (n *Networks) Withdrawn(ctx context.Context) error {
+	n.mu.Lock()
+	s := n.places.swarm
+	n.mu.Unlock()
+	if s == nil {
+		return api.Errorf(api.Unavailable, "network: this node is part of no swarm")
+	}
+	ctx, cancel := context.WithTimeout(ctx, withdrawPatience)
+	defer cancel()
+	return s.Withdrawn(ctx)
 }
 
 // setTask takes it on and has it written down. Callers hold mu, and write the files

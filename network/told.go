@@ -2,6 +2,7 @@ package network
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"io/fs"
 	"maps"
@@ -92,6 +93,10 @@ func (n *Networks) Told(local netip.Addr, u *api.OverlayUpdate) {
 	}
 	n.kick()
 }
+
+// Applied returns when no container here is sent any more to what Told has taken out
+// before the call, and neither is who comes to a port of the mesh.
+func (n *Networks) Applied(ctx context.Context) error { return n.set.takeBack(ctx, n.config) }
 
 // hear takes what is said of one network. It returns how much was too much.
 // Callers hold mu.

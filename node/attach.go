@@ -27,6 +27,8 @@ func (a attacher) Attach(ctx context.Context, r network.AttachRequest) (*network
 
 func (a attacher) Detach(ctx context.Context, ids []string) error { return a.agent.Detach(ctx, ids) }
 
+func (a attacher) Withdrawn(ctx context.Context) error { return a.agent.Withdrawn(ctx) }
+
 func (a attacher) Attached(ctx context.Context) ([]network.Grant, error) {
 	all, err := a.agent.Attached(ctx)
 	if err != nil {

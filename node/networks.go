@@ -262,6 +262,8 @@ func (o overlays) DataAddr() netip.Addr { return o.addr() }
 
 func (o overlays) Told(u *api.OverlayUpdate) { o.local.Told(o.addr(), u) }
 
+func (o overlays) Applied(ctx context.Context) error { return o.local.Applied(ctx) }
+
 // dataAddr is the address of this node that tunnels to other nodes use: the one
 // named for it, or the one that other nodes are told.
 func (m *membership) dataAddr() netip.Addr {

@@ -38,6 +38,8 @@ func methods() map[string]access {
 		swarmpb.Dispatcher_Tasks_FullMethodName:              nodes,
 		swarmpb.Dispatcher_Assignments_FullMethodName:        nodes,
 		swarmpb.Overlays_Endpoints_FullMethodName:            nodes,
+		swarmpb.Overlays_Confirm_FullMethodName:              nodes,
+		swarmpb.Overlays_Withdrawn_FullMethodName:            nodes,
 		swarmpb.Attachments_Attach_FullMethodName:            nodes,
 		swarmpb.Attachments_Detach_FullMethodName:            nodes,
 		swarmpb.Attachments_Attached_FullMethodName:          nodes,

@@ -27,7 +27,9 @@ type EndpointsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// data_addr is the address by which other nodes reach the caller's endpoints;
 	// empty: the one that the managers see.
-	DataAddr      string `protobuf:"bytes,1,opt,name=data_addr,json=dataAddr,proto3" json:"data_addr,omitempty"`
+	DataAddr string `protobuf:"bytes,1,opt,name=data_addr,json=dataAddr,proto3" json:"data_addr,omitempty"`
+	// confirms: the caller answers numbered updates with Confirm.
+	Confirms      bool `protobuf:"varint,2,opt,name=confirms,proto3" json:"confirms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -69,6 +71,176 @@ func (x *EndpointsRequest) GetDataAddr() string {
 	return ""
 }
 
+func (x *EndpointsRequest) GetConfirms() bool {
+	if x != nil {
+		return x.Confirms
+	}
+	return false
+}
+
+type ConfirmRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// number of the newest update that the caller has acted on.
+	Number        uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmRequest) Reset() {
+	*x = ConfirmRequest{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmRequest) ProtoMessage() {}
+
+func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmRequest) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ConfirmRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type ConfirmResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmResponse) Reset() {
+	*x = ConfirmResponse{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmResponse) ProtoMessage() {}
+
+func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmResponse) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{2}
+}
+
+type WithdrawnRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// index is set by managers, for the nodes that the other one serves itself: what
+	// the swarm's log has up to there is meant.
+	Index         uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithdrawnRequest) Reset() {
+	*x = WithdrawnRequest{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithdrawnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithdrawnRequest) ProtoMessage() {}
+
+func (x *WithdrawnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithdrawnRequest.ProtoReflect.Descriptor instead.
+func (*WithdrawnRequest) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WithdrawnRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type WithdrawnResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithdrawnResponse) Reset() {
+	*x = WithdrawnResponse{}
+	mi := &file_legion_v1_overlays_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithdrawnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithdrawnResponse) ProtoMessage() {}
+
+func (x *WithdrawnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_legion_v1_overlays_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithdrawnResponse.ProtoReflect.Descriptor instead.
+func (*WithdrawnResponse) Descriptor() ([]byte, []int) {
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{4}
+}
+
 type EndpointsUpdate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// complete: networks that are not named are none of the caller's any more.
@@ -79,14 +251,17 @@ type EndpointsUpdate struct {
 	// keys of encrypted networks; absent: as told before, if anything was.
 	Keys *OverlayKeys `protobuf:"bytes,4,opt,name=keys,proto3" json:"keys,omitempty"`
 	// more: the update goes on in the next message, and is to be acted on as a whole.
-	More          bool `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`
+	More bool `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`
+	// number of an update that may take something out, to be confirmed; it grows. Of
+	// an update in several messages it is in the last. Zero: nothing is expected.
+	Number        uint64 `protobuf:"varint,6,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EndpointsUpdate) Reset() {
 	*x = EndpointsUpdate{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[1]
+	mi := &file_legion_v1_overlays_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -98,7 +273,7 @@ func (x *EndpointsUpdate) String() string {
 func (*EndpointsUpdate) ProtoMessage() {}
 
 func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[1]
+	mi := &file_legion_v1_overlays_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -111,7 +286,7 @@ func (x *EndpointsUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsUpdate.ProtoReflect.Descriptor instead.
 func (*EndpointsUpdate) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{1}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EndpointsUpdate) GetComplete() bool {
@@ -149,6 +324,13 @@ func (x *EndpointsUpdate) GetMore() bool {
 	return false
 }
 
+func (x *EndpointsUpdate) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 // OverlayKeys protect what is sent between nodes in encrypted networks.
 type OverlayKeys struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -161,7 +343,7 @@ type OverlayKeys struct {
 
 func (x *OverlayKeys) Reset() {
 	*x = OverlayKeys{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	mi := &file_legion_v1_overlays_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -173,7 +355,7 @@ func (x *OverlayKeys) String() string {
 func (*OverlayKeys) ProtoMessage() {}
 
 func (x *OverlayKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[2]
+	mi := &file_legion_v1_overlays_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -186,7 +368,7 @@ func (x *OverlayKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayKeys.ProtoReflect.Descriptor instead.
 func (*OverlayKeys) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{2}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OverlayKeys) GetKeys() []*OverlayKey {
@@ -213,7 +395,7 @@ type OverlayKey struct {
 
 func (x *OverlayKey) Reset() {
 	*x = OverlayKey{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	mi := &file_legion_v1_overlays_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -225,7 +407,7 @@ func (x *OverlayKey) String() string {
 func (*OverlayKey) ProtoMessage() {}
 
 func (x *OverlayKey) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[3]
+	mi := &file_legion_v1_overlays_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -238,7 +420,7 @@ func (x *OverlayKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayKey.ProtoReflect.Descriptor instead.
 func (*OverlayKey) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{3}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *OverlayKey) GetId() uint32 {
@@ -280,7 +462,7 @@ type NetworkEndpoints struct {
 
 func (x *NetworkEndpoints) Reset() {
 	*x = NetworkEndpoints{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[4]
+	mi := &file_legion_v1_overlays_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -292,7 +474,7 @@ func (x *NetworkEndpoints) String() string {
 func (*NetworkEndpoints) ProtoMessage() {}
 
 func (x *NetworkEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[4]
+	mi := &file_legion_v1_overlays_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -305,7 +487,7 @@ func (x *NetworkEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkEndpoints.ProtoReflect.Descriptor instead.
 func (*NetworkEndpoints) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{4}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NetworkEndpoints) GetNetworkId() string {
@@ -392,7 +574,7 @@ type OverlayEndpoint struct {
 
 func (x *OverlayEndpoint) Reset() {
 	*x = OverlayEndpoint{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[5]
+	mi := &file_legion_v1_overlays_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +586,7 @@ func (x *OverlayEndpoint) String() string {
 func (*OverlayEndpoint) ProtoMessage() {}
 
 func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[5]
+	mi := &file_legion_v1_overlays_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +599,7 @@ func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayEndpoint.ProtoReflect.Descriptor instead.
 func (*OverlayEndpoint) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{5}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OverlayEndpoint) GetId() string {
@@ -487,7 +669,7 @@ type OverlayService struct {
 
 func (x *OverlayService) Reset() {
 	*x = OverlayService{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[6]
+	mi := &file_legion_v1_overlays_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +681,7 @@ func (x *OverlayService) String() string {
 func (*OverlayService) ProtoMessage() {}
 
 func (x *OverlayService) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[6]
+	mi := &file_legion_v1_overlays_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +694,7 @@ func (x *OverlayService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayService.ProtoReflect.Descriptor instead.
 func (*OverlayService) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{6}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OverlayService) GetId() string {
@@ -571,7 +753,7 @@ type OverlayPort struct {
 
 func (x *OverlayPort) Reset() {
 	*x = OverlayPort{}
-	mi := &file_legion_v1_overlays_proto_msgTypes[7]
+	mi := &file_legion_v1_overlays_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -583,7 +765,7 @@ func (x *OverlayPort) String() string {
 func (*OverlayPort) ProtoMessage() {}
 
 func (x *OverlayPort) ProtoReflect() protoreflect.Message {
-	mi := &file_legion_v1_overlays_proto_msgTypes[7]
+	mi := &file_legion_v1_overlays_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -596,7 +778,7 @@ func (x *OverlayPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayPort.ProtoReflect.Descriptor instead.
 func (*OverlayPort) Descriptor() ([]byte, []int) {
-	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{7}
+	return file_legion_v1_overlays_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OverlayPort) GetProtocol() string {
@@ -631,15 +813,23 @@ var File_legion_v1_overlays_proto protoreflect.FileDescriptor
 
 const file_legion_v1_overlays_proto_rawDesc = "" +
 	"\n" +
-	"\x18legion/v1/overlays.proto\x12\tlegion.v1\x1a docker/swarmkit/v1/objects.proto\"/\n" +
+	"\x18legion/v1/overlays.proto\x12\tlegion.v1\x1a docker/swarmkit/v1/objects.proto\"K\n" +
 	"\x10EndpointsRequest\x12\x1b\n" +
-	"\tdata_addr\x18\x01 \x01(\tR\bdataAddr\"\xc3\x01\n" +
+	"\tdata_addr\x18\x01 \x01(\tR\bdataAddr\x12\x1a\n" +
+	"\bconfirms\x18\x02 \x01(\bR\bconfirms\"(\n" +
+	"\x0eConfirmRequest\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\x11\n" +
+	"\x0fConfirmResponse\"(\n" +
+	"\x10WithdrawnRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x13\n" +
+	"\x11WithdrawnResponse\"\xdb\x01\n" +
 	"\x0fEndpointsUpdate\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x127\n" +
 	"\bnetworks\x18\x02 \x03(\v2\x1b.legion.v1.NetworkEndpointsR\bnetworks\x12\x1b\n" +
 	"\tdata_port\x18\x03 \x01(\rR\bdataPort\x12*\n" +
 	"\x04keys\x18\x04 \x01(\v2\x16.legion.v1.OverlayKeysR\x04keys\x12\x12\n" +
-	"\x04more\x18\x05 \x01(\bR\x04more\"L\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\x12\x16\n" +
+	"\x06number\x18\x06 \x01(\x04R\x06number\"L\n" +
 	"\vOverlayKeys\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.legion.v1.OverlayKeyR\x04keys\x12\x12\n" +
 	"\x04send\x18\x02 \x01(\rR\x04send\"4\n" +
@@ -678,9 +868,11 @@ const file_legion_v1_overlays_proto_rawDesc = "" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x1c\n" +
 	"\tpublished\x18\x02 \x01(\rR\tpublished\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\rR\x06target\x12\x0e\n" +
-	"\x02on\x18\x04 \x03(\tR\x02on2R\n" +
+	"\x02on\x18\x04 \x03(\tR\x02on2\xdc\x01\n" +
 	"\bOverlays\x12F\n" +
-	"\tEndpoints\x12\x1b.legion.v1.EndpointsRequest\x1a\x1a.legion.v1.EndpointsUpdate0\x01B(Z&github.com/legion-swarm/legion/swarmpbb\x06proto3"
+	"\tEndpoints\x12\x1b.legion.v1.EndpointsRequest\x1a\x1a.legion.v1.EndpointsUpdate0\x01\x12@\n" +
+	"\aConfirm\x12\x19.legion.v1.ConfirmRequest\x1a\x1a.legion.v1.ConfirmResponse\x12F\n" +
+	"\tWithdrawn\x12\x1b.legion.v1.WithdrawnRequest\x1a\x1c.legion.v1.WithdrawnResponseB(Z&github.com/legion-swarm/legion/swarmpbb\x06proto3"
 
 var (
 	file_legion_v1_overlays_proto_rawDescOnce sync.Once
@@ -694,33 +886,41 @@ func file_legion_v1_overlays_proto_rawDescGZIP() []byte {
 	return file_legion_v1_overlays_proto_rawDescData
 }
 
-var file_legion_v1_overlays_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_legion_v1_overlays_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_legion_v1_overlays_proto_goTypes = []any{
-	(*EndpointsRequest)(nil), // 0: legion.v1.EndpointsRequest
-	(*EndpointsUpdate)(nil),  // 1: legion.v1.EndpointsUpdate
-	(*OverlayKeys)(nil),      // 2: legion.v1.OverlayKeys
-	(*OverlayKey)(nil),       // 3: legion.v1.OverlayKey
-	(*NetworkEndpoints)(nil), // 4: legion.v1.NetworkEndpoints
-	(*OverlayEndpoint)(nil),  // 5: legion.v1.OverlayEndpoint
-	(*OverlayService)(nil),   // 6: legion.v1.OverlayService
-	(*OverlayPort)(nil),      // 7: legion.v1.OverlayPort
-	(*Network)(nil),          // 8: docker.swarmkit.v1.Network
+	(*EndpointsRequest)(nil),  // 0: legion.v1.EndpointsRequest
+	(*ConfirmRequest)(nil),    // 1: legion.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),   // 2: legion.v1.ConfirmResponse
+	(*WithdrawnRequest)(nil),  // 3: legion.v1.WithdrawnRequest
+	(*WithdrawnResponse)(nil), // 4: legion.v1.WithdrawnResponse
+	(*EndpointsUpdate)(nil),   // 5: legion.v1.EndpointsUpdate
+	(*OverlayKeys)(nil),       // 6: legion.v1.OverlayKeys
+	(*OverlayKey)(nil),        // 7: legion.v1.OverlayKey
+	(*NetworkEndpoints)(nil),  // 8: legion.v1.NetworkEndpoints
+	(*OverlayEndpoint)(nil),   // 9: legion.v1.OverlayEndpoint
+	(*OverlayService)(nil),    // 10: legion.v1.OverlayService
+	(*OverlayPort)(nil),       // 11: legion.v1.OverlayPort
+	(*Network)(nil),           // 12: docker.swarmkit.v1.Network
 }
 var file_legion_v1_overlays_proto_depIdxs = []int32{
-	4, // 0: legion.v1.EndpointsUpdate.networks:type_name -> legion.v1.NetworkEndpoints
-	2, // 1: legion.v1.EndpointsUpdate.keys:type_name -> legion.v1.OverlayKeys
-	3, // 2: legion.v1.OverlayKeys.keys:type_name -> legion.v1.OverlayKey
-	5, // 3: legion.v1.NetworkEndpoints.put:type_name -> legion.v1.OverlayEndpoint
-	6, // 4: legion.v1.NetworkEndpoints.put_services:type_name -> legion.v1.OverlayService
-	8, // 5: legion.v1.NetworkEndpoints.network:type_name -> docker.swarmkit.v1.Network
-	7, // 6: legion.v1.OverlayService.ports:type_name -> legion.v1.OverlayPort
-	0, // 7: legion.v1.Overlays.Endpoints:input_type -> legion.v1.EndpointsRequest
-	1, // 8: legion.v1.Overlays.Endpoints:output_type -> legion.v1.EndpointsUpdate
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	8,  // 0: legion.v1.EndpointsUpdate.networks:type_name -> legion.v1.NetworkEndpoints
+	6,  // 1: legion.v1.EndpointsUpdate.keys:type_name -> legion.v1.OverlayKeys
+	7,  // 2: legion.v1.OverlayKeys.keys:type_name -> legion.v1.OverlayKey
+	9,  // 3: legion.v1.NetworkEndpoints.put:type_name -> legion.v1.OverlayEndpoint
+	10, // 4: legion.v1.NetworkEndpoints.put_services:type_name -> legion.v1.OverlayService
+	12, // 5: legion.v1.NetworkEndpoints.network:type_name -> docker.swarmkit.v1.Network
+	11, // 6: legion.v1.OverlayService.ports:type_name -> legion.v1.OverlayPort
+	0,  // 7: legion.v1.Overlays.Endpoints:input_type -> legion.v1.EndpointsRequest
+	1,  // 8: legion.v1.Overlays.Confirm:input_type -> legion.v1.ConfirmRequest
+	3,  // 9: legion.v1.Overlays.Withdrawn:input_type -> legion.v1.WithdrawnRequest
+	5,  // 10: legion.v1.Overlays.Endpoints:output_type -> legion.v1.EndpointsUpdate
+	2,  // 11: legion.v1.Overlays.Confirm:output_type -> legion.v1.ConfirmResponse
+	4,  // 12: legion.v1.Overlays.Withdrawn:output_type -> legion.v1.WithdrawnResponse
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_legion_v1_overlays_proto_init() }
@@ -735,7 +935,7 @@ func file_legion_v1_overlays_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_legion_v1_overlays_proto_rawDesc), len(file_legion_v1_overlays_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,8 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Overlays_Endpoints_FullMethodName = "/legion.v1.Overlays/Endpoints"
+	Overlays_Confirm_FullMethodName   = "/legion.v1.Overlays/Confirm"
+	Overlays_Withdrawn_FullMethodName = "/legion.v1.Overlays/Withdrawn"
 )
 
 // OverlaysClient is the client API for Overlays service.
@@ -34,6 +36,12 @@ type OverlaysClient interface {
 	// caller has a task in, and of the ingress network: first of all of them, then
 	// of what changes.
 	Endpoints(ctx context.Context, in *EndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndpointsUpdate], error)
+	// Confirm says that nobody at the caller is sent any more to what an update has
+	// taken out.
+	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
+	// Withdrawn returns when that is so at all nodes, for those of the caller's tasks
+	// that are to end. DeadlineExceeded names nodes where it is not known to be.
+	Withdrawn(ctx context.Context, in *WithdrawnRequest, opts ...grpc.CallOption) (*WithdrawnResponse, error)
 }
 
 type overlaysClient struct {
@@ -63,6 +71,26 @@ func (c *overlaysClient) Endpoints(ctx context.Context, in *EndpointsRequest, op
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Overlays_EndpointsClient = grpc.ServerStreamingClient[EndpointsUpdate]
 
+func (c *overlaysClient) Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfirmResponse)
+	err := c.cc.Invoke(ctx, Overlays_Confirm_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *overlaysClient) Withdrawn(ctx context.Context, in *WithdrawnRequest, opts ...grpc.CallOption) (*WithdrawnResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WithdrawnResponse)
+	err := c.cc.Invoke(ctx, Overlays_Withdrawn_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OverlaysServer is the server API for Overlays service.
 // All implementations must embed UnimplementedOverlaysServer
 // for forward compatibility.
@@ -73,6 +101,12 @@ type OverlaysServer interface {
 	// caller has a task in, and of the ingress network: first of all of them, then
 	// of what changes.
 	Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointsUpdate]) error
+	// Confirm says that nobody at the caller is sent any more to what an update has
+	// taken out.
+	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
+	// Withdrawn returns when that is so at all nodes, for those of the caller's tasks
+	// that are to end. DeadlineExceeded names nodes where it is not known to be.
+	Withdrawn(context.Context, *WithdrawnRequest) (*WithdrawnResponse, error)
 	mustEmbedUnimplementedOverlaysServer()
 }
 
@@ -85,6 +119,12 @@ type UnimplementedOverlaysServer struct{}
 
 func (UnimplementedOverlaysServer) Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointsUpdate]) error {
 	return status.Error(codes.Unimplemented, "method Endpoints not implemented")
+}
+func (UnimplementedOverlaysServer) Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Confirm not implemented")
+}
+func (UnimplementedOverlaysServer) Withdrawn(context.Context, *WithdrawnRequest) (*WithdrawnResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Withdrawn not implemented")
 }
 func (UnimplementedOverlaysServer) mustEmbedUnimplementedOverlaysServer() {}
 func (UnimplementedOverlaysServer) testEmbeddedByValue()                  {}
@@ -118,13 +158,58 @@ func _Overlays_Endpoints_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Overlays_EndpointsServer = grpc.ServerStreamingServer[EndpointsUpdate]
 
+func _Overlays_Confirm_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfirmRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OverlaysServer).Confirm(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Overlays_Confirm_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OverlaysServer).Confirm(ctx, req.(*ConfirmRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Overlays_Withdrawn_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WithdrawnRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OverlaysServer).Withdrawn(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Overlays_Withdrawn_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OverlaysServer).Withdrawn(ctx, req.(*WithdrawnRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Overlays_ServiceDesc is the grpc.ServiceDesc for Overlays service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Overlays_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "legion.v1.Overlays",
 	HandlerType: (*OverlaysServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Confirm",
+			Handler:    _Overlays_Confirm_Handler,
+		},
+		{
+			MethodName: "Withdrawn",
+			Handler:    _Overlays_Withdrawn_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Endpoints",

@@ -44,6 +44,7 @@ func TestNetwork(t *testing.T) {
 		{"encrypted", s.testEncrypted},
 		{"a stack again and again", func(t *testing.T) { s.testStackAgain(t, 3) }},
 		{"a rolling update", func(t *testing.T) { s.testUpdate(t, update{replicas: 32, parallelism: 4, rate: 500, updates: 1}) }},
+		{"a node hears late", s.testLateNode},
 		{"daemons crash", s.testDaemonsCrash},
 		{"managers are lost", s.testManagersLost},
 		{"a node is cut off", func(t *testing.T) { s.testCutOff(t, 30*time.Second) }},

@@ -166,15 +166,34 @@ type update struct {
 // readyTest has a task run, and get requests, once its server listens.
 const readyTest = `legion.ready.test=["/web","check"]`
 
-// drainDelay has tasks serve on for longer than they do by default: here five
-// computers share the processors of one, and each has to hear of it in that time.
-const drainDelay = "legion.drain.delay=1s"
+// testLateNode has tasks end while a node hears nothing: its daemon is stopped for
+// longer than tasks drain. What comes to that node, or begins there, notices nothing.
+func (s *netSwarm) testLateNode(t *testing.T) {
+	const most, least, stall = 8, 2, 1500 * time.Millisecond
+	s.service(t, "late", "--replicas", fmt.Sprint(most), "--constraint", "node.hostname!=w2", "--network", "inner", "-p", fmt.Sprint("8087:", webPort), "--label", readyTest, "--entrypoint", "/web", "net:1")
+	s.right(t, "late", 8087, "w2")
+	inside := s.drive(t, "drive", "w2", "http", "-rate", "100", "-clients", "4", fmt.Sprintf("http://late:%d/whoami", webPort))
+	outside := driveOutside(t, traffic.Web{Pace: traffic.Pace{Clients: 4, Rate: 100}, URLs: []string{fmt.Sprintf("http://%s:8087/whoami", s.ip(t, "w2"))}})
+	for range 2 {
+		s.run(t, "ssh", "w2", fmt.Sprintf("pid=$(cat /run/legion/legion.pid); kill -STOP $pid; (sleep %v; kill -CONT $pid) >/dev/null 2>&1 &", stall.Seconds()))
+		s.manage(t, "service", "scale", "-d", fmt.Sprint("late=", least))
+		await(t, "the others have ended", func() error { return s.settled("late", fmt.Sprintf("%d/%d", least, least)) })
+		s.manage(t, "service", "scale", fmt.Sprint("late=", most))
+		s.right(t, "late", 8087, "w2")
+	}
+	reports := []*traffic.Report{inside(), outside()}
+	for _, r := range reports {
+		t.Logf("%v", r)
+	}
+	unharmed(t, reports)
+	s.manage(t, "service", "rm", "late")
+}
 
 // testUpdate replaces all tasks of a service, under load over short and kept
 // connections by name and through two nodes, of which none may fail.
 func (s *netSwarm) testUpdate(t *testing.T, u update) {
 	s.service(t, "roll", "--replicas", fmt.Sprint(u.replicas), "--network", "inner", "-p", fmt.Sprint("8085:", webPort),
-		"--update-order", "start-first", "--update-parallelism", fmt.Sprint(u.parallelism), "--label", readyTest, "--label", drainDelay, "--entrypoint", "/web", "net:1")
+		"--update-order", "start-first", "--update-parallelism", fmt.Sprint(u.parallelism), "--label", readyTest, "--entrypoint", "/web", "net:1")
 	s.right(t, "roll", 8085, "w1")
 	const clients, kept = 16, 8
 	inside := s.drive(t, "drive", "w1", "http", "-rate", fmt.Sprint(u.rate/2), "-clients", fmt.Sprint(clients), "-kept", fmt.Sprint(kept), fmt.Sprintf("http://roll:%d/whoami", webPort))

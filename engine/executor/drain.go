@@ -3,6 +3,8 @@ package executor
 import (
 	"context"
 	"time"
+
+	"github.com/legion-swarm/legion/api"
 )
 
 // serve says whether the task can be given work.
@@ -35,9 +37,9 @@ func (c *controller) listed() bool {
 	return c.e.cfg.Networks != nil && c.task.ServiceID != "" && c.task.JobIteration == nil && len(c.task.Networks) > 0
 }
 
-// drain takes the task out of the lists of those that serve, and gives everyone
-// time to hear of it while the task serves on. One that was in none is not waited
-// for.
+// drain takes the task out of the lists of those that serve, waits until everyone has
+// done so, and has the task serve on for its delay: connections may be on their way.
+// One that was in none is not waited for.
 func (c *controller) drain(ctx context.Context, id string) error {
 	n := c.e.cfg.Networks
 	if n == nil {
@@ -46,6 +48,12 @@ func (c *controller) drain(ctx context.Context, id string) error {
 	was, err := n.Drain(ctx, id)
 	if err != nil || !was || c.task.Spec == nil || c.task.Spec.ContainerSpec == nil {
 		return err
+	}
+	if c.drainDelay > 0 {
+		err := n.Withdrawn(ctx)
+		if err != nil && ctx.Err() == nil && !api.Is(err, api.Unimplemented) {
+			c.e.cfg.Log.Info("a task is stopped though other nodes may send it new connections", "task", c.task.ID, "err", err)
+		}
 	}
 	t := time.NewTimer(c.drainDelay)
 	defer t.Stop()

@@ -3,6 +3,7 @@ package executor
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -19,6 +20,9 @@ type lists struct {
 	served []bool
 	in     bool // what Drain says
 	err    error
+	asked  int           // whether others have taken it out, too
+	others time.Duration // that they take
+	late   error         // what is said of them then
 }
 
 func (*lists) Use([]*api.Network) (func(), error)            { return func() {}, nil }
@@ -28,9 +32,15 @@ func (l *lists) Serve(_ string, can bool)                    { l.served = append
 
 func (l *lists) Drain(context.Context, string) (bool, error) { return l.in, l.err }
 
+func (l *lists) Withdrawn(context.Context) error {
+	l.asked++
+	time.Sleep(l.others)
+	return l.late
+}
+
 func newDrained(t *testing.T, l *lists, labels map[string]string) *controller {
 	t.Helper()
-	e := &Executor{cfg: Config{Networks: l}}
+	e := &Executor{cfg: Config{Networks: l, Log: slog.New(slog.DiscardHandler)}}
 	made, err := e.Controller(&api.Task{ID: "t", Spec: &api.TaskSpec{TaskSpec: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{}}, ServiceLabels: labels}}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -38,24 +48,28 @@ func newDrained(t *testing.T, l *lists, labels map[string]string) *controller {
 	return made.(*controller)
 }
 
-// A task that was in a list serves on for its delay; one that was in none is not
-// waited for.
+// A task that was in a list serves on until it is in no other node's, and for its delay
+// from then on; one that was in none, or has no delay, is not waited for.
 func TestDrain(t *testing.T) {
 	for name, c := range map[string]struct {
 		in     bool
 		labels map[string]string
+		late   error
 		want   time.Duration
 	}{
-		"served":              {true, nil, api.DefaultDrainDelay},
-		"served, with label":  {true, map[string]string{api.DrainLabel: "7s"}, 7 * time.Second},
-		"served, no delay":    {true, map[string]string{api.DrainLabel: "0s"}, 0},
-		"did not serve (yet)": {false, map[string]string{api.DrainLabel: "7s"}, 0},
+		"served":              {true, nil, nil, time.Second + api.DefaultDrainDelay},
+		"served, with label":  {true, map[string]string{api.DrainLabel: "7s"}, nil, 8 * time.Second},
+		"served, no delay":    {true, map[string]string{api.DrainLabel: "0s"}, nil, 0},
+		"did not serve (yet)": {false, map[string]string{api.DrainLabel: "7s"}, nil, 0},
+		"others don't say":    {true, nil, api.Errorf(api.DeadlineExceeded, "late"), time.Second + api.DefaultDrainDelay},
+		"no such managers":    {true, nil, api.Errorf(api.Unimplemented, "unknown"), time.Second + api.DefaultDrainDelay},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begin := time.Now()
-				if err := newDrained(t, &lists{in: c.in}, c.labels).drain(t.Context(), "c"); err != nil || time.Since(begin) != c.want {
-					t.Errorf("%v after %v, want %v", err, time.Since(begin), c.want)
+				l := &lists{in: c.in, others: time.Second, late: c.late}
+				if err := newDrained(t, l, c.labels).drain(t.Context(), "c"); err != nil || time.Since(begin) != c.want || l.asked > 0 != (c.want > 0) {
+					t.Errorf("%v after %v, want %v; asked %d times", err, time.Since(begin), c.want, l.asked)
 				}
 			})
 		})

@@ -47,6 +47,9 @@ type Networks interface {
 	// Drain takes a task out of all lists on this node, and reports whether it was
 	// in one.
 	Drain(ctx context.Context, container string) (was bool, err error)
+	// Withdrawn returns when all other nodes have done so too with tasks that are to
+	// end, or why that is not known. It does not wait for long.
+	Withdrawn(ctx context.Context) error
 }
 
 // Executor makes controllers for tasks. Safe for concurrent use.

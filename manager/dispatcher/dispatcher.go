@@ -39,7 +39,7 @@ type Config struct {
 	// (host:port). Required.
 	Peer func(ctx context.Context) (id ca.Identity, addr string, ok bool)
 	// Dial connects to another manager (host:port), for the logs of nodes that it
-	// serves. Nil: those are missing.
+	// serves and for what they confirm. Nil: those are missing.
 	Dial func(addr string) (*grpc.ClientConn, error)
 	// Log is required.
 	Log *slog.Logger
@@ -51,8 +51,9 @@ type Dispatcher struct {
 	swarmpb.UnimplementedDispatcherServer
 	swarmpb.UnimplementedOverlaysServer
 
-	overlays *overlays
-	names    ownNames
+	overlays    *overlays
+	withdrawals withdrawals
+	names       ownNames
 
 	cfg    Config
 	writer *writer
@@ -182,13 +183,14 @@ func (d *Dispatcher) watch(ctx context.Context) error {
 
 func (d *Dispatcher) follow(ctx context.Context, w *store.Watcher) error {
 	for {
-		changes, err := w.Next(ctx)
+		changes, view, err := w.NextView(ctx)
 		if err != nil {
 			return err
 		}
 		for _, c := range changes {
 			d.changed(c)
 		}
+		d.overlays.reached(view.Index())
 	}
 }
 
@@ -196,6 +198,7 @@ func (d *Dispatcher) follow(ctx context.Context, w *store.Watcher) error {
 func (d *Dispatcher) resync(view *store.View) {
 	managers := managersIn(view)
 	d.overlays.resync(view)
+	d.overlays.reached(view.Index())
 	d.mu.Lock()
 	d.managers = managers
 	for _, r := range d.nodes {

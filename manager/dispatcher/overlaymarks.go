@@ -68,6 +68,7 @@ func (o *overlays) taskChanged(id string, was, is *api.Task) {
 	if was == nil && is == nil || same && named(was) == named(is) && serving(was) == serving(is) {
 		return
 	}
+	takesOut := was != nil && serving(was) && (is == nil || !serving(is))
 	networks, nodes := map[string]struct{}{}, map[string]struct{}{}
 	for _, t := range []*api.Task{was, is} {
 		if t == nil {
@@ -81,7 +82,12 @@ func (o *overlays) taskChanged(id string, was, is *api.Task) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for n := range networks { // each once, so that nobody is told twice
-		o.inNetwork(n, func(m *networkMarks) { m.endpoints[id] = struct{}{} })
+		for s := range o.byNetwork[n] {
+			s.mark(func(m *marks) {
+				m.network(n).endpoints[id] = struct{}{}
+				m.takesOut = m.takesOut || takesOut
+			})
+		}
 	}
 	for n := range nodes {
 		if !same {

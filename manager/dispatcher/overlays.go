@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/legion-swarm/legion/api"
@@ -36,6 +37,10 @@ type overlays struct {
 
 	once   sync.Once
 	synced chan struct{} // closed once ingress is known
+
+	numbers  atomic.Uint64 // of updates, all streams together
+	seen     uint64        // up to which index of the log changes are marked
+	advanced chan struct{} // closed and replaced when seen changes
 }
 
 // endpointStream is one node's.
@@ -44,14 +49,22 @@ type endpointStream struct {
 	wake  chan struct{}
 	ended chan struct{}        // closed when the manager stops
 	keys  *swarmpb.OverlayKeys // that it was told last; of the stream's goroutine
+	gone  chan struct{}        // closed when the stream has ended
+	// numbers are given to updates that may take something out; nil: this node does
+	// not confirm any.
+	numbers *atomic.Uint64
 
-	mu    sync.Mutex
-	marks marks
+	mu        sync.Mutex
+	marks     marks
+	sent      uint64        // the number of the last update that has one
+	confirmed uint64        // what the node has acted on
+	acted     chan struct{} // closed and replaced when confirmed changes
 }
 
 // marks are what has changed since a node was told.
 type marks struct {
 	all      bool // all is to be told anew
+	takesOut bool // something does not serve any more
 	own      bool // the node may be in other networks
 	keys     bool
 	networks map[string]*networkMarks
@@ -87,25 +100,36 @@ func (s *endpointStream) mark(f func(m *marks)) {
 	poke(s.wake)
 }
 
-func (s *endpointStream) marked() marks {
+// marked takes the marks, and returns the number of the update that tells of them.
+func (s *endpointStream) marked() (m marks, number uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := s.marks
+	m = s.marks
 	s.marks = marks{}
-	return m
+	if s.numbers != nil && (m.all || m.takesOut) {
+		s.sent = s.numbers.Add(1)
+		number = s.sent
+	}
+	return m, number
 }
 
 func newOverlays() *overlays {
-	return &overlays{synced: make(chan struct{}), byNode: map[string]map[*endpointStream]struct{}{}, byNetwork: map[string]map[*endpointStream]struct{}{}}
+	return &overlays{synced: make(chan struct{}), advanced: make(chan struct{}), byNode: map[string]map[*endpointStream]struct{}{}, byNetwork: map[string]map[*endpointStream]struct{}{}}
 }
 
-func (o *overlays) add(node string) (*endpointStream, error) {
+func (o *overlays) add(node string, confirms bool) (*endpointStream, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.byNode[node]) >= maxStreams {
 		return nil, api.Errorf(api.ResourceExhausted, "node %s has %d endpoint streams already", node, maxStreams)
 	}
-	s := &endpointStream{node: node, wake: make(chan struct{}, 1), ended: make(chan struct{}), marks: marks{all: true}}
+	s := &endpointStream{
+		node: node, wake: make(chan struct{}, 1), ended: make(chan struct{}), gone: make(chan struct{}),
+		acted: make(chan struct{}), marks: marks{all: true},
+	}
+	if confirms {
+		s.numbers = &o.numbers
+	}
 	put(o.byNode, node, s)
 	return s, nil
 }
@@ -113,6 +137,7 @@ func (o *overlays) add(node string) (*endpointStream, error) {
 func (o *overlays) remove(s *endpointStream, networks map[string]struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	close(s.gone)
 	drop(o.byNode, s.node, s)
 	for n := range networks {
 		drop(o.byNetwork, n, s)
@@ -175,7 +200,7 @@ func (d *Dispatcher) Endpoints(req *swarmpb.EndpointsRequest, stream swarmpb.Ove
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	s, err := d.overlays.add(node)
+	s, err := d.overlays.add(node, req.GetConfirms())
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,19 @@ func (k told) take(updates []*swarmpb.EndpointsUpdate) {
 	}
 }
 
+// serving are the endpoints that are given work.
+func (k told) serving() map[string]bool {
+	ids := map[string]bool{}
+	for _, n := range k {
+		for id, e := range n {
+			if strings.HasSuffix(e, " serving true") {
+				ids[id] = true
+			}
+		}
+	}
+	return ids
+}
+
 // expected is what a node should know, from all that there is.
 func expected(view *store.View, node string) told {
 	k := told{}
@@ -282,7 +295,7 @@ func TestEndpointsAddUp(t *testing.T) {
 			}
 			return nil
 		})
-		s, err := d.overlays.add("n0")
+		s, err := d.overlays.add("n0", true)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -290,7 +303,15 @@ func TestEndpointsAddUp(t *testing.T) {
 		sync := func() {
 			var u []*swarmpb.EndpointsUpdate
 			u, known = d.endpointUpdates(s, known)
-			has.take(u)
+			served := has.serving()
+			if has.take(u); len(u) > 0 && u[len(u)-1].GetNumber() > 0 {
+				return
+			}
+			for id := range served {
+				if t := store.Get[*api.Task](d.cfg.Store.View(), id); t != nil && live(t) && api.ToldToEnd(t.DesiredState) && !has.serving()[id] {
+					rt.Fatalf("the node need not confirm that task %s does not serve", id)
+				}
+			}
 		}
 		for range rapid.IntRange(1, 40).Draw(rt, "steps") {
 			if c.step(); rapid.Bool().Draw(rt, "sync") {

@@ -16,7 +16,7 @@ import (
 // endpointUpdates returns what to tell a node, and the networks that it knows of
 // then.
 func (d *Dispatcher) endpointUpdates(s *endpointStream, known map[string]struct{}) ([]*swarmpb.EndpointsUpdate, map[string]struct{}) {
-	m := s.marked()
+	m, number := s.marked()
 	now := known
 	if m.all || m.own {
 		now = networksAt(d.cfg.Store.View(), s.node, d.overlays.ingressNetwork())
@@ -43,8 +43,10 @@ func (d *Dispatcher) endpointUpdates(s *endpointStream, known map[string]struct{
 		}
 	}
 	if !m.all && len(t.updates[0].GetNetworks()) == 0 && t.updates[0].GetKeys() == nil {
+		s.confirm(number)
 		return nil, now
 	}
+	t.updates[len(t.updates)-1].Number = number
 	return t.updates, now
 }
 
