@@ -168,6 +168,9 @@ type joining struct {
 }
 
 func newJoin(r *swarm.JoinRequest) (*joining, error) {
+	if err := checkListen(r.ListenAddr); err != nil {
+		return nil, err
+	}
 	switch {
 	case len(r.RemoteAddrs) == 0:
 		return nil, api.Errorf(api.Invalid, "at least 1 RemoteAddr is required to join")

@@ -117,6 +117,9 @@ func TestWorkerJoinsRunsLeaves(t *testing.T) {
 	if _, err := w.ServiceList(t.Context(), nil, false); !api.Is(err, api.Unavailable) || err.Error() != isWorker {
 		t.Errorf("a worker's answer to a manager's call: %v", err)
 	}
+	if err := w.SwarmUnlock(t.Context(), "SWMKEY-1-x"); !api.Is(err, api.Unavailable) || err.Error() != isWorker {
+		t.Errorf("a worker is unlocked: %v", err)
+	}
 	if err := w.SwarmJoin(t.Context(), &swarm.JoinRequest{}); err == nil || err.Error() != inSwarm {
 		t.Errorf("a second join: %v", err)
 	}
@@ -164,6 +167,15 @@ func TestJoinRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := w.SwarmJoin(t.Context(), &swarm.JoinRequest{RemoteAddrs: []string{m.addr()}, JoinToken: good}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), `invalid ListenAddr ""`) {
+		t.Errorf("without an address to listen at: %v", err)
+	}
+	if _, err := w.SwarmInit(t.Context(), &swarm.InitRequest{AdvertiseAddr: "127.0.0.1"}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), `invalid ListenAddr ""`) {
+		t.Errorf("a swarm without an address to listen at: %v", err)
+	}
+	if err := w.SwarmUnlock(t.Context(), ""); !api.Is(err, api.Unavailable) || err.Error() != notManager {
+		t.Errorf("unlocked in no swarm: %v", err)
+	}
 	for _, c := range []struct {
 		token, remote, want string
 		class               api.Class
@@ -172,7 +184,7 @@ func TestJoinRefused(t *testing.T) {
 		{good, "host:port", "invalid remote address", api.Invalid},
 		{"", m.addr(), "valid join token", api.Invalid},
 		{"SWMTKN-1-x", m.addr(), "invalid join token", api.Invalid},
-		{good[:len(good)-5] + "aaaaa", m.addr(), "valid join token", api.PermissionDenied},
+		{good[:len(good)-5] + "aaaaa", m.addr(), "A valid join token is necessary to join this cluster", api.Invalid},
 		{ca.NewToken(root), m.addr(), "does not match fingerprint", api.Invalid},
 		{good, freePort(t), "connection refused", api.Unavailable},
 	} {

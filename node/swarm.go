@@ -26,6 +26,12 @@ const (
 	isWorker   = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
 	inSwarm    = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
 	noSwarm    = "This node is not part of a swarm"
+
+	// twoManagers is shown by "docker info" as it is.
+	twoManagers = "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n" +
+		"         no fault tolerance, and poses a high risk to lose control over the cluster.\n" +
+		"         Refer to https://docs.docker.com/engine/swarm/admin_guide/ to configure the\n" +
+		"         Swarm for fault-tolerance."
 )
 
 // initTimeout bounds how long "swarm init" waits for the node to be ready.
@@ -301,6 +307,9 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 		if n.Role == swarm.NodeRoleManager {
 			i.Managers++
 		}
+	}
+	if i.Managers == 2 {
+		i.Warnings = append(i.Warnings, twoManagers)
 	}
 	if c, err := p.control.SwarmInspect(ctx); err == nil {
 		i.Cluster = &c.ClusterInfo
