@@ -113,7 +113,7 @@ func (c *machineCommand) ls() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&quiet, "quiet", "q", false, "Only display names")
-	f.StringArrayVar(&filters, "filter", nil, `Filter by condition: "name=", "driver=", "state="`)
+	f.StringArrayVar(&filters, "filter", nil, `Filter by condition: "driver=", "label=", "name=" (a regular expression), "state=", "swarm="`)
 	f.StringVarP(&format, "format", "f", "", "Pretty-print machines using a Go template")
 	f.IntVarP(&timeout, "timeout", "t", 10, "Seconds to wait for each machine's answer")
 	return cmd
