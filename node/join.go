@@ -110,6 +110,8 @@ func (r *running) serves(ctx context.Context) error {
 	select {
 	case <-p.founded:
 		return nil
+	case err := <-p.refused:
+		return err
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():

@@ -218,9 +218,15 @@ func (s *swarmNode) leading() (*managerPart, error) {
 
 // taken waits until the managers see this node as ready.
 func (r *running) taken(ctx context.Context) error {
+	var refused <-chan error // by the leader, as a manager
+	if p := r.managing(); p != nil {
+		refused = p.refused
+	}
 	select {
 	case <-r.ready:
 		return nil
+	case err := <-refused:
+		return err
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
@@ -304,7 +310,7 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 	view := p.store.View()
 	for n := range store.List[*api.Node](view) {
 		i.Nodes++
-		if n.Role == swarm.NodeRoleManager {
+		if n.Role == swarm.NodeRoleManager && n.RaftID != 0 {
 			i.Managers++
 		}
 	}
