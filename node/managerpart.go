@@ -65,8 +65,8 @@ type managerPart struct {
 	refused  chan error    // one: why the leader can't take this manager in; closed never
 	// refusal is the last error of joining the others' log; nil: there was none.
 	refusal atomic.Pointer[error]
-	once     sync.Once
-	done     chan struct{} // closed when run has returned
+	once    sync.Once
+	done    chan struct{} // closed when run has returned
 }
 
 // openManager opens the log and takes the port; nothing runs until run, which gives
