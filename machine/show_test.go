@@ -174,7 +174,7 @@ func TestScript(t *testing.T) {
 			t.Errorf("%s: %s %v", shell, got, err)
 		}
 	}
-	for path, want := range map[string]string{"": "bash", "/usr/bin/fish": "fish", "/bin/rbash": "bash"} {
+	for path, want := range map[string]string{"": "bash", "/usr/bin/fish": "fish", "/bin/rbash": "bash", "/bin/csh": "csh"} {
 		if got := ShellOf(path); got != want {
 			t.Errorf("%q: %s", path, got)
 		}

@@ -221,9 +221,9 @@ func (c *machineCommand) env() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&shell, "shell", "", "Shell to write for: bash, zsh, fish, tcsh, powershell, cmd, emacs, none (default: $SHELL)")
+	f.StringVar(&shell, "shell", "", "Shell to write for: bash, zsh, fish, csh, tcsh, powershell, cmd, emacs, none (default: $SHELL)")
 	_ = cmd.RegisterFlagCompletionFunc("shell", cobra.FixedCompletions(
-		[]string{"bash", "zsh", "fish", "tcsh", "powershell", "cmd", "emacs", "none"}, cobra.ShellCompDirectiveNoFileComp))
+		[]string{"bash", "zsh", "fish", "csh", "tcsh", "powershell", "cmd", "emacs", "none"}, cobra.ShellCompDirectiveNoFileComp))
 	f.BoolVarP(&unset, "unset", "u", false, "Unset the variables instead")
 	f.BoolVar(&noProxy, "no-proxy", false, "Add the machine's address to NO_PROXY")
 	return cmd
