@@ -35,7 +35,7 @@ func ParseUnlockKey(s string) ([]byte, error) {
 	text, ok := strings.CutPrefix(strings.TrimSpace(s), unlockPrefix)
 	key, err := base64.RawStdEncoding.Strict().DecodeString(text)
 	if !ok || err != nil || len(key) != unlockBytes || strings.ContainsAny(text, "\r\n") {
-		return nil, api.Errorf(api.Invalid, "invalid unlock key: it should look like SWMKEY-1-…; `docker swarm unlock-key` on a manager that is not locked shows the present one")
+		return nil, api.Errorf(api.Invalid, "invalid key string: an unlock key should look like SWMKEY-1-…; `docker swarm unlock-key` on a manager that is not locked shows the present one")
 	}
 	return key, nil
 }

@@ -109,7 +109,8 @@ func (c *call) filters(known ...string) (api.Filters, error) {
 	}
 	for _, k := range slices.Sorted(maps.Keys(f)) {
 		if !slices.Contains(known, k) {
-			return nil, api.Errorf(api.Invalid, "invalid filter '%s': known here are %s", k, strings.Join(known, ", "))
+			told := slices.DeleteFunc(slices.Clone(known), func(k string) bool { return strings.HasPrefix(k, "_") }) // those are the command line's own
+			return nil, api.Errorf(api.Invalid, "invalid filter '%s': known here are %s", k, strings.Join(told, ", "))
 		}
 	}
 	return f, nil

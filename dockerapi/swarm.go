@@ -4,8 +4,6 @@ import (
 	"net/http"
 
 	"github.com/moby/moby/api/types/swarm"
-
-	"github.com/legion-swarm/legion/api"
 )
 
 func (s *Server) swarmRoutes() []route {
@@ -94,9 +92,6 @@ func (s *Server) swarmUnlock(c *call) error {
 	var r swarm.UnlockRequest
 	if err := c.decode(&r); err != nil {
 		return err
-	}
-	if r.UnlockKey == "" {
-		return api.Errorf(api.Invalid, "unlock key must not be empty")
 	}
 	return c.ok(s.Swarm.SwarmUnlock(c.ctx, r.UnlockKey))
 }

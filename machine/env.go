@@ -52,10 +52,11 @@ type syntax struct {
 
 func syntaxes() map[string]syntax {
 	posix := syntax{set: "export %s=%s", unset: "unset %s", comment: "# ", usage: "eval $(%s)", quote: quoteDouble}
+	csh := syntax{"setenv %s %s;", "unsetenv %s;", ": ", "eval `%s`", quoteDouble}
 	return map[string]syntax{
 		"bash": posix, "sh": posix, "zsh": posix, "dash": posix, "ksh": posix,
-		"fish":  {"set -gx %s %s;", "set -e %s;", "# ", "eval (%s)", quoteDouble},
-		"tcsh":  {"setenv %s %s;", "unsetenv %s;", ": ", "eval `%s`", quoteDouble},
+		"fish": {"set -gx %s %s;", "set -e %s;", "# ", "eval (%s)", quoteDouble},
+		"csh":  csh, "tcsh": csh,
 		"emacs": {`(setenv "%s" %s)`, `(setenv "%s" nil)`, ";; ", "(with-temp-buffer (shell-command %q (current-buffer)) (eval-buffer))", quoteLisp},
 		"powershell": {"$Env:%s = %s", `Remove-Item Env:\%s`, "# ", "& %s | Invoke-Expression", func(s string) string {
 			return `"` + strings.NewReplacer("`", "``", `"`, "`\"", "$", "`$").Replace(s) + `"`
@@ -79,7 +80,7 @@ func ShellOf(path string) string {
 func Script(shell string, vars []Variable, command string) (string, error) {
 	s, ok := syntaxes()[filepath.Base(shell)]
 	if !ok {
-		return "", fmt.Errorf("unknown shell %q: give --shell bash, zsh, fish, tcsh, powershell, cmd, emacs or none", shell)
+		return "", fmt.Errorf("unknown shell %q: give --shell bash, zsh, fish, csh, tcsh, powershell, cmd, emacs or none", shell)
 	}
 	var b strings.Builder
 	for _, v := range vars {

@@ -348,11 +348,21 @@ func TestInspect(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if err := Inspect(&b, m, Endpoint{URL: "unix:///x"}, "192.0.2.1", "{{.Name}} {{.Address}} {{.URL}} {{.Driver}}"); err != nil || b.String() != "a 192.0.2.1 unix:///x fake\n" {
+	if err := Inspect(&b, m, Endpoint{URL: "unix:///x"}, "192.0.2.1", "{{.Name}} {{.Address}} {{.URL}} {{.DriverName}} {{.Driver.IPAddress}} {{.Driver.MachineName}}"); err != nil || b.String() != "a 192.0.2.1 unix:///x fake 192.0.2.1 a\n" {
 		t.Errorf("%q, %v", b.String(), err)
 	}
 	b.Reset()
 	if err := Inspect(&b, m, Endpoint{}, "192.0.2.1", ""); err != nil || !json.Valid(b.Bytes()) {
+		t.Errorf("%q, %v", b.String(), err)
+	}
+	m.Engine = Engine{Flags: []string{"--label=rack=1", "--registry-mirror=http://m", "--debug"}, Env: []string{"A=b"}}
+	b.Reset()
+	if err := Inspect(&b, m, Endpoint{}, "", "{{json .HostOptions.EngineOptions}}"); err != nil ||
+		b.String() != `{"ArbitraryFlags":["debug"],"Env":["A=b"],"InsecureRegistry":[],"Labels":["rack=1"],"RegistryMirror":["http://m"]}`+"\n" {
+		t.Errorf("%q, %v", b.String(), err)
+	}
+	b.Reset()
+	if err := Inspect(&b, m, Endpoint{}, "192.0.2.1", "{{prettyjson .Driver}}"); err != nil || !strings.Contains(b.String(), "\n    \"IPAddress\": \"192.0.2.1\",\n") {
 		t.Errorf("%q, %v", b.String(), err)
 	}
 	wantError(t, Inspect(io.Discard, m, Endpoint{}, "", "{{.Nothing}}"), "--format")

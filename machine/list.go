@@ -17,7 +17,7 @@ import (
 // --format.
 type Row struct {
 	Name, DriverName string
-	// Active is "*" for the machine that the environment points at.
+	// Active is "*" for the machine that the environment points at, "-" for others.
 	Active        string
 	State         State
 	URL           string
@@ -25,6 +25,8 @@ type Row struct {
 	DockerVersion string
 	Error         string
 	ResponseTime  time.Duration
+
+	labels []string // those of the daemon, as NAME=VALUE
 }
 
 // Driver is the name by which docker-machine's documentation calls DriverName.
@@ -38,7 +40,7 @@ func (f *Fleet) List(ctx context.Context, host string, timeout time.Duration) ([
 	}
 	rows := make(map[string]*Row, len(names))
 	for _, n := range names {
-		rows[n] = &Row{Name: n}
+		rows[n] = &Row{Name: n, Active: "-"}
 	}
 	_ = each(names, itself, func(name string) error {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -67,7 +69,7 @@ func (f *Fleet) look(ctx context.Context, r *Row, host string) {
 		fail(StateError, err)
 		return
 	}
-	r.DriverName = m.Driver
+	r.DriverName, r.labels = m.Driver, m.Engine.values("label")
 	if r.State, err = d.State(ctx, m); err != nil {
 		fail(StateError, err)
 		return
@@ -117,36 +119,6 @@ func cutOff(c Cutter, m *Machine) string {
 	return ""
 }
 
-// Filter keeps the rows that match every KEY=VALUE; of one key any value is
-// enough. The keys are name, driver and state.
-func Filter(rows []Row, filters []string) ([]Row, error) {
-	want := map[string][]string{}
-	for _, s := range filters {
-		k, v, ok := strings.Cut(s, "=")
-		k = strings.ToLower(strings.TrimSpace(k))
-		if !ok || k != "name" && k != "driver" && k != "state" {
-			return nil, fmt.Errorf("unsupported filter %q: want name=, driver= or state=", s)
-		}
-		want[k] = append(want[k], strings.TrimSpace(v))
-	}
-	var kept []Row
-	for _, r := range rows {
-		if matches(want["name"], r.Name) && matches(want["driver"], r.DriverName) && matches(want["state"], string(r.State)) {
-			kept = append(kept, r)
-		}
-	}
-	return kept, nil
-}
-
-func matches(want []string, got string) bool {
-	for _, w := range want {
-		if strings.EqualFold(w, got) {
-			return true
-		}
-	}
-	return len(want) == 0
-}
-
 const defaultTable = "table {{.Name}}\t{{.Active}}\t{{.DriverName}}\t{{.State}}\t{{.URL}}\t{{.Swarm}}\t{{.DockerVersion}}\t{{.Error}}"
 
 // WriteTable writes rows by a Go template, one a line; with "table " before it,
@@ -171,14 +143,7 @@ func WriteTable(w io.Writer, rows []Row, format string) error {
 		return fmt.Errorf("--format: %w", err)
 	}
 	_, _ = fmt.Fprintln(tw)
-	shown := make([]Row, len(rows))
-	for i, r := range rows {
-		shown[i] = r
-		if r.Active == "" {
-			shown[i].Active = "-"
-		}
-	}
-	if err := writeRows(tw, t, shown); err != nil {
+	if err := writeRows(tw, t, rows); err != nil {
 		return err
 	}
 	return tw.Flush()
@@ -196,37 +161,17 @@ func writeRows(w io.Writer, t *template.Template, rows []Row) error {
 	return nil
 }
 
-// Inspect writes a machine's record as JSON, or by a Go template.
-func Inspect(w io.Writer, m *Machine, e Endpoint, address, format string) error {
-	shown := struct {
-		Record
-
-		Dir, Address, URL string
-	}{m.Record, m.Dir, address, e.URL}
-	if format == "" {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "    ")
-		return enc.Encode(shown)
-	}
-	t, err := parseFormat(format)
-	if err != nil {
-		return err
-	}
-	if err := t.Execute(w, shown); err != nil {
-		return fmt.Errorf("--format: %w", err)
-	}
-	_, err = fmt.Fprintln(w)
-	return err
-}
-
-// parseFormat reads a --format: a Go template that may say {{json .}}, or "json",
-// which means just that, as with docker.
+// parseFormat reads a --format: a Go template that may say {{json .}} and
+// {{prettyjson .}}, or "json", which means {{json .}}, as with docker.
 func parseFormat(text string) (*template.Template, error) {
 	if text == "json" {
 		text = "{{json .}}"
 	}
 	t, err := template.New("format").Funcs(template.FuncMap{"json": func(v any) (string, error) {
 		b, err := json.Marshal(v)
+		return string(b), err
+	}, "prettyjson": func(v any) (string, error) {
+		b, err := json.MarshalIndent(v, "", "    ")
 		return string(b), err
 	}}).Parse(text)
 	if err != nil {

@@ -91,8 +91,6 @@ work   -        fake     Running   unix:///work   worker    v1.2
 	if err != nil || len(kept) != 1 || kept[0].Name != "man" {
 		t.Errorf("%v, %v", kept, err)
 	}
-	_, err = Filter(rows, []string{"label=x"})
-	wantError(t, err, "label=x", "name=")
 	b.Reset()
 	if err := WriteTable(&b, kept, `{{.Name}}\t{{.Driver}} {{.Active}}`); err != nil || b.String() != "man\tfake *\n" {
 		t.Errorf("%q, %v", b.String(), err)
@@ -105,6 +103,33 @@ work   -        fake     Running   unix:///work   worker    v1.2
 			t.Errorf("%s: %q, %v", format, b.String(), err)
 		}
 	}
+}
+
+// The filters are docker-machine's.
+func TestFilter(t *testing.T) {
+	rows := []Row{
+		{Name: "m1", Swarm: "leader", labels: []string{"rack=1", "ssd"}},
+		{Name: "m2", Swarm: "manager", labels: []string{"rack=2"}},
+		{Name: "w1", Swarm: "worker"},
+	}
+	for filters, want := range map[string]string{
+		"name=m": "m1 m2", "name=^m2$": "m2", "name=1": "m1 w1", "name=^w name=2": "m2 w1", "name=M": "",
+		"label=rack": "m1 m2", "label=rack=2": "m2", "label=ssd": "m1", "label=ssd label=rack=2": "m1 m2", "label=no": "",
+		"swarm=Leader": "m1", "swarm=worker name=m": "",
+	} {
+		kept, err := Filter(rows, strings.Fields(filters))
+		var names []string
+		for _, r := range kept {
+			names = append(names, r.Name)
+		}
+		if got := strings.Join(names, " "); err != nil || got != want {
+			t.Errorf("%s: %q, %v, want %q", filters, got, err, want)
+		}
+	}
+	_, err := Filter(rows, []string{"size=x"})
+	wantError(t, err, "size=x", "name=")
+	_, err = Filter(rows, []string{"name=("})
+	wantError(t, err, "name=(", "missing closing )")
 }
 
 func TestAwait(t *testing.T) {
@@ -149,7 +174,7 @@ func TestScript(t *testing.T) {
 			t.Errorf("%s: %s %v", shell, got, err)
 		}
 	}
-	for path, want := range map[string]string{"": "bash", "/usr/bin/fish": "fish", "/bin/rbash": "bash"} {
+	for path, want := range map[string]string{"": "bash", "/usr/bin/fish": "fish", "/bin/rbash": "bash", "/bin/csh": "csh"} {
 		if got := ShellOf(path); got != want {
 			t.Errorf("%q: %s", path, got)
 		}

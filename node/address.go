@@ -1,7 +1,6 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,6 +13,14 @@ import (
 
 // defaultPort is Docker's port for traffic between nodes.
 const defaultPort = "2377"
+
+// Docker's sentences.
+const (
+	badListen    = "listen address must be an IP address or network interface (with optional port number)"
+	badAdvertise = "advertise address must be a non-zero IP address or network interface (with optional port number)"
+	badDefault   = "default advertise address must be a non-zero IP address or network interface (--swarm-default-advertise-addr)"
+	badDataPath  = "data path address must be a non-zero IP address or network interface (without a port number)"
+)
 
 // iface is a network interface of the host with its addresses.
 type iface struct {
@@ -48,20 +55,25 @@ func hostInterfaces() ([]iface, error) {
 }
 
 // resolveListen turns what --listen-addr says (an address or an interface,
-// with an optional port) into host:port. Empty means every address.
+// with an optional port) into host:port. 0.0.0.0 means every address.
 func resolveListen(spec string, host []iface) (string, error) {
-	if spec == "" {
-		spec = "0.0.0.0"
-	}
 	name, port, err := splitPort(spec)
 	if err != nil {
-		return "", api.Errorf(api.Invalid, "invalid listen address %q: %w", spec, err)
+		return "", api.Errorf(api.Invalid, "%s, not %q: %w", badListen, spec, err)
 	}
 	addr, err := addressOf(name, host)
 	if err != nil {
-		return "", api.Errorf(api.Invalid, "invalid listen address %q: %w", spec, err)
+		return "", api.Errorf(api.Invalid, "%s: %w", badListen, err)
 	}
 	return net.JoinHostPort(addr.String(), port), nil
+}
+
+// checkListen refuses a request that does not say where to listen.
+func checkListen(spec string) error {
+	if spec == "" {
+		return api.Errorf(api.Invalid, "invalid ListenAddr \"\": invalid empty address: 0.0.0.0:%s is every address of this host", defaultPort)
+	}
+	return nil
 }
 
 // resolveAdvertise turns what --advertise-addr says into the host:port that
@@ -73,9 +85,9 @@ func resolveAdvertise(spec, fallback, listen string, host []iface) (string, erro
 	if err != nil {
 		return "", err
 	}
-	what := "advertise address"
+	bad := badAdvertise
 	if spec == "" {
-		spec, what = fallback, "advertise address (--swarm-default-advertise-addr)"
+		spec, bad = fallback, badDefault
 	}
 	if spec == "" {
 		if a, err := netip.ParseAddr(listenHost); err == nil && !a.IsUnspecified() {
@@ -89,17 +101,17 @@ func resolveAdvertise(spec, fallback, listen string, host []iface) (string, erro
 	}
 	name, port, err := splitPort(spec)
 	if err != nil {
-		return "", api.Errorf(api.Invalid, "invalid %s %q: %w", what, spec, err)
+		return "", api.Errorf(api.Invalid, "%s, not %q: %w", bad, spec, err)
 	}
 	if _, err := netip.ParseAddr(spec); err == nil || !strings.HasSuffix(spec, ":"+port) {
 		port = listenPort
 	}
 	addr, err := addressOf(name, host)
 	if err != nil {
-		return "", api.Errorf(api.Invalid, "invalid %s %q: %w", what, spec, err)
+		return "", api.Errorf(api.Invalid, "%s: %w", bad, err)
 	}
 	if addr.IsUnspecified() {
-		return "", api.Errorf(api.Invalid, "advertise address must be a non-zero IP address or network interface (with optional port number), not %q", spec)
+		return "", api.Errorf(api.Invalid, "%s, not %q", bad, spec)
 	}
 	return net.JoinHostPort(addr.String(), port), nil
 }
@@ -133,10 +145,10 @@ func splitPort(s string) (host, port string, err error) {
 func resolveDataPath(spec string, host []iface) (string, error) {
 	a, err := addressOf(spec, host)
 	if err == nil && !a.IsLoopback() && !slices.ContainsFunc(host, func(i iface) bool { return slices.Contains(i.addrs, a) }) {
-		err = errors.New("this host has no such address, and tunnels could not send from it")
+		err = fmt.Errorf("this host has no address %s, and tunnels could not send from it", a)
 	}
 	if err != nil {
-		return "", api.Errorf(api.Invalid, "invalid data path address %q: %w", spec, err)
+		return "", api.Errorf(api.Invalid, "%s: %w", badDataPath, err)
 	}
 	return a.String(), nil
 }
@@ -153,7 +165,11 @@ func addressOf(name string, host []iface) (netip.Addr, error) {
 	}
 	a, many := pick(host[at].addrs)
 	if many {
-		return netip.Addr{}, fmt.Errorf("interface %s has more than one address (%s): name one of them", name, join(host[at].addrs))
+		version := "v6"
+		if slices.ContainsFunc(host[at].addrs, netip.Addr.Is4) {
+			version = "v4"
+		}
+		return netip.Addr{}, fmt.Errorf("interface %s has more than one IP%s address (%s): name one of them", name, version, join(host[at].addrs))
 	}
 	if !a.IsValid() {
 		return netip.Addr{}, fmt.Errorf("interface %s has no IP address", name)
@@ -172,15 +188,15 @@ func onlyAddress(host []iface) (netip.Addr, error) {
 		}
 		a, many := pick(addrs)
 		if many {
-			return netip.Addr{}, api.Errorf(api.Invalid, "could not choose an IP address to advertise since this system has multiple addresses on interface %s (%s) - specify one with --advertise-addr", i.name, join(addrs))
+			return netip.Addr{}, api.Errorf(api.Invalid, "could not choose an IP address to advertise since this system has multiple addresses on interface %s (%s)", i.name, join(addrs))
 		}
 		if found.IsValid() {
-			return netip.Addr{}, api.Errorf(api.Invalid, "could not choose an IP address to advertise since this system has multiple addresses on different interfaces (%s on %s and %s on %s) - specify one with --advertise-addr", found, on, a, i.name)
+			return netip.Addr{}, api.Errorf(api.Invalid, "could not choose an IP address to advertise since this system has multiple addresses on different interfaces (%s on %s and %s on %s)", found, on, a, i.name)
 		}
 		found, on = a, i.name
 	}
 	if !found.IsValid() {
-		return netip.Addr{}, api.Errorf(api.Invalid, "could not find the system's IP address - specify one with --advertise-addr")
+		return netip.Addr{}, api.Errorf(api.Invalid, "could not find the system's IP address")
 	}
 	return found, nil
 }

@@ -35,17 +35,17 @@ func TestResolveAdvertise(t *testing.T) {
 		{"the daemon's default", "", "eth0", all, one, "192.168.1.5:2377", ""},
 		{"the listen address", "", "", "10.9.9.9:2377", two, "10.9.9.9:2377", ""},
 		{"the only address", "", "", all, one, "192.168.1.5:2377", ""},
-		{"several interfaces", "", "", all, two, "", "specify one with --advertise-addr"},
+		{"several interfaces", "", "", all, two, "", "multiple addresses on different interfaces (192.168.1.5 on eth0 and 10.1.1.5 on eth1)"},
 		{"several addresses", "", "", all, double, "", "multiple addresses on interface eth0"},
-		{"several on the interface", "eth0", "", all, double, "", "more than one address"},
+		{"several on the interface", "eth0", "", all, double, "", "advertise address must be a non-zero IP address or network interface (with optional port number): interface eth0 has more than one IPv4 address"},
 		{"no address", "", "", all, nil, "", "could not find"},
 		{"IPv6 in brackets", "[fd00::5]", "", "0.0.0.0:5000", one, "[fd00::5]:5000", ""},
 		{"half in brackets", "[fd00::5", "", all, one, "", "missing ']'"},
 		{"IPv6 that ends like a port", "fd00::2377", "", "0.0.0.0:5000", one, "[fd00::2377]:5000", ""},
-		{"unknown default", "", "eth7", all, one, "", `(--swarm-default-advertise-addr) "eth7": "eth7" is neither`},
+		{"unknown default", "", "eth7", all, one, "", `(--swarm-default-advertise-addr): "eth7" is neither`},
 		{"unknown interface", "eth7", "", all, one, "", "neither an IP address nor a network interface"},
 		{"zero", "0.0.0.0", "", all, one, "", "non-zero"},
-		{"bad port", "10.0.0.1:70000", "", all, one, "", "not a port number"},
+		{"bad port", "10.0.0.1:70000", "", all, one, "", `not "10.0.0.1:70000": "70000" is not a port number`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := resolveAdvertise(c.spec, c.fallback, c.listen, c.host)
@@ -59,10 +59,26 @@ func TestResolveAdvertise(t *testing.T) {
 	}
 }
 
+func TestResolveListen(t *testing.T) {
+	host := []iface{{"eth0", []netip.Addr{netip.MustParseAddr("192.168.1.5")}}}
+	for _, c := range []struct{ spec, want, err string }{
+		{"0.0.0.0", "0.0.0.0:2377", ""},
+		{"eth0:4567", "192.168.1.5:4567", ""},
+		{"[::1]:4567", "[::1]:4567", ""},
+		{"eth7", "", "listen address must be an IP address or network interface (with optional port number): \"eth7\" is neither"},
+		{"10.0.0.1:x", "", "listen address must be an IP address or network interface (with optional port number), not \"10.0.0.1:x\""},
+	} {
+		got, err := resolveListen(c.spec, host)
+		if got != c.want || (err == nil) != (c.err == "") || err != nil && (!api.Is(err, api.Invalid) || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("%s: %q, %v", c.spec, got, err)
+		}
+	}
+}
+
 // Tunnels send from this address, so the host must have it.
 func TestResolveDataPath(t *testing.T) {
 	host := []iface{{"eth0", []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}}
-	for spec, want := range map[string]string{"10.0.0.1": "10.0.0.1", "fd00::1": "fd00::1", "127.0.0.1": "127.0.0.1", "eth0": "10.0.0.1", "10.0.0.2": "no such address", "eth7": "neither an IP address"} {
+	for spec, want := range map[string]string{"10.0.0.1": "10.0.0.1", "fd00::1": "fd00::1", "127.0.0.1": "127.0.0.1", "eth0": "10.0.0.1", "10.0.0.2": "this host has no address 10.0.0.2", "10.0.0.1:88": badDataPath, "eth7": "neither an IP address"} {
 		got, err := resolveDataPath(spec, host)
 		if err != nil {
 			got = err.Error()

@@ -216,11 +216,11 @@ func (v *vault) is(kek []byte) (bool, <-chan struct{}) {
 func (s *swarmNode) SwarmUnlock(ctx context.Context, key string) error {
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	switch cur, err := s.current(); {
-	case cur == nil && err == nil:
-		return api.Errorf(api.Unavailable, "%s", noSwarm)
-	case !errors.Is(err, errLocked):
+	switch _, err := s.leading(); {
+	case err == nil:
 		return api.Errorf(api.Conflict, "swarm is not locked")
+	case !errors.Is(err, errLocked):
+		return err
 	}
 	kek, err := ca.ParseUnlockKey(key)
 	if err != nil {

@@ -110,6 +110,8 @@ func (r *running) serves(ctx context.Context) error {
 	select {
 	case <-p.founded:
 		return nil
+	case err := <-p.refused:
+		return err
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
@@ -168,6 +170,9 @@ type joining struct {
 }
 
 func newJoin(r *swarm.JoinRequest) (*joining, error) {
+	if err := checkListen(r.ListenAddr); err != nil {
+		return nil, err
+	}
 	switch {
 	case len(r.RemoteAddrs) == 0:
 		return nil, api.Errorf(api.Invalid, "at least 1 RemoteAddr is required to join")

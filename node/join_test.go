@@ -117,6 +117,9 @@ func TestWorkerJoinsRunsLeaves(t *testing.T) {
 	if _, err := w.ServiceList(t.Context(), nil, false); !api.Is(err, api.Unavailable) || err.Error() != isWorker {
 		t.Errorf("a worker's answer to a manager's call: %v", err)
 	}
+	if err := w.SwarmUnlock(t.Context(), "SWMKEY-1-x"); !api.Is(err, api.Unavailable) || err.Error() != isWorker {
+		t.Errorf("a worker is unlocked: %v", err)
+	}
 	if err := w.SwarmJoin(t.Context(), &swarm.JoinRequest{}); err == nil || err.Error() != inSwarm {
 		t.Errorf("a second join: %v", err)
 	}
@@ -164,6 +167,15 @@ func TestJoinRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := w.SwarmJoin(t.Context(), &swarm.JoinRequest{RemoteAddrs: []string{m.addr()}, JoinToken: good}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), `invalid ListenAddr ""`) {
+		t.Errorf("without an address to listen at: %v", err)
+	}
+	if _, err := w.SwarmInit(t.Context(), &swarm.InitRequest{AdvertiseAddr: "127.0.0.1"}); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), `invalid ListenAddr ""`) {
+		t.Errorf("a swarm without an address to listen at: %v", err)
+	}
+	if err := w.SwarmUnlock(t.Context(), ""); !api.Is(err, api.Unavailable) || err.Error() != notManager {
+		t.Errorf("unlocked in no swarm: %v", err)
+	}
 	for _, c := range []struct {
 		token, remote, want string
 		class               api.Class
@@ -172,7 +184,7 @@ func TestJoinRefused(t *testing.T) {
 		{good, "host:port", "invalid remote address", api.Invalid},
 		{"", m.addr(), "valid join token", api.Invalid},
 		{"SWMTKN-1-x", m.addr(), "invalid join token", api.Invalid},
-		{good[:len(good)-5] + "aaaaa", m.addr(), "valid join token", api.PermissionDenied},
+		{good[:len(good)-5] + "aaaaa", m.addr(), "A valid join token is necessary to join this cluster", api.Invalid},
 		{ca.NewToken(root), m.addr(), "does not match fingerprint", api.Invalid},
 		{good, freePort(t), "connection refused", api.Unavailable},
 	} {
@@ -197,6 +209,38 @@ func TestJoinRefused(t *testing.T) {
 
 // A worker whose manager dies moves over and keeps its tasks; its logs are had
 // through any manager.
+// A manager that the leader does not find where it says is told, and is no member.
+func TestManagerAtAnotherAddress(t *testing.T) {
+	m, n := newTestNode(t, nil), newTestNode(t, nil)
+	m.init()
+	for advertise, want := range map[string]string{
+		freePort(t): "could not connect to prospective new cluster member using its advertised address",
+		m.addr():    "no manager of the swarm is known to this node at another address than its own, " + m.addr(),
+	} {
+		r := &swarm.JoinRequest{ListenAddr: freePort(t), AdvertiseAddr: advertise, JoinToken: m.token(swarm.NodeRoleManager), RemoteAddrs: []string{m.addr()}}
+		if err := n.SwarmJoin(t.Context(), r); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--advertise-addr") {
+			t.Errorf("at %s: %v", advertise, err)
+		}
+		if state, err := n.state(); state != swarm.LocalNodeStateInactive || err != nil {
+			t.Errorf("after a refusal: %s, %v", state, err)
+		}
+	}
+	nodes, err := m.NodeList(t.Context(), nil)
+	if err != nil || len(nodes) != 3 {
+		t.Fatalf("%d nodes, %v", len(nodes), err)
+	}
+	for _, o := range nodes {
+		if (o.ManagerStatus != nil) != (o.ID == m.id()) {
+			t.Errorf("node %s has manager status %+v", o.ID, o.ManagerStatus)
+		}
+	}
+	n.joinAsManager(m)
+	m.voters(2)
+	if i := m.info(t.Context()); i.Nodes != 4 || i.Managers != 2 || len(i.Warnings) != 1 || !strings.HasPrefix(i.Warnings[0], "WARNING: Running Swarm in a two-manager configuration.") {
+		t.Errorf("info: %+v", i)
+	}
+}
+
 // While a node waits for a manager that says nothing, it is neither in a swarm nor in
 // none.
 func TestJoinPending(t *testing.T) {

@@ -62,8 +62,11 @@ type managerPart struct {
 	// none is known. It means something only while nobody leads here.
 	informed atomic.Pointer[raftnode.Member]
 	founded  chan struct{} // closed when this manager knows the swarm
-	once     sync.Once
-	done     chan struct{} // closed when run has returned
+	refused  chan error    // one: why the leader can't take this manager in; closed never
+	// refusal is the last error of joining the others' log; nil: there was none.
+	refusal atomic.Pointer[error]
+	once    sync.Once
+	done    chan struct{} // closed when run has returned
 }
 
 // openManager opens the log and takes the port; nothing runs until run, which gives
@@ -76,7 +79,7 @@ func (m *member) openManager(cfg *memberConfig) (_ *managerPart, err error) {
 	}
 	p := &managerPart{
 		dir: m.dir, state: m.membership(), creds: m.creds, vault: m.vault, log: m.log, genesis: cfg.genesis, forced: cfg.forced, peers: m.peers, recovery: m.worker.recovery,
-		stranger: make(chan *grpc.ClientConn, 1), founded: make(chan struct{}), done: make(chan struct{}),
+		stranger: make(chan *grpc.ClientConn, 1), founded: make(chan struct{}), refused: make(chan error, 1), done: make(chan struct{}),
 	}
 	if n := m.worker.networks; n != nil {
 		p.routes = n.Routes

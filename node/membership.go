@@ -26,6 +26,9 @@ const (
 	handOverTimeout = time.Second
 	joinPause       = 100 * time.Millisecond
 	joinPauseMax    = 3 * time.Second
+	// refusalsTold is how often the leader must not find a manager at its address
+	// until "swarm join" fails: once may be bad luck.
+	refusalsTold = 2
 	// leaderless is how long nobody leads until this manager asks the others
 	// whether it is still one of them.
 	leaderless = 3 * time.Second
@@ -34,7 +37,7 @@ const (
 // joining makes this manager a member if its log is empty, and waits until it
 // knows all that the swarm knows.
 func (p *managerPart) joining(ctx context.Context) error {
-	pause := joinPause
+	pause, refusals := joinPause, 0
 	for len(p.raft.Status().Members) == 0 {
 		err := p.join(ctx)
 		if err == nil {
@@ -42,6 +45,12 @@ func (p *managerPart) joining(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return nil
+		}
+		p.refusal.Store(&err)
+		if api.Is(err, api.Invalid) {
+			if refusals++; refusals == refusalsTold {
+				p.refused <- err
+			}
 		}
 		p.log.Warn("this manager could not join the others yet; will try again", "err", err)
 		changed := p.raft.Changed()
@@ -59,7 +68,7 @@ func (p *managerPart) joining(ctx context.Context) error {
 
 // join asks the managers that the node knows, one after the other.
 func (p *managerPart) join(ctx context.Context) error {
-	err := error(api.Errorf(api.Unavailable, "no manager of the swarm is known to this node"))
+	err := error(api.Errorf(api.Invalid, "no manager of the swarm is known to this node at another address than its own, %s: name another address with --advertise-addr, or another manager", p.state.AdvertiseAddr))
 	for _, addr := range p.peers() {
 		if err = p.joinAt(ctx, addr); err == nil {
 			return nil

@@ -49,7 +49,14 @@ func (p *managerPart) noLeader() error {
 	if m := p.informed.Load(); m != nil && st.Leader == 0 {
 		return api.Errorf(api.Unavailable, "%s", cutOffAdvice(strings.TrimSpace(names[m.ID]+" ("+m.Address+")"), missing))
 	}
-	return api.Errorf(api.Unavailable, "%s (%s)", leaderlessDocker, leaderlessAdvice(voters, missing))
+	advice := leaderlessAdvice(voters, missing)
+	if len(st.Members) == 0 {
+		advice = "the others have not taken this manager in yet"
+		if why := p.refusal.Load(); why != nil {
+			advice += ": " + (*why).Error()
+		}
+	}
+	return api.Errorf(api.Unavailable, "%s (%s)", leaderlessDocker, advice)
 }
 
 // cutOffAdvice says what to do on a manager that does not hear the leader, whom

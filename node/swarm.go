@@ -26,6 +26,12 @@ const (
 	isWorker   = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
 	inSwarm    = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
 	noSwarm    = "This node is not part of a swarm"
+
+	// twoManagers is shown by "docker info" as it is.
+	twoManagers = "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n" +
+		"         no fault tolerance, and poses a high risk to lose control over the cluster.\n" +
+		"         Refer to https://docs.docker.com/engine/swarm/admin_guide/ to configure the\n" +
+		"         Swarm for fault-tolerance."
 )
 
 // initTimeout bounds how long "swarm init" waits for the node to be ready.
@@ -212,9 +218,15 @@ func (s *swarmNode) leading() (*managerPart, error) {
 
 // taken waits until the managers see this node as ready.
 func (r *running) taken(ctx context.Context) error {
+	var refused <-chan error // by the leader, as a manager
+	if p := r.managing(); p != nil {
+		refused = p.refused
+	}
 	select {
 	case <-r.ready:
 		return nil
+	case err := <-refused:
+		return err
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
@@ -298,9 +310,12 @@ func (s *swarmNode) info(ctx context.Context) swarm.Info {
 	view := p.store.View()
 	for n := range store.List[*api.Node](view) {
 		i.Nodes++
-		if n.Role == swarm.NodeRoleManager {
+		if n.Role == swarm.NodeRoleManager && n.RaftID != 0 {
 			i.Managers++
 		}
+	}
+	if i.Managers == 2 {
+		i.Warnings = append(i.Warnings, twoManagers)
 	}
 	if c, err := p.control.SwarmInspect(ctx); err == nil {
 		i.Cluster = &c.ClusterInfo

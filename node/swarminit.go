@@ -64,6 +64,9 @@ func (s *swarmNode) SwarmInit(ctx context.Context, r *swarm.InitRequest) (string
 
 // initState checks the request and settles the addresses.
 func (s *swarmNode) initState(r *swarm.InitRequest) (*membership, error) {
+	if err := checkListen(r.ListenAddr); err != nil {
+		return nil, err
+	}
 	if err := control.CheckInit(r); err != nil {
 		return nil, err
 	}
@@ -131,6 +134,9 @@ func (s *swarmNode) forceNewCluster(ctx context.Context, r *swarm.InitRequest) (
 	}
 	if state == nil || state.RaftID == 0 {
 		return "", api.Errorf(api.Unavailable, "%s", isWorker)
+	}
+	if err := checkListen(r.ListenAddr); err != nil {
+		return "", err
 	}
 	old := *state
 	if err := s.settleAddresses(state, r); err != nil {

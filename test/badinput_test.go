@@ -48,6 +48,7 @@ func TestBadInput(t *testing.T) {
 		{"update with a stale version", "POST", "/services/web/update?version=1", spec("web", ""), 500, "out of sequence"},
 		{"unknown filter", "GET", "/services?filters=%7B%22nope%22%3A%5B%22x%22%5D%7D", ``, 400, "nope"},
 		{"malformed filter", "GET", "/services?filters=nonsense", ``, 400, ""},
+		{"unlocking what is not locked", "POST", "/swarm/unlock", `{"UnlockKey":"x"}`, 409, "swarm is not locked"},
 		{"second init", "POST", "/swarm/init", `{"ListenAddr":"127.0.0.1:2377","AdvertiseAddr":"127.0.0.1"}`, 503, "already part of a swarm"},
 		{"container without an image", "POST", "/containers/create", `{"Image":"nothere:1"}`, 404, "nothere:1"},
 		{"mount source missing", "POST", "/containers/create", `{"Image":"app:1","HostConfig":{"Mounts":[{"Type":"bind","Source":"/no/such","Target":"/x"}]}}`, 400, "/no/such"},
@@ -101,5 +102,48 @@ func TestBadInput(t *testing.T) {
 	}
 	if !n.running() {
 		t.Fatal("the daemon ended")
+	}
+}
+
+// TestBadSwarms: what begins, joins or unlocks no swarm, in Docker's sentences.
+func TestBadSwarms(t *testing.T) {
+	n := newNode(t)
+	n.start(t)
+	const (
+		token  = `"JoinToken":"SWMTKN-1-3pu6hszjas19xyp7ghgosyx9k8atbfcr8p2is99znpy26u2lkl-1awxwuwd3z9j1z3puu7rcgdbx"`
+		listen = `"ListenAddr":"127.0.0.1:2377"`
+		notOne = "This node is not a swarm manager. Use"
+	)
+	for _, c := range []struct {
+		name, path, body string
+		status           int
+		says             string
+	}{
+		{"init with nothing", "init", `{}`, 400, `invalid ListenAddr ""`},
+		{"init, listening at no address", "init", `{"ListenAddr":"nodev0"}`, 400, "listen address must be an IP address or network interface (with optional port number)"},
+		{"init, advertising no address", "init", `{` + listen + `,"AdvertiseAddr":"nodev0"}`, 400, "advertise address must be a non-zero IP address or network interface (with optional port number)"},
+		{"init, advertising every address", "init", `{` + listen + `,"AdvertiseAddr":"0.0.0.0"}`, 400, "advertise address must be a non-zero IP address"},
+		{"init, data at no address", "init", `{` + listen + `,"DataPathAddr":"nodev0"}`, 400, "data path address must be a non-zero IP address or network interface (without a port number)"},
+		{"init, networks without room", "init", `{` + listen + `,"DefaultAddrPool":["10.20.0.0/16"],"SubnetSize":30}`, 400, "subnet size is out of range: 30"},
+		{"join with nothing", "join", `{}`, 400, `invalid ListenAddr ""`},
+		{"join nobody", "join", `{` + listen + `,` + token + `}`, 400, "at least 1 RemoteAddr is required to join"},
+		{"join without a token", "join", `{` + listen + `,"RemoteAddrs":["127.0.0.1:1"]}`, 400, "A valid join token is necessary to join this cluster"},
+		{"join with no token's like", "join", `{` + listen + `,"RemoteAddrs":["127.0.0.1:1"],"JoinToken":"x"}`, 400, "invalid join token"},
+		{"join who is not there", "join", `{` + listen + `,"RemoteAddrs":["127.0.0.1:1"],` + token + `}`, 503, "connection refused"},
+		{"unlock", "unlock", `{"UnlockKey":"x"}`, 503, notOne},
+		{"unlock with nothing", "unlock", `{}`, 503, notOne},
+		{"leave", "leave", ``, 503, "This node is not part of a swarm"},
+		{"update", "update?version=1", `{}`, 503, notOne},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			status, body := n.api(t, http.MethodPost, "/swarm/"+c.path, c.body)
+			if status != c.status {
+				t.Errorf("status %d, want %d: %s", status, c.status, body)
+			}
+			contains(t, message(t, body), c.says)
+			if state := n.docker(t, "info", "-f", "{{.Swarm.LocalNodeState}}"); state != "inactive" {
+				t.Errorf("the node is %s", state)
+			}
+		})
 	}
 }

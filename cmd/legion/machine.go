@@ -113,7 +113,7 @@ func (c *machineCommand) ls() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&quiet, "quiet", "q", false, "Only display names")
-	f.StringArrayVar(&filters, "filter", nil, `Filter by condition: "name=", "driver=", "state="`)
+	f.StringArrayVar(&filters, "filter", nil, `Filter by condition: "driver=", "label=", "name=" (a regular expression), "state=", "swarm="`)
 	f.StringVarP(&format, "format", "f", "", "Pretty-print machines using a Go template")
 	f.IntVarP(&timeout, "timeout", "t", 10, "Seconds to wait for each machine's answer")
 	return cmd
@@ -221,9 +221,9 @@ func (c *machineCommand) env() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&shell, "shell", "", "Shell to write for: bash, zsh, fish, tcsh, powershell, cmd, emacs, none (default: $SHELL)")
+	f.StringVar(&shell, "shell", "", "Shell to write for: bash, zsh, fish, csh, tcsh, powershell, cmd, emacs, none (default: $SHELL)")
 	_ = cmd.RegisterFlagCompletionFunc("shell", cobra.FixedCompletions(
-		[]string{"bash", "zsh", "fish", "tcsh", "powershell", "cmd", "emacs", "none"}, cobra.ShellCompDirectiveNoFileComp))
+		[]string{"bash", "zsh", "fish", "csh", "tcsh", "powershell", "cmd", "emacs", "none"}, cobra.ShellCompDirectiveNoFileComp))
 	f.BoolVarP(&unset, "unset", "u", false, "Unset the variables instead")
 	f.BoolVar(&noProxy, "no-proxy", false, "Add the machine's address to NO_PROXY")
 	return cmd

@@ -201,7 +201,7 @@ func TestMachineCompletion(t *testing.T) {
 		{[]string{"disconnect", "m1", "--from", ""}, "m1\nw1\n:4"},
 		{[]string{"connect", "m1", "--to", ""}, "m1\nw1\n:4"},
 		{[]string{"create", "--driver", ""}, "local\nssh\n:4"},
-		{[]string{"env", "--shell", ""}, "bash\nzsh\nfish\ntcsh\npowershell\ncmd\nemacs\nnone\n:4"},
+		{[]string{"env", "--shell", ""}, "bash\nzsh\nfish\ncsh\ntcsh\npowershell\ncmd\nemacs\nnone\n:4"},
 		{[]string{"scp", "w"}, "w1:\n:2"},
 		{[]string{"scp", "./f"}, ":2"}, // the shell offers files
 	} {

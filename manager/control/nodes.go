@@ -14,7 +14,7 @@ import (
 
 func (c *Control) node(n *api.Node) swarm.Node {
 	out := n.Node
-	if c.cfg.Manager != nil && n.Role == swarm.NodeRoleManager {
+	if c.cfg.Manager != nil && n.Role == swarm.NodeRoleManager && n.RaftID != 0 {
 		out.ManagerStatus = c.cfg.Manager(n)
 	}
 	return out

@@ -38,6 +38,8 @@ func TestCheckInit(t *testing.T) {
 		{"a pool smaller than its networks", pools(16, "10.10.0.0/24"), "Subnet size is too small for pool: 16"},
 		{"a pool smaller than the usual networks", pools(0, "10.10.0.0/25"), "Subnet size is too small for pool: 24"},
 		{"networks larger than the usual pool", pools(5), "Subnet size is too small for pool: 5"},
+		{"the smallest networks", pools(29, "10.10.0.0/24"), ""},
+		{"networks of one task", pools(30), "subnet size is out of range: 30"},
 		{"networks of two addresses from the usual pool", pools(31), "subnet size is out of range: 31"},
 		{"networks of one address", pools(32, "10.10.0.0/24"), "subnet size is out of range: 32"},
 		{"a pool twice", pools(24, "10.0.0.0/8", "10.10.0.0/16"), "default address pools overlap: 10.0.0.0/8 and 10.10.0.0/16"},

@@ -101,8 +101,8 @@ func checkPools(pools []netip.Prefix, size uint32) error {
 	if len(pools) > maxAddrPools {
 		return invalid("%d default address pools, at most %d are accepted", len(pools), maxAddrPools)
 	}
-	if size > 30 {
-		return invalid("subnet size is out of range: %d: networks of it have no room for tasks", size)
+	if size > 29 {
+		return invalid("subnet size is out of range: %d: it is at most 29, as smaller networks have no room for tasks", size)
 	}
 	for i, p := range pools {
 		switch {

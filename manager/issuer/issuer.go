@@ -115,7 +115,7 @@ func roleOf(c *api.Cluster, token string) (swarm.NodeRole, error) {
 	case worker:
 		return swarm.NodeRoleWorker, nil
 	}
-	return "", api.Errorf(api.PermissionDenied, "a valid join token is necessary to join this swarm: it may have been rotated; `docker swarm join-token` on a manager shows the present one")
+	return "", api.Errorf(api.Invalid, "A valid join token is necessary to join this cluster: it may have been rotated; `docker swarm join-token` on a manager shows the present one")
 }
 
 // join makes a node of a caller with a token.

@@ -221,12 +221,12 @@ func TestRefusals(t *testing.T) {
 		return err
 	}
 	worker := f.cluster().JoinTokens.Worker
-	refused(t, issue(anyone, csr, ""), api.PermissionDenied, "valid join token")
-	refused(t, issue(anyone, csr, worker[:len(worker)-1]+"!"), api.PermissionDenied, "valid join token")
+	refused(t, issue(anyone, csr, ""), api.Invalid, "valid join token")
+	refused(t, issue(anyone, csr, worker[:len(worker)-1]+"!"), api.Invalid, "valid join token")
 	refused(t, issue(anyone, []byte("x"), worker), api.Invalid, "certificate request")
 	refused(t, issue(as(t.Context(), "gone", swarm.NodeRoleWorker), csr, ""), api.NotFound, "was removed")
 	f.change(func(c *api.Cluster) { c.JoinTokens.Worker = ca.NewToken(f.root) })
-	refused(t, issue(anyone, csr, worker), api.PermissionDenied, "rotated")
+	refused(t, issue(anyone, csr, worker), api.Invalid, "rotated")
 	_, err := f.NodeCertificateStatus(anyone, &swarmpb.NodeCertificateStatusRequest{NodeId: "gone"})
 	refused(t, err, api.NotFound, "not part of the swarm")
 

@@ -118,7 +118,7 @@ func (k *Keeper) reach(ctx context.Context, nodeID, addr string) error {
 	got, err := k.cfg.Hello(ctx, addr)
 	switch {
 	case err != nil:
-		return api.Errorf(api.Unavailable, "the leader can't reach the new manager at %s: %w: is a firewall between them? Name another address with --advertise-addr", addr, err)
+		return api.Errorf(api.Invalid, "the leader could not connect to prospective new cluster member using its advertised address %s: %w: is a firewall between them? Name another address with --advertise-addr", addr, err)
 	case got != nodeID:
 		return api.Errorf(api.Invalid, "at %s the leader finds node %s instead of %s: name the new manager's own address with --advertise-addr", addr, got, nodeID)
 	}

@@ -245,7 +245,7 @@ func TestJoinAndRenew(t *testing.T) {
 			t.Errorf("node = %+v", n.Certificate)
 		}
 	}
-	if _, err := join(t, m, ca.NewToken(m.root)); !api.Is(err, api.PermissionDenied) || !strings.Contains(err.Error(), "valid join token") {
+	if _, err := join(t, m, ca.NewToken(m.root)); !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "valid join token") {
 		t.Errorf("join with a wrong secret: %v", err)
 	}
 }
