@@ -16,7 +16,7 @@ func pure() map[string][]string {
 		"settings":             {},
 		"templates":            {},
 		"agent/exec":           {},
-		"store":                {"store.go", "config.go"},
+		"store":                {"store.go", "config.go", "pace.go"}, // when, not what, watchers are told
 		"manager/scheduler":    {"loop.go"},
 		"manager/orchestrator": {"loop.go", "agenda.go"},
 		"manager/allocator":    {"loop.go"},

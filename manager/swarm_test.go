@@ -264,6 +264,13 @@ func TestStartDoesWhatEventsWould(t *testing.T) {
 	})
 }
 
+// settle waits until the loops have done all that they were told of: what comes
+// thick they are told of a little later.
+func settle() {
+	time.Sleep(time.Second)
+	synctest.Wait()
+}
+
 func TestManyServicesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 5)
@@ -271,6 +278,7 @@ func TestManyServicesAtOnce(t *testing.T) {
 		for i := range 100 {
 			c.create(fmt.Sprint("s", i), 3)
 		}
+		settle()
 		if n := len(c.running("app:1")); n != 300 {
 			t.Errorf("%d of 300 tasks run", n)
 		}
@@ -279,7 +287,7 @@ func TestManyServicesAtOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		synctest.Wait()
+		settle()
 		if n := store.Count[*api.Task](c.store.View()); n != 0 {
 			t.Errorf("%d tasks are left", n)
 		}
@@ -302,6 +310,7 @@ func TestLargeSpecs(t *testing.T) {
 			}
 		}
 		c.lead()
+		settle()
 		if n := len(c.running("app:1")); n != 12 {
 			t.Errorf("%d of 12 tasks run", n)
 		}

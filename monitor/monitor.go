@@ -18,17 +18,15 @@ import (
 	"time"
 )
 
-// Slack is by how much the monitor's sleeps may be longer. While a goroutine is in
-// a long system call, others may wait twice as long for its processor, if no other
-// is free. When it has found nothing for a while, the runtime itself looks each 10 ms.
-const Slack = time.Millisecond
-
-// Relax sets Slack for the monitor of this process. To be called once, in the
-// process that lives long. It needs CAP_SYS_NICE; an error does no harm.
-func Relax() error {
+// Relax lets the sleeps of this process's monitor be longer by slack. While a
+// goroutine is in a long system call, others may wait twice as long for its
+// processor, if no other is free. When it has found nothing for a while, the runtime
+// itself looks each 10 ms. To be called once, in a process that lives long. It
+// needs CAP_SYS_NICE; an error does no harm.
+func Relax(slack time.Duration) error {
 	thread, err := find()
 	if err == nil {
-		err = os.WriteFile(slackOf(thread), strconv.AppendInt(nil, Slack.Nanoseconds(), 10), 0)
+		err = os.WriteFile(slackOf(thread), strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
 	}
 	if err != nil {
 		return fmt.Errorf("the runtime's monitor thread: %w", err)

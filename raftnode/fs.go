@@ -24,11 +24,33 @@ type osFS struct{}
 var _ FS = osFS{}
 
 func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(name, flag, perm)
+	f, err := os.OpenFile(name, flag&^disk.Direct, perm)
 	if err != nil {
 		return nil, err
 	}
+	if flag&disk.Direct != 0 && takesBlocks(f) {
+		passCache(f)
+	}
 	return osFile{f}, nil
+}
+
+// takesBlocks reports whether the file system says that it takes diskBlocks past
+// the page cache. Linux before 6.1 does not ask it.
+func takesBlocks(f *os.File) bool {
+	var st unix.Statx_t
+	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st)
+	return err == nil && st.Mask&unix.STATX_DIOALIGN != 0 && fits(st.Dio_mem_align) && fits(st.Dio_offset_align)
+}
+
+// fits reports whether diskBlocks are aligned so; 0: nothing is.
+func fits(align uint32) bool { return align > 0 && diskBlock%align == 0 }
+
+// passCache has a file written past the page cache. If that fails, it is written
+// as others are.
+func passCache(f *os.File) {
+	if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0); err == nil {
+		_, _ = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags|unix.O_DIRECT)
+	}
 }
 
 func (osFS) ReadDir(dir string) ([]string, error) {

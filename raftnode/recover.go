@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/legion-swarm/legion/raftnode/disk"
 )
 
 // What to do about damage that this member can't mend itself.
@@ -60,7 +62,7 @@ func openWAL(w *wal, r *replay) error {
 		if !clean {
 			r.torn = int64(len(bytes.TrimRight(b[end:], "\x00")))
 		}
-		return w.resume(end, int64(len(b)), clean)
+		return w.resume(b, end, clean)
 	}
 	return nil
 }
@@ -87,7 +89,7 @@ func segments(fs FS, dir string) ([]uint64, error) {
 }
 
 // maxSegment is the largest size that a segment can have.
-const maxSegment = segmentSize + 2*(maxFrame+frameHeader)
+const maxSegment = segmentSize + 2*(maxFrame+frameHeader) + diskBlock
 
 func readSegment(fs FS, path string) (b []byte, err error) {
 	f, err := fs.OpenFile(path, os.O_RDONLY, 0)
@@ -245,22 +247,33 @@ func (r *replay) finish(state raftpb.HardState) error {
 	return nil
 }
 
-// resume goes on writing the current segment at end.
-func (w *wal) resume(end int, size int64, clean bool) error {
+// resume goes on writing the current segment, which is b, at end.
+func (w *wal) resume(b []byte, end int, clean bool) error {
+	size := int64(len(b))
+	if !clean {
+		if err := w.zero(int64(end), size); err != nil {
+			return fmt.Errorf("zero a torn write in %s: %w", w.path, err)
+		}
+	}
+	f, err := w.fs.OpenFile(w.path, os.O_RDWR|disk.Direct, 0o600)
+	if err != nil {
+		return err
+	}
+	w.file, w.off, w.size, w.tail = f, int64(end), size, slices.Clone(b[end/diskBlock*diskBlock:end])
+	return nil
+}
+
+// zero makes the current segment's bytes from one to another zero, durably.
+func (w *wal) zero(from, to int64) error {
 	f, err := w.fs.OpenFile(w.path, os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	if !clean {
-		if err = fillZero(f, int64(end), size); err == nil {
-			err = f.Sync()
-		}
+	err = fillZero(f, from, to)
+	if err == nil {
+		err = f.Sync()
 	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("zero a torn write in %s: %w", w.path, err), f.Close())
-	}
-	w.file, w.off, w.size = f, int64(end), size
-	return nil
+	return errors.Join(err, f.Close())
 }
 
 func allZero(b []byte) bool { return len(bytes.TrimRight(b, "\x00")) == 0 }

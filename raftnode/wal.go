@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/legion-swarm/legion/raftnode/disk"
 )
 
 // A segment is a file of frames, then zeros up to its size: frames go to blocks
@@ -47,7 +49,8 @@ type wal struct {
 	next   uint64 // sequence number of the next frame
 	state  raftpb.HardState
 	buf    []byte
-	out    []byte
+	out    []byte            // see blocks
+	tail   []byte            // what is in file from the beginning of a block to off
 	last   map[uint64]uint64 // segment → highest index of an entry in it
 	spare  *spare            // nil: none is being made or is there
 }
@@ -168,21 +171,24 @@ func (w *wal) head() error {
 }
 
 func (w *wal) put(mode byte, data []byte) error {
-	w.out = appendFrame(w.out[:0], w.next, mode, data)
-	if _, err := w.file.WriteAt(w.out, w.off); err != nil {
+	w.out = blocks(w.out, len(w.tail)+frameHeader+len(data))
+	end := len(appendFrame(append(w.out[:0], w.tail...), w.next, mode, data))
+	clear(w.out[end:])
+	began := w.now()
+	if _, err := w.file.WriteAt(w.out, w.off-int64(len(w.tail))); err != nil {
 		if isNoSpace(err) {
 			return fmt.Errorf("%w: write %s: %w", errNoSpace, w.path, err)
 		}
 		return fmt.Errorf("write %s: %w", w.path, err)
 	}
-	began := w.now()
 	if err := w.file.Datasync(); err != nil {
 		return fmt.Errorf("%s: whether the log is on the disk is unknown: %w: check the disk, then start the manager again", w.path, err)
 	}
 	if d := w.now().Sub(began); d > slowSync {
 		w.slow(w.path, d)
 	}
-	w.off += int64(len(w.out))
+	w.off += int64(end - len(w.tail))
+	w.tail = append(w.tail[:0], w.out[end/diskBlock*diskBlock:end]...)
 	w.next++
 	if w.spare == nil && w.off > w.size/2 {
 		w.prepare()
@@ -202,7 +208,8 @@ func (w *wal) prepare() {
 
 // roll begins a new segment, with room for need bytes.
 func (w *wal) roll(need int64) error {
-	f, path, err := w.newSegment(need)
+	size := int64(wholeBlocks(int(max(need, segmentSize))))
+	f, path, err := w.newSegment(size)
 	if err != nil {
 		if isNoSpace(err) {
 			return fmt.Errorf("%w: a new segment in %s: %w", errNoSpace, w.dir, err)
@@ -210,7 +217,7 @@ func (w *wal) roll(need int64) error {
 		return fmt.Errorf("a new segment in %s: %w", w.dir, err)
 	}
 	old := w.file
-	w.file, w.path, w.off, w.size = f, path, 0, max(need, segmentSize)
+	w.file, w.path, w.off, w.size, w.tail = f, path, 0, size, w.tail[:0]
 	w.number++
 	w.last[w.number] = 0
 	if old != nil {
@@ -227,7 +234,7 @@ func (w *wal) newSegment(size int64) (File, string, error) {
 		err, w.spare = w.spare.err, nil
 	}
 	if err != nil || size > segmentSize {
-		err = makeSegment(w.fs, from, max(size, segmentSize))
+		err = makeSegment(w.fs, from, size)
 	}
 	if err != nil {
 		return nil, "", err
@@ -238,7 +245,7 @@ func (w *wal) newSegment(size int64) (File, string, error) {
 	if err := w.fs.SyncDir(w.dir); err != nil {
 		return nil, "", fmt.Errorf("sync folder %s: %w", w.dir, err)
 	}
-	f, err := w.fs.OpenFile(path, os.O_RDWR, 0o600)
+	f, err := w.fs.OpenFile(path, os.O_RDWR|disk.Direct, 0o600)
 	return f, path, err
 }
 

@@ -27,6 +27,7 @@ type Watcher struct {
 	kinds [kinds + 1]bool
 	limit int
 	ready chan struct{} // capacity 1
+	pace  pace          // of Next
 
 	mu       sync.Mutex
 	pending  [][]Change // an entry's each; shared by watchers, so nobody changes them
@@ -121,6 +122,7 @@ func (w *Watcher) NextView(ctx context.Context) ([]Change, *View, error) {
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		case <-w.ready:
+			w.pace.woken(ctx)
 		}
 	}
 }

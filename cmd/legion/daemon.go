@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
@@ -20,6 +21,10 @@ import (
 )
 
 const daemonName = "daemon"
+
+// monitorSlack lets a goroutine wait for the processor of another one's system call
+// for a little less than for that of one that computes (10 ms).
+const monitorSlack = 4 * time.Millisecond
 
 // daemonCommand is "legion daemon": it prepares the process and runs a node.
 type daemonCommand struct {
@@ -135,7 +140,7 @@ func prepare(conf *settings.Daemon, log *slog.Logger) error {
 			return fmt.Errorf("set oom-score-adjust to %d: %w", conf.OOMScoreAdjust, err)
 		}
 	}
-	if err := monitor.Relax(); err != nil {
+	if err := monitor.Relax(monitorSlack); err != nil {
 		log.Debug("small writes cost more of the processor than they need to", "err", err)
 	}
 	for _, dir := range []string{conf.DataRoot, conf.ExecRoot} {

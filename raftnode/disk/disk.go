@@ -6,12 +6,14 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+
+	"golang.org/x/sys/unix"
 )
 
 // FS is the part of a file system that the log needs. Tests inject faults here.
 // Names are whole paths.
 type FS interface {
-	// OpenFile is os.OpenFile.
+	// OpenFile is os.OpenFile. With Direct only WriteAt and Datasync are used.
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
 	// ReadDir returns the names in a folder.
 	ReadDir(dir string) ([]string, error)
@@ -24,6 +26,11 @@ type FS interface {
 	// ends; ErrLocked if another process has it.
 	Lock(name string) (io.Closer, error)
 }
+
+// Direct is a flag of OpenFile for a file that is written in whole blocks of 4 KiB,
+// from memory at such an address, at such an offset: it may be written past
+// the page cache, if there is a way.
+const Direct = unix.O_DIRECT
 
 // File is an open file.
 type File interface {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"syscall"
@@ -18,7 +19,10 @@ import (
 	"github.com/legion-swarm/legion/raftnode/disk"
 )
 
-const sector = 512
+const (
+	sector     = 512
+	directUnit = 4096 // of files opened with disk.Direct
+)
 
 // ErrCrashed is the error of all that is done after Crash, or PowerOffAt.
 var ErrCrashed = errors.New("the machine has crashed")
@@ -192,7 +196,7 @@ func (m *Disk) OpenFile(name string, flag int, _ fs.FileMode) (disk.File, error)
 	case flag&syscall.O_TRUNC != 0:
 		f.data = nil
 	}
-	return &handle{m: m, f: f, name: name}, nil
+	return &handle{m: m, f: f, name: name, direct: flag&disk.Direct != 0}, nil
 }
 
 // ReadDir implements disk.FS.
@@ -289,6 +293,8 @@ type handle struct {
 	f    *file
 	name string
 	pos  int64
+
+	direct bool // opened with disk.Direct
 }
 
 func (h *handle) Read(p []byte) (int, error) {
@@ -313,6 +319,9 @@ func (h *handle) Write(p []byte) (int, error) {
 
 // WriteAt writes what there is space for, then fails.
 func (h *handle) WriteAt(p []byte, off int64) (int, error) {
+	if h.direct && (off%directUnit != 0 || len(p)%directUnit != 0 || reflect.ValueOf(p).Pointer()%directUnit != 0) {
+		return 0, &fs.PathError{Op: "write", Path: h.name, Err: syscall.EINVAL}
+	}
 	unlock, err := h.m.lock()
 	if err != nil {
 		return 0, err

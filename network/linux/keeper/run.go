@@ -27,6 +27,9 @@ const (
 	orphanTick = 2 * time.Second
 	// heapGrowth keeps a process small that allocates next to nothing, in percent.
 	heapGrowth = 50
+	// monitorSlack is short: carriers don't leave their processors to who answers for
+	// names until the monitor has them do so.
+	monitorSlack = time.Millisecond
 )
 
 // Run is what a keeper does, with the arguments after Command. It returns the exit
@@ -37,7 +40,7 @@ func Run(args []string, stderr io.Writer) int {
 		return 2
 	}
 	debug.SetGCPercent(heapGrowth)
-	_ = monitor.Relax()                                               // else it costs more of the processor
+	_ = monitor.Relax(monitorSlack)                                   // else it costs more of the processor
 	_ = os.WriteFile("/proc/self/comm", []byte("legion-"+Command), 0) // else it is called "exe"
 	if err := run(args[0], Version); err != nil {
 		_, _ = fmt.Fprintln(stderr, "legion keeper:", err)
