@@ -93,14 +93,12 @@ func newSwarm(ctx context.Context, r *swarm.InitRequest, state *membership, exte
 	return g, nil
 }
 
-// firstRoot returns the root that the user brings, or a new one.
+// firstRoot returns the root that the user brings, or that of the first external CA,
+// or a new one.
 func firstRoot(c *swarm.CAConfig, now time.Time) (*ca.Root, error) {
 	given := *c
 	if len(c.ExternalCAs) > 0 && c.SigningCACert == "" {
 		given.SigningCACert = c.ExternalCAs[0].CACert
-		if given.SigningCACert == "" {
-			return nil, api.Errorf(api.Invalid, "an external CA at the swarm's beginning needs its root's certificate: --external-ca protocol=cfssl,url=URL,cacert=FILE")
-		}
 	}
 	given.ForceRotate = 0
 	change, err := ca.Settle(&api.RootCA{}, &given, now)
@@ -118,7 +116,7 @@ func firstNode(ctx context.Context, c *api.Cluster, root *ca.Root, external *iss
 		return nil, err
 	}
 	var cert []byte
-	if urls := ca.External(c.Spec.CAConfig.ExternalCAs, c.RootCA.Cert, c.RootCA.Cert); len(urls) > 0 {
+	if urls := ca.External(c.Spec.CAConfig.ExternalCAs, c.RootCA.Cert, c.RootCA.Cert); len(urls) > 0 && !root.CanSign() {
 		if cert, err = external.Sign(ctx, urls, root, csr, id); err != nil {
 			return nil, fmt.Errorf("%w: one that asks for a certificate of the swarm can be taken later: docker swarm ca --rotate --ca-cert FILE --external-ca …", err)
 		}

@@ -107,7 +107,8 @@ func TestRootRotation(t *testing.T) {
 		cert, key := userRoot(t, n.dir, 24*time.Hour)
 		contains(t, n.dockerFails(t, "swarm", "ca", "--rotate", "--ca-cert", cert, "--ca-key", key).Error(), "expires too soon")
 		contains(t, n.dockerFails(t, "swarm", "update", "--cert-expiry", "59m").Error(), "minimum certificate expiry time is: 1h0m0s")
-		contains(t, n.dockerFails(t, "swarm", "update", "--external-ca", "protocol=cfssl,url=https://127.0.0.1:1").Error(), "external CA")
+		cert, _ = userRoot(t, n.dir, 2*365*24*time.Hour) // of a key that the swarm does not get
+		contains(t, n.dockerFails(t, "swarm", "ca", "--rotate", "--ca-cert", cert, "--external-ca", "protocol=cfssl,url=https://127.0.0.1:1,cacert="+cert).Error(), "external CA")
 	})
 	t.Run("detached", func(t *testing.T) {
 		now := n.docker(t, "swarm", "ca")

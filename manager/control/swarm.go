@@ -156,8 +156,9 @@ func (c *Control) updateRoot(ctx context.Context, o, n *api.Cluster, cfg *swarm.
 		}
 	}
 	same := string(ca.Desired(next)) == string(ca.Desired(&o.RootCA)) && reflect.DeepEqual(o.Spec.CAConfig.ExternalCAs, cfg.ExternalCAs)
-	// One that does not answer would leave the swarm without anybody who signs.
-	if signs := len(ca.External(cfg.ExternalCAs, ca.Desired(next), next.Cert)) > 0; (signs || change.External) && (!same || cfg.SigningCACert != "") {
+	// One that does not answer would leave the swarm without anybody who can sign. Where
+	// the swarm has the key it is taken unasked, as by Docker.
+	if change.External && (!same || cfg.SigningCACert != "") {
 		if err := c.checkExternal(ctx, next, cfg); err != nil {
 			return err
 		}
