@@ -79,6 +79,9 @@ func (e *Engine) plan(ctx context.Context, o *CreateOptions) (*record, []string,
 	if err := e.validate(rec.Config, &host); err != nil {
 		return nil, nil, err
 	}
+	if host.NetworkMode.IsContainer() && len(o.Config.ExposedPorts) > 0 { // those of the image are no conflict
+		return nil, nil, api.Errorf(api.Invalid, "conflicting options: port exposing and the container type network mode")
+	}
 	if rec.Endpoints, err = planEndpoints(&host, o.Networking); err != nil {
 		return nil, nil, err
 	}
@@ -106,7 +109,7 @@ func (e *Engine) plan(ctx context.Context, o *CreateOptions) (*record, []string,
 			return nil, nil, err
 		}
 	}
-	return rec, warnings, e.checkOthers(&host)
+	return rec, warnings, e.checkOthers(rec)
 }
 
 func platformString(p *ocispec.Platform) string {
@@ -132,8 +135,10 @@ func (e *Engine) findOther(name string) (*ctr, error) {
 }
 
 // checkOthers refuses modes that name containers which are not there, and links
-// outside of networks of one's own; it gives the one whose network is shared by id.
-func (e *Engine) checkOthers(h *container.HostConfig) error {
+// outside of networks of one's own; it gives the one whose network is shared by id, and
+// the container that one's host name.
+func (e *Engine) checkOthers(r *record) error {
+	h := r.Host
 	others := []string{h.NetworkMode.ConnectedContainer(), h.PidMode.Container(), h.IpcMode.Container()}
 	for i, name := range others {
 		if name == "" {
@@ -145,15 +150,24 @@ func (e *Engine) checkOthers(h *container.HostConfig) error {
 		}
 		if i == 0 {
 			h.NetworkMode = container.NetworkMode("container:" + c.id)
+			other := c.snapshot().Config
+			r.Config.Hostname, r.Config.Domainname = other.Hostname, other.Domainname
 		}
 	}
 	if h.NetworkMode.IsUserDefined() {
 		return nil // links are names there, which may get their meaning later
 	}
 	for _, l := range h.Links {
-		name, _, _ := strings.Cut(l, ":")
-		if _, err := e.findOther(name); err != nil {
+		name, alias := splitLink(l)
+		if name == "" || strings.Count(l, ":") > 1 || strings.ContainsFunc(alias, notText) {
+			return api.Errorf(api.Invalid, "bad format for links: %s", l)
+		}
+		c, err := e.findOther(name)
+		if err != nil {
 			return api.Errorf(api.ClassOf(err), "could not get container for %s: %w", name, err)
+		}
+		if c.snapshot().Host.NetworkMode.IsHost() {
+			return api.Errorf(api.Invalid, "conflicting options: host type networking can't be used with links. This would result in undefined behavior")
 		}
 	}
 	return nil

@@ -73,6 +73,7 @@ func (e *Engine) hostsText(r *record, box *Sandbox) ([]byte, error) {
 			fmt.Fprintf(&b, "%s\t%s\n", a, name)
 		}
 	}
+	b.WriteString(e.linkLines(r))
 	for _, n := range slices.Sorted(mapsKeys(box.Endpoints)) {
 		b.WriteString(ownLines(r, box.Endpoints[n]))
 	}

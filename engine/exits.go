@@ -222,7 +222,7 @@ func (c *ctr) restartNow(ctx context.Context) (again bool) {
 		return false
 	}
 	c.note(func(r *record) { r.RestartCount++ })
-	err := c.start(context.WithoutCancel(ctx))
+	err := c.start(context.WithoutCancel(ctx), nil)
 	if err == nil || errors.Is(err, errStopping) {
 		return false
 	}

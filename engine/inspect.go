@@ -49,6 +49,11 @@ func (e *Engine) ContainerInspect(ctx context.Context, name string, size bool) (
 			SandboxKey: r.Sandbox, Ports: r.Ports, Networks: r.networks(),
 		},
 	}
+	if len(r.Host.Links) > 0 {
+		host := *r.Host
+		host.Links = e.shownLinks(&r)
+		i.HostConfig = &host
+	}
 	if r.Sandbox != "" {
 		i.NetworkSettings.SandboxID = c.id
 	}

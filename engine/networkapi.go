@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"strconv"
 
 	"github.com/moby/moby/api/types/container"
@@ -74,9 +75,10 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 		ep = &network.EndpointSettings{}
 	}
 	asked := ep.Copy()
+	asked.IPAddress, asked.GlobalIPv6Address = netip.Addr{}, netip.Addr{} // what IPAMConfig says is what is asked for
 	var given *network.EndpointSettings
 	if r.Phase == phaseRunning {
-		ep = ep.Copy()
+		ep = asked.Copy()
 		ep.DNSNames = dnsNames(&r, net, ep)
 		if given, err = e.cfg.Networks.Connect(ctx, c.id, net, ep); err != nil {
 			return err
@@ -114,14 +116,11 @@ func (e *Engine) NetworkConnect(ctx context.Context, net, name string, ep *netwo
 	return nil
 }
 
-// NetworkDisconnect takes a container out of a network. With force, one that
-// does not exist is no error.
+// NetworkDisconnect takes a container out of a network, which may be gone by now. With
+// force it is no error that the data plane does not know of it.
 func (e *Engine) NetworkDisconnect(ctx context.Context, net, name string, force bool) error {
 	c, err := e.find(name)
 	if err != nil {
-		if force && api.Is(err, api.NotFound) {
-			return e.cfg.Networks.Disconnect(ctx, name, net, true)
-		}
 		return err
 	}
 	if err := c.begin(ctx); err != nil {
@@ -130,8 +129,11 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, net, name string, force 
 	defer c.end()
 	r := c.snapshot()
 	key, ok := endpointKey(r.networks(), net)
+	if n, known := e.cfg.Networks.Known(net); !ok && known { // by the beginning of its id
+		key, ok = endpointKey(r.networks(), n.ID)
+	}
 	if !ok {
-		return api.Errorf(api.Invalid, "container %s is not connected to network %s", c.id, net)
+		return api.Errorf(api.Invalid, "container %s is not connected to the network %s", c.id, net)
 	}
 	if r.Host.NetworkMode.IsHost() && key == network.NetworkHost {
 		return api.Errorf(api.Conflict, "container cannot be disconnected from host network or connected to host network")

@@ -13,7 +13,8 @@ type Networks interface {
 	// Join makes the container's namespace with an interface in each network
 	// that is wanted. Idempotent for a container id. Which endpoints: names or
 	// ids of networks to settings; "bridge" for the default one. An empty map
-	// gives a namespace with loopback only.
+	// gives a namespace with loopback only. IPAddress and GlobalIPv6Address are those that
+	// the container had last in the network: it gets them again if they are free.
 	Join(ctx context.Context, containerID string, endpoints map[string]*network.EndpointSettings, ports network.PortMap) (*Sandbox, error)
 	// CheckAddresses refuses addresses that a container can never have in a network
 	// that is known here, by name or id.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -65,8 +66,13 @@ type record struct {
 	Unhealthy bool `json:",omitzero"`
 }
 
-// seenNetwork is what is told of a network when the container is not in it.
-type seenNetwork struct{ ID, Driver string }
+// seenNetwork is what is told of a network when the container is not in it, and the
+// addresses that it had there last.
+type seenNetwork struct {
+	ID, Driver string
+	IPv4       netip.Addr `json:",omitzero"`
+	IPv6       netip.Addr `json:",omitzero"`
+}
 
 // networks are the endpoints to show. Those of a container that has run, and does
 // not now, have the ids of the networks that it was in: Compose compares them to
@@ -128,7 +134,7 @@ func (r *record) see(known func(net string) (network.Network, bool)) {
 	r.Seen = make(map[string]seenNetwork, len(r.Joined))
 	for name, ep := range r.Joined {
 		n, _ := known(ep.NetworkID)
-		r.Seen[name] = seenNetwork{ID: ep.NetworkID, Driver: n.Driver}
+		r.Seen[name] = seenNetwork{ID: ep.NetworkID, Driver: n.Driver, IPv4: ep.IPAddress, IPv6: ep.GlobalIPv6Address}
 	}
 }
 

@@ -33,7 +33,7 @@ func (e *Engine) ContainerStart(ctx context.Context, name string) error {
 	}
 	defer c.end()
 	c.cancelRestart()
-	return c.start(ctx)
+	return c.start(ctx, e.checkLinks)
 }
 
 // startable says why a container can't be started.
@@ -50,8 +50,9 @@ func (c *ctr) startable() error {
 	return nil
 }
 
-// start starts the container; the caller is in a long operation.
-func (c *ctr) start(ctx context.Context) (err error) {
+// start starts the container; the caller is in a long operation. If check is given and
+// fails, the start has failed.
+func (c *ctr) start(ctx context.Context, check func(*record) error) (err error) {
 	if err := c.startable(); err != nil {
 		return err
 	}
@@ -70,11 +71,17 @@ func (c *ctr) start(ctx context.Context) (err error) {
 			c.startFailed(context.WithoutCancel(ctx), run, err)
 		}
 	}()
+	rec := c.snapshot()
+	if check != nil {
+		if err := check(&rec); err != nil {
+			return err
+		}
+	}
 	env, err := c.ready(ctx, run)
 	if err != nil {
 		return err
 	}
-	rec := c.snapshot()
+	rec = c.snapshot()
 	spec, err := c.specOf(ctx, &rec, env)
 	if err != nil {
 		return err
@@ -205,6 +212,8 @@ func (c *ctr) join(ctx context.Context, rec *record, env *environment) error {
 	eps := endpointsCopy(rec.Endpoints)
 	for name, ep := range eps {
 		ep.DNSNames = dnsNames(rec, name, ep)
+		last := rec.Seen[rec.seenAs(name)] // nothing, at its first start
+		ep.IPAddress, ep.GlobalIPv6Address = last.IPv4, last.IPv6
 	}
 	c.e.cfg.Networks.SetDNS(c.id, rec.Host.DNS)
 	box, err := c.e.cfg.Networks.Join(ctx, c.id, eps, wantedPorts(rec))
@@ -220,6 +229,9 @@ func (c *ctr) join(ctx context.Context, rec *record, env *environment) error {
 		r.see(c.e.cfg.Networks.Known)
 	}); err != nil {
 		return err
+	}
+	if box.Endpoints[network.NetworkBridge] != nil {
+		c.tellLinked()
 	}
 	now := c.snapshot()
 	for name := range box.Endpoints {

@@ -205,7 +205,7 @@ func (e *Engine) ContainerRestart(ctx context.Context, name string, o StopOption
 		return err
 	}
 	defer c.end()
-	if err := c.start(ctx); err != nil && !api.Is(err, api.NotModified) {
+	if err := c.start(ctx, c.e.checkLinks); err != nil && !api.Is(err, api.NotModified) {
 		return err
 	}
 	c.event(events.ActionRestart, nil)

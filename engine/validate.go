@@ -161,8 +161,10 @@ func validateModes(c *container.Config, h *container.HostConfig) error {
 			return api.Errorf(api.Invalid, "conflicting options: hostname and the network mode")
 		case len(h.PortBindings) > 0 || h.PublishAllPorts:
 			return api.Errorf(api.Invalid, "conflicting options: port publishing and the container type network mode")
-		case len(h.DNS) > 0 || len(h.ExtraHosts) > 0:
-			return api.Errorf(api.Invalid, "conflicting options: dns or custom host-to-IP mapping and the network mode")
+		case len(h.DNS) > 0:
+			return api.Errorf(api.Invalid, "conflicting options: dns and the network mode")
+		case len(h.ExtraHosts) > 0:
+			return api.Errorf(api.Invalid, "conflicting options: custom host-to-IP mapping and the network mode")
 		}
 	}
 	if h.UTSMode.IsHost() && c.Hostname != "" {
@@ -289,7 +291,11 @@ func validateHost(h *container.HostConfig) error {
 		}
 	}
 	if len(h.Links) > 0 && (h.NetworkMode.IsHost() || h.NetworkMode.IsContainer()) {
-		return api.Errorf(api.Invalid, "conflicting options: links and the network mode")
+		kind := "host"
+		if h.NetworkMode.IsContainer() {
+			kind = "container"
+		}
+		return api.Errorf(api.Invalid, "conflicting options: %s type networking can't be used with links. This would result in undefined behavior", kind)
 	}
 	return nil
 }

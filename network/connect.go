@@ -46,8 +46,10 @@ func (n *Networks) prepareConnect(id, name string, asked *dnet.EndpointSettings)
 		return nil, nil, added, err
 	}
 	switch {
-	case w.plain() || b.sandbox == nil:
-		return nil, nil, added, api.Errorf(api.Invalid, "container cannot be connected to multiple networks with one of the networks in host or none mode; container %s stays as it is", id)
+	case w.Network.Driver == "host" || b.sandbox == nil:
+		return nil, nil, added, api.Errorf(api.Invalid, "container cannot be disconnected from host network or connected to host network; container %s stays as it is", id)
+	case w.plain():
+		return nil, nil, added, api.Errorf(api.Invalid, "container cannot be connected to multiple networks with one of the networks in private (none) mode; container %s stays as it is", id)
 	case slices.ContainsFunc(b.Endpoints, func(e endpoint) bool { return e.NetworkID == w.Network.ID }):
 		return nil, nil, added, api.Errorf(api.PermissionDenied, "endpoint with name %s already exists in network %s", id, w.Network.Name)
 	case len(b.Endpoints) >= maxEndpoints:
@@ -218,7 +220,7 @@ func (n *Networks) prepareDisconnect(id, name string) (old, a *attachment, err e
 		i = slices.IndexFunc(b.Endpoints, func(e endpoint) bool { return n.nets[e.NetworkID].Network.Name == name })
 	}
 	if i < 0 || b.Endpoints[i].Automatic {
-		return nil, nil, api.Errorf(api.NotFound, "container %s is not connected to network %s", id, w.Network.Name)
+		return nil, nil, api.Errorf(api.NotFound, "container %s is not connected to the network %s", id, w.Network.Name)
 	}
 	if w.Network.Driver == "host" {
 		return nil, nil, api.Errorf(api.Conflict, "container cannot be disconnected from host network or connected to host network")

@@ -27,6 +27,7 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 	if s == nil {
 		s = &dnet.EndpointSettings{}
 	}
+	had := [2]netip.Addr{s.IPAddress, s.GlobalIPv6Address}
 	forgetOperational(s)
 	s.NetworkID, s.EndpointID = w.Network.ID, newID()
 	if !w.named() {
@@ -55,16 +56,16 @@ func (n *Networks) newEndpoint(id string, w *netw, asked *dnet.EndpointSettings)
 		e.Grant = g.ID
 		take := w.takeAddresses // each node has its own
 		if w.Overlay != nil {
-			take = func(s *dnet.EndpointSettings) error { return w.granted(s, g) }
+			take = func(s *dnet.EndpointSettings, _ [2]netip.Addr) error { return w.granted(s, g) }
 		}
-		if err := take(s); err != nil {
+		if err := take(s, had); err != nil {
 			return e, err
 		}
 	} else if w.Overlay != nil {
 		if err := w.takeGiven(s); err != nil {
 			return e, err
 		}
-	} else if err := w.takeAddresses(s); err != nil {
+	} else if err := w.takeAddresses(s, had); err != nil {
 		return e, err
 	}
 	if len(s.MacAddress) == 0 {
@@ -109,7 +110,44 @@ func (w *netw) checkAddresses(asked *dnet.EndpointIPAMConfig) error {
 			return api.Errorf(api.Invalid, "network %s: address %s is in none of its subnets [%s]", w.Network.Name, a, strings.Join(subnets, " "))
 		}
 	}
+	return w.checkLinkLocal(asked.LinkLocalIPs)
+}
+
+// maxLinkLocal bounds the addresses of the link that a container may ask for in a network.
+const maxLinkLocal = 16
+
+// checkLinkLocal refuses addresses of the link that an interface in the network can't
+// have. Nobody else has to have them: whoever asks for them sees to that.
+func (w *netw) checkLinkLocal(l []netip.Addr) error {
+	if len(l) > maxLinkLocal {
+		return api.Errorf(api.Invalid, "network %s: at most %d link-local addresses are allowed", w.Network.Name, maxLinkLocal)
+	}
+	for i, a := range l {
+		switch {
+		case !a.IsLinkLocalUnicast() || a.Zone() != "":
+			return api.Errorf(api.Invalid, "network %s: invalid link-local IP address %s: it must be in 169.254.0.0/16 or fe80::/64", w.Network.Name, a)
+		case a.Is6() && !w.Network.EnableIPv6:
+			return api.Errorf(api.Invalid, "network %s: link-local address %s, but IPv6 is not enabled", w.Network.Name, a)
+		case slices.Contains(l[:i], a):
+			return api.Errorf(api.Invalid, "network %s: link-local address %s is named twice", w.Network.Name, a)
+		}
+	}
 	return nil
+}
+
+// linkLocal are the addresses of the link that were asked for.
+func linkLocal(asked *dnet.EndpointIPAMConfig) (l []netip.Prefix) {
+	if asked == nil {
+		return nil
+	}
+	for _, a := range asked.LinkLocalIPs {
+		bits := 16
+		if a.Is6() {
+			bits = 64
+		}
+		l = append(l, netip.PrefixFrom(a, bits))
+	}
+	return l
 }
 
 // forgetOperational clears what an earlier attachment filled in. A MAC address
@@ -122,16 +160,17 @@ func forgetOperational(s *dnet.EndpointSettings) {
 	s.IPAddress, s.Gateway, s.GlobalIPv6Address, s.IPv6Gateway = netip.Addr{}, netip.Addr{}, netip.Addr{}, netip.Addr{}
 }
 
-// takeAddresses fills in addresses and gateways: those asked for or the next.
-func (w *netw) takeAddresses(s *dnet.EndpointSettings) (err error) {
+// takeAddresses fills in addresses and gateways: those asked for, or those that it had
+// last if they are free, or the next.
+func (w *netw) takeAddresses(s *dnet.EndpointSettings, had [2]netip.Addr) (err error) {
 	var want4, want6 netip.Addr
 	if s.IPAMConfig != nil {
 		want4, want6 = s.IPAMConfig.IPv4Address, s.IPAMConfig.IPv6Address
 	}
-	if s.IPAddress, err = w.takeFrom(w.v4, want4); err != nil {
+	if s.IPAddress, err = w.takeFrom(w.v4, want4, had[0]); err != nil {
 		return err
 	}
-	if s.GlobalIPv6Address, err = w.takeFrom(w.v6, want6); err != nil {
+	if s.GlobalIPv6Address, err = w.takeFrom(w.v6, want6, had[1]); err != nil {
 		w.releaseEndpoint(s)
 		return err
 	}
@@ -173,7 +212,7 @@ func (w *netw) takeGiven(s *dnet.EndpointSettings) error {
 	return nil
 }
 
-func (w *netw) takeFrom(l pools, want netip.Addr) (netip.Addr, error) {
+func (w *netw) takeFrom(l pools, want, had netip.Addr) (netip.Addr, error) {
 	switch {
 	case len(l) == 0 && want.IsValid():
 		return netip.Addr{}, api.Errorf(api.Invalid, "network %s has no subnet for address %s", w.Network.Name, want)
@@ -181,6 +220,8 @@ func (w *netw) takeFrom(l pools, want netip.Addr) (netip.Addr, error) {
 		return netip.Addr{}, nil
 	case want.IsValid():
 		return want, l.claim(want)
+	case l.retake(had):
+		return had, nil
 	}
 	return l.take()
 }
@@ -194,12 +235,12 @@ func (w *netw) claimEndpoint(s *dnet.EndpointSettings) error {
 		return nil
 	}
 	if s.IPAddress.IsValid() {
-		if _, err := w.takeFrom(w.v4, s.IPAddress); err != nil {
+		if _, err := w.takeFrom(w.v4, s.IPAddress, netip.Addr{}); err != nil {
 			return err
 		}
 	}
 	if s.GlobalIPv6Address.IsValid() {
-		if _, err := w.takeFrom(w.v6, s.GlobalIPv6Address); err != nil {
+		if _, err := w.takeFrom(w.v6, s.GlobalIPv6Address, netip.Addr{}); err != nil {
 			w.v4.release(s.IPAddress)
 			return err
 		}
@@ -332,6 +373,7 @@ func (n *Networks) sandboxOf(a *attachment) *Sandbox {
 		if w.Overlay != nil {
 			f.Routes = w.beyond(f.Addresses)
 		}
+		f.Addresses = append(f.Addresses, linkLocal(e.Settings.IPAMConfig)...)
 		s.Interfaces = append(s.Interfaces, f)
 	}
 	s.Resolver = n.resolverOf(a)

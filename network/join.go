@@ -33,7 +33,8 @@ const maxPortTries = 100
 // Join makes a container's namespace with an interface in each network, by
 // name or id, and publishes its ports. If the container already has just that,
 // it keeps it. The container's name comes first in an endpoint's DNSNames.
-// MacAddress is one that the user asked for. On error nothing is left.
+// MacAddress is one that the user asked for; IPAddress and GlobalIPv6Address are those
+// that the container had last, and gets again if they are free. On error nothing is left.
 //
 // A network that is not this node's may be one of the swarm's, if that is
 // attachable: managers then give the container its place there, see Swarm.

@@ -48,6 +48,12 @@ func (l pools) claim(a netip.Addr) error {
 	return l[0].claim(a) // which says that it is not in there
 }
 
+// retake takes an address that take has given out before, if it could be given out now.
+func (l pools) retake(a netip.Addr) bool {
+	p := l.of(a)
+	return p != nil && a.Compare(p.first) >= 0 && a.Compare(p.last) <= 0 && p.claim(a) == nil
+}
+
 func (l pools) release(a netip.Addr) {
 	if p := l.of(a); p != nil {
 		p.release(a)

@@ -86,7 +86,7 @@ func (n *Networks) defaultBridge(host *Host, old *netw) (*record, error) {
 	}
 	r.Network.Options = map[string]string{
 		optDefault: "true", optICC: strconv.FormatBool(!n.o.NoICC), optMasquerade: strconv.FormatBool(!n.o.NoMasquerade),
-		optBridgeName: r.Device, optMTU: strconv.Itoa(n.mtu),
+		optBridgeName: r.Device, optMTU: strconv.Itoa(n.mtu), optHostIP: netip.IPv4Unspecified().String(), // which is IPv6, too
 	}
 	if n.o.HostIP.IsValid() {
 		r.Network.Options[optHostIP] = n.o.HostIP.String()

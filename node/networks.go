@@ -246,7 +246,13 @@ func (n networks) NetworkConnect(ctx context.Context, name string, r *dnet.Conne
 }
 
 func (n networks) NetworkDisconnect(ctx context.Context, name string, r *dnet.DisconnectRequest) error {
-	return n.containers.NetworkDisconnect(ctx, name, r.Container, r.Force)
+	err := n.containers.NetworkDisconnect(ctx, name, r.Container, r.Force)
+	if err != nil {
+		if _, none := n.NetworkInspect(ctx, name, "", false); api.Is(none, api.NotFound) {
+			return none // that the container is not in it follows
+		}
+	}
+	return err
 }
 
 // overlays tells this node's networks what the managers say of overlays.

@@ -253,13 +253,18 @@ func (s *State) take(id string, asked ...netip.Addr) ([]netip.Prefix, error) {
 }
 
 // virtualIPs returns a service's virtual addresses: those that it has and needs
-// still, and new ones. What is new is counted in.
+// still, and new ones, first that in the ingress network, as Docker has them. What is
+// new is counted in.
 func (s *State) virtualIPs(o *api.Service) ([]swarm.EndpointVirtualIP, error) {
 	if e := o.Spec.EndpointSpec; e != nil && e.Mode == swarm.ResolutionModeDNSRR {
 		return nil, nil
 	}
 	var all, fresh []swarm.EndpointVirtualIP
-	for _, id := range s.networksOf(o.Spec.TaskTemplate.Networks, o.Spec.EndpointSpec) {
+	ids := s.networksOf(o.Spec.TaskTemplate.Networks, o.Spec.EndpointSpec)
+	if i := slices.Index(ids, s.ingress); i > 0 {
+		ids = slices.Insert(slices.Delete(ids, i, i+1), 0, s.ingress)
+	}
+	for _, id := range ids {
 		w := s.nets[id]
 		if w == nil {
 			continue
