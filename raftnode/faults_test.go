@@ -242,6 +242,31 @@ func fullDisk(t *testing.T, cow bool) {
 	s.stop(t)
 }
 
+// TestStopOnAFullDisk: what a member would write as it stops is not needed, so a disk
+// that has become full since it last wrote is no error.
+func TestStopOnAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := disktest.New()
+		s := startSolo(t, fs, nil)
+		s.propose(t, "a")
+		writes := fs.Syncs()
+		fs.Break(func(f *disktest.Faults) { f.CopyOnWrite, f.Space = true, 0 })
+		s.stop(t)
+		if fs.Syncs() != writes {
+			t.Error("it was written after all")
+		}
+		fs.Break(func(f *disktest.Faults) { f.Space = -1 })
+		s = startSolo(t, fs, nil)
+		if _, err := s.ReadIndex(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.list.all(); !slices.Equal(got, []string{"a"}) {
+			t.Errorf("after restart: %v", got)
+		}
+		s.stop(t)
+	})
+}
+
 func TestSlowDiskIsToldAndOneSyncServesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logged bytes.Buffer

@@ -140,7 +140,10 @@ func (n *Node) end(cancel func(), err error, panicked any) error {
 	default:
 	}
 	if err == nil && n.full == nil && n.hard != n.wal.state && n.hard.Term > 0 {
-		err = n.wal.append(batch{state: &n.hard}) // a quicker start next time
+		// It makes the next start quicker, and nobody waits for it.
+		if failed := n.wal.append(batch{state: &n.hard}); !errors.Is(failed, errNoSpace) {
+			err = failed
+		}
 	}
 	err = errors.Join(err, n.Close())
 	st := n.Status()
