@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -56,6 +57,9 @@ const (
 	renewAgain = 10 * time.Minute
 	// minRenewPause is the first pause before a role is asked for again.
 	minRenewPause = 200 * time.Millisecond
+	// unsignedPause is the pause before the managers are asked again whether there is a
+	// certificate, once they have said why there is none.
+	unsignedPause = time.Second
 	// maxTimer bounds one wait: the clock may be set, and timers do not follow it.
 	maxTimer = time.Hour
 )
@@ -235,9 +239,13 @@ func (r *renewal) renew(ctx context.Context) error {
 
 // certificate waits for what the request was answered with.
 func certificate(ctx context.Context, client swarmpb.NodeCAClient, nodeID string, csr []byte) ([]byte, error) {
+	late, wait := errors.New("the managers have not signed it"), minRenewPause // what was heard last
 	for {
 		s, err := client.NodeCertificateStatus(ctx, &swarmpb.NodeCertificateStatusRequest{NodeId: nodeID})
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil, fmt.Errorf("no certificate in time: %w: %w", late, ctx.Err())
+		case err != nil:
 			return nil, err
 		}
 		ours := bytes.Equal(s.GetCertificate().GetCsr(), csr)
@@ -247,13 +255,15 @@ func certificate(ctx context.Context, client swarmpb.NodeCAClient, nodeID string
 			return s.GetCertificate().GetCertificate(), nil
 		case ours && state == swarmpb.IssuanceStatus_FAILED:
 			return nil, api.Errorf(api.PermissionDenied, "the manager refused a certificate: %s", s.GetStatus().GetErr())
+		case ours && s.GetStatus().GetErr() != "":
+			late, wait = errors.New(s.GetStatus().GetErr()), unsignedPause
 		}
-		t := time.NewTimer(minRenewPause)
+		t := time.NewTimer(wait)
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return nil, fmt.Errorf("no certificate in time: %w", ctx.Err())
+			return nil, fmt.Errorf("no certificate in time: %w: %w", late, ctx.Err())
 		}
 	}
 }

@@ -246,7 +246,7 @@ func waitOn(ctx context.Context, view *store.View, w *store.Watcher, id string) 
 		if n == nil {
 			return nil, api.Errorf(api.NotFound, "node %s is not part of the swarm", id)
 		}
-		if settled(n) {
+		if settled(n) || n.Certificate.Err != "" { // who waits is told why
 			return n, nil
 		}
 		changes, err := w.Next(ctx)

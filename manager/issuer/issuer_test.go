@@ -288,7 +288,7 @@ func TestExternalCA(t *testing.T) {
 		t.Errorf("more than was asked for: %v", c.GetStatus())
 	}
 	o.Change = nil
-	// One that is away for a moment is asked again.
+	// One that is away for a moment is asked again; who waits is told why.
 	tries := 0
 	o.Answer = func(w http.ResponseWriter) bool {
 		if tries++; tries == 1 {
@@ -296,7 +296,19 @@ func TestExternalCA(t *testing.T) {
 		}
 		return tries == 1
 	}
-	if _, c = f.ask(anyone, f.cluster().JoinTokens.Worker); c.GetStatus().GetState() != swarmpb.IssuanceStatus_ISSUED {
+	id, c = f.ask(anyone, f.cluster().JoinTokens.Worker)
+	if c.GetStatus().GetState() != swarmpb.IssuanceStatus_PENDING || !strings.Contains(c.GetStatus().GetErr(), "502") {
+		t.Errorf("while it is away: %v", c.GetStatus())
+	}
+	f.until("it is signed", func() bool {
+		return store.Get[*api.Node](f.store.View(), id).Certificate.State != api.CertificatePending
+	})
+	s, err := f.NodeCertificateStatus(anyone, &swarmpb.NodeCertificateStatusRequest{NodeId: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = s.GetCertificate()
+	if c.GetStatus().GetState() != swarmpb.IssuanceStatus_ISSUED || c.GetStatus().GetErr() != "" {
 		t.Errorf("after a failure: %v", c.GetStatus())
 	}
 }

@@ -61,6 +61,16 @@ func settle(c *api.Cluster, n *api.Node, cert []byte, err error) *api.Node {
 	return &s
 }
 
+// waits returns the node with the reason why its request is not settled yet.
+func waits(n *api.Node, why string) *api.Node {
+	if n.Certificate.Err == why {
+		return n
+	}
+	s := *n
+	s.Certificate.Err = why
+	return &s
+}
+
 // shown is what is shown of a node that has, and trusts, what the swarm desires.
 func shown(c *api.Cluster) (swarm.TLSInfo, error) {
 	info, err := ca.TLSInfo(&c.RootCA)
@@ -226,7 +236,8 @@ func (i *Issuer) signOne(ctx context.Context, id string) (again bool, err error)
 		}
 		if api.Is(err, api.Unavailable) {
 			i.cfg.Log.Warn("the external CA does not sign; will try again", "node", id, "err", err)
-			return true, nil
+			_, err := i.write(ctx, id, func(_ *api.Cluster, n *api.Node) *api.Node { return waits(n, err.Error()) })
+			return true, err
 		}
 		asked := n
 		sign = func(c *api.Cluster, n *api.Node) *api.Node {
