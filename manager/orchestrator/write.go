@@ -7,16 +7,19 @@ import (
 	"github.com/legion-swarm/legion/store"
 )
 
-// behind reports whether a plan ends tasks of nodes that are not any more what it took
-// them for: the change is on its way to the loop, and has the service planned again. It
-// makes the transaction depend on those nodes, so that a node which is back when the
-// plan is written keeps its tasks, however long that takes.
+// behind reports whether a plan ends tasks because of nodes that are not any more what
+// it took them for: the change is on its way to the loop, and has the service planned
+// again. It makes the transaction depend on those nodes, so that one which is back when
+// the plan is written keeps its tasks, however long that takes.
 func behind(tx *store.Tx, in *Input, out *Output) bool {
 	checked := map[string]bool{}
 	for _, t := range in.Tasks {
 		planned := in.Nodes[t.NodeID]
-		if planned == nil || checked[t.NodeID] || api.Final(t.Status.State) || !api.ToldToEnd(out.Desired[t.ID]) {
+		switch {
+		case planned == nil, checked[t.NodeID], in.Service == nil, api.Final(t.Status.State), !api.ToldToEnd(out.Desired[t.ID]):
 			continue
+		case usable(planned) && out.Evicted[t.ID] == "":
+			continue // it is not because of the node
 		}
 		checked[t.NodeID] = true
 		if n := store.Get[*api.Node](tx, t.NodeID); n == nil || n != planned && !sameForPlans(planned, n) {
@@ -24,6 +27,10 @@ func behind(tx *store.Tx, in *Input, out *Output) bool {
 		}
 	}
 	return false
+}
+
+func usable(n *api.Node) bool {
+	return n.Status.State != swarm.NodeStateDown && n.Spec.Availability != swarm.NodeAvailabilityDrain
 }
 
 // write puts a service's plan in the transaction.
