@@ -11,16 +11,17 @@ import (
 )
 
 const (
-	idleTimeout  = 2 * time.Second // for connections without a request, once it drains
-	drainTimeout = 7 * time.Second // for requests, after that
+	backlogTime  = 100 * time.Millisecond // for connections that wait to be accepted, once it drains
+	idleTimeout  = 2 * time.Second        // for connections without a request, once it drains
+	drainTimeout = 7 * time.Second        // for requests, after that
 	maxHeader    = 16 << 10
 )
 
-// serve accepts connections until ctx is done, and then drains: it accepts no
-// more, goes on to answer what comes over connections that are open, each with
-// the word that it was the last one, and returns when none is left. A server
-// that closed its idle connections at once would lose the request that is on
-// its way over one of them.
+// serve accepts connections until ctx is done, and then drains: it accepts those that
+// the kernel has taken already, and no more, goes on to answer what comes over
+// connections that are open, each with the word that it was the last one, and returns
+// when none is left. A server that closed its idle connections at once would lose the
+// request that is on its way over one of them.
 func (f *front) serve(ctx context.Context, addr string) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -38,6 +39,7 @@ func (f *front) serve(ctx context.Context, addr string) error {
 	}
 	f.draining.Store(true)
 	log.Print("web drains")
+	time.Sleep(backlogTime) // the kernel resets what has not been accepted when it closes
 	err = l.Close()
 	if e := <-served; !errors.Is(e, net.ErrClosed) {
 		err = errors.Join(err, e)
