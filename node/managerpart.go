@@ -62,7 +62,7 @@ type managerPart struct {
 	// none is known. It means something only while nobody leads here.
 	informed atomic.Pointer[raftnode.Member]
 	founded  chan struct{} // closed when this manager knows the swarm
-	refused  chan error    // one: why the leader can't take this manager in; closed never
+	refused  chan error    // why the leader can't take this manager in; one at most
 	// refusal is the last error of joining the others' log; nil: there was none.
 	refusal atomic.Pointer[error]
 	once    sync.Once

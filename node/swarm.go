@@ -28,10 +28,8 @@ const (
 	noSwarm    = "This node is not part of a swarm"
 
 	// twoManagers is shown by "docker info" as it is.
-	twoManagers = "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n" +
-		"         no fault tolerance, and poses a high risk to lose control over the cluster.\n" +
-		"         Refer to https://docs.docker.com/engine/swarm/admin_guide/ to configure the\n" +
-		"         Swarm for fault-tolerance."
+	twoManagers = "WARNING: Running Swarm in a two-manager configuration. If either of them is lost, nothing can be\n" +
+		"         changed until it is back. Promote a third node, or demote one of the two."
 )
 
 // initTimeout bounds how long "swarm init" waits for the node to be ready.
